@@ -1,0 +1,154 @@
+"""A workspace: a git work tree, and where our state lives in it.
+
+The layout is DESIGN's: `.orchestrator/` for the hub, `.bones/` for slots.
+"""
+
+from __future__ import annotations
+
+import os
+
+from foundation.atomic import read_bounded, write_file
+from foundation.errors import Refused
+
+STATE = ".orchestrator"
+SLOTS = ".bones"
+
+_EXCLUDED = (f"/{STATE}/", f"/{SLOTS}/")
+_EXCLUDE_COMMENT = "# state of the hub and its slots; `bones purge` removes it"
+
+
+class Workspace:
+    """The paths of one workspace. Holds no open file and changes nothing by itself."""
+
+    def __init__(self, root: str) -> None:
+        """Name the workspace whose work tree is the absolute path *root*."""
+        self.root = root
+        self.state = f"{root}/{STATE}"
+        self.repository = f"{self.state}/hub.fossil"
+        self.lock = f"{self.state}/hub.lock"
+        self.discovery = f"{self.state}/hub.json"
+        self.socket = f"{self.state}/hub.sock"
+        self.fossil_url = f"{self.state}/hub-fossil-url"
+        self.nats_url = f"{self.state}/hub-nats-url"
+        self.pids = f"{self.state}/pids"
+        self.logs = f"{self.state}/logs"
+        self.nats = f"{self.state}/nats"
+        self.creds = f"{self.state}/creds"
+        self.outbox = f"{self.state}/outbox"
+        self.swarm = f"{root}/{SLOTS}/swarm"
+
+    @classmethod
+    def find(cls, start: str | None = None) -> Workspace:
+        """Return the workspace around *start* (the current directory by default).
+
+        The nearest directory upward that holds a ``.git`` entry, so a linked worktree is a
+        workspace of its own; inside our own state (a slot's worktree, `.orchestrator`), the
+        workspace that the state belongs to.
+
+        Raises:
+            Refused: there is none, or *start* is no directory.
+        """
+        try:
+            here = os.path.realpath(start) if start else os.getcwd()
+        except FileNotFoundError:
+            raise Refused("the current directory was deleted: cd to a git repository or use --root",
+                          reason="not-git") from None
+        if not os.path.isdir(here):
+            raise Refused(f"{start}: no such directory", reason="not-git")
+        directory = _outside_state(here)
+        while not os.path.lexists(f"{directory}/.git"):
+            if directory == "/":
+                raise Refused(f"{here} is not in a git repository: run `git init` and commit, "
+                              "or name one with --root", reason="not-git")
+            directory = os.path.dirname(directory)
+        return cls(directory.rstrip("/"))
+
+    def git_dir(self) -> str:
+        """Return the directory that git shares between this repository's worktrees.
+
+        Source: gitrepository-layout(5): a ``.git`` file holds ``gitdir: PATH``, and the
+        directory it names a ``commondir`` file in a linked worktree.
+
+        Raises:
+            Refused: ``.git`` is neither.
+        """
+        entry = f"{self.root}/.git"
+        if os.path.isdir(entry):
+            return entry
+        try:
+            line = read_bounded(entry, 8192).decode("utf-8", "surrogateescape").strip()
+            if not line.startswith("gitdir:"):
+                raise ValueError("no gitdir line")
+            git_dir = os.path.join(self.root, line.removeprefix("gitdir:").strip())
+        except (OSError, ValueError) as error:
+            raise Refused(f"{entry} does not name a git directory: {error}", reason="not-git"
+                          ) from None
+        try:
+            common = read_bounded(f"{git_dir}/commondir", 8192).decode("utf-8", "surrogateescape")
+        except FileNotFoundError:
+            common = "."
+        git_dir = os.path.normpath(os.path.join(git_dir, common.strip()))
+        if not os.path.isdir(git_dir):
+            raise Refused(f"{entry} names {git_dir}, which is not there (was the repository moved? "
+                          "`git worktree repair`)", reason="not-git")
+        return git_dir
+
+    def make_state(self) -> None:
+        """Make ``.orchestrator/`` and its directories, hidden from git and safe from its clean.
+
+        Raises:
+            OSError: something cannot be written.
+        """
+        self.hide_from_git()
+        make_private(self.state)
+        for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
+            os.makedirs(directory, 0o700, exist_ok=True)
+
+    def hide_from_git(self) -> None:
+        """List our two directories in the repository's ``info/exclude``, once.
+
+        Not a ``.gitignore`` inside them: git does not read one in a directory that holds a
+        repository of its own, as ours must (:func:`make_private`).
+        """
+        info = f"{self.git_dir()}/info"
+        exclude = f"{info}/exclude"
+        try:
+            with open(exclude, "rb") as file:
+                content = file.read()
+        except FileNotFoundError:
+            content = b""
+        lines = content.splitlines()
+        missing = [name.encode() for name in _EXCLUDED if name.encode() not in lines]
+        if not missing:
+            return
+        os.makedirs(info, exist_ok=True)
+        if content and not content.endswith(b"\n"):
+            content += b"\n"
+        mode = os.stat(exclude).st_mode & 0o777 if lines else 0o644
+        added = b"\n".join([_EXCLUDE_COMMENT.encode(), *missing, b""])
+        # Through a symbolic link to the file that it names, so that the link stays one.
+        write_file(os.path.realpath(exclude), content + added, mode=mode, durable=False)
+
+
+def make_private(directory: str) -> None:
+    """Make *directory* (0700) and give it the bones of a git repository.
+
+    ``git clean -fdx`` removes ignored directories but passes by those that are repositories;
+    it takes one for a repository when ``.git`` holds HEAD, objects/ and refs/ (measured with
+    git 2.39). The HEAD is written last: without it the others mean nothing.
+    """
+    for path in (directory, f"{directory}/.git", f"{directory}/.git/objects",
+                 f"{directory}/.git/refs"):
+        os.makedirs(path, 0o700, exist_ok=True)
+    head = f"{directory}/.git/HEAD"
+    if not os.path.exists(head):
+        write_file(head, b"ref: refs/heads/no-commits-here\n", durable=False)
+
+
+def _outside_state(path: str) -> str:
+    """Return the work tree that *path* serves if it lies in our state, else *path*."""
+    for name in (STATE, SLOTS):
+        before, found, _after = f"{path}/".partition(f"/{name}/")
+        if found and os.path.lexists(f"{before}/.git"):
+            return before or "/"
+    return path

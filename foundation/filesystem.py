@@ -1,0 +1,50 @@
+"""What kind of file system a path is on."""
+
+from __future__ import annotations
+
+import os
+
+NETWORK = frozenset(
+    "nfs nfs4 cifs smb3 smbfs 9p afs ceph glusterfs lustre gpfs beegfs ncpfs coda "
+    "fuse.sshfs fuse.s3fs fuse.rclone fuse.glusterfs fuse.gcsfuse".split()
+)
+"""Types on which flock, Unix sockets or fsync do not mean what they mean on a local disk."""
+
+
+def kind_of(path: str) -> str:
+    """Return the type of the file system that *path* is on, as /proc/mounts names it."""
+    device = os.stat(path).st_dev
+    with open("/proc/self/mountinfo", "rb") as file:
+        return kind_in(file.read(), os.path.realpath(path), os.major(device), os.minor(device))
+
+
+def kind_in(mountinfo: bytes, path: str, major: int, minor: int) -> str:
+    """Return the type of the file system at *path*, on device *major*:*minor*.
+
+    The device decides; where none matches (btrfs and overlay give files device numbers of
+    their own) the longest mount point above the path does. ``unknown`` if neither is found.
+
+    Source: proc_pid_mountinfo(5): id, parent, major:minor, root, mount point (octal
+    escapes), options, optional fields, ``-``, type, source, options.
+    """
+    best, best_length = "unknown", -1
+    wanted = f"{major}:{minor}".encode()
+    for line in mountinfo.splitlines():
+        left, _dash, right = line.partition(b" - ")
+        fields = left.split()
+        if len(fields) < 5 or not right:
+            continue
+        kind = right.split()[0].decode("ascii", "replace")
+        if fields[2] == wanted:
+            return kind
+        point = _unescape(fields[4])
+        above = point == "/" or path == point or path.startswith(point + "/")
+        if above and len(point) >= best_length:  # a later mount on the same point hides it
+            best, best_length = kind, len(point)
+    return best
+
+
+def _unescape(field: bytes) -> str:
+    head, *rest = field.split(b"\\")
+    plain = head + b"".join(bytes([int(part[:3], 8)]) + part[3:] for part in rest)
+    return os.fsdecode(plain)

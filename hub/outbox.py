@@ -100,7 +100,7 @@ class Outbox:
         return line
 
     def _encode(self, kind: str, data: dict[str, Any]) -> bytes:
-        entry = {"seq": self._seq, "epoch": self.epoch, "time": _now(), "kind": kind, "data": data}
+        entry = {"seq": self._seq, "epoch": self.epoch, "time": now(), "kind": kind, "data": data}
         return codec.dumps(entry).encode() + b"\n"
 
     def _write(self, line: bytes) -> None:
@@ -173,7 +173,8 @@ def _previous(directory: str) -> str:
     return f"{directory}/previous"
 
 
-def _now() -> str:
+def now() -> str:
+    """Return the time as events carry it: RFC 3339, UTC, to the millisecond."""
     milliseconds = time.time_ns() // 1_000_000
     moment = time.gmtime(milliseconds // 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{milliseconds % 1000:03d}Z"

@@ -1,0 +1,378 @@
+"""The bus as the rest of the hub sees it: connect, publish until acknowledged, request.
+
+A thin layer over nats-py, and the only module that knows it, because of what nats-py does on
+its own (measured, ADR 0006): it gives up after 60 reconnects, lets a request wait out its
+timeout when the connection is gone, shows a refused publish as a timeout, publishes again
+without a Msg-Id, and never comes back once a server refused its key on a reconnect.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import nats.errors
+from nats.aio.client import Client
+
+from foundation import codec
+from foundation.atomic import read_bounded
+from foundation.errors import HubError, NotRunning, Refused, Unavailable
+from hub.creds import read_seed
+from hub.nats import parse_info
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
+
+    from foundation.workspace import Workspace
+
+RECONNECT_WAIT_S = 0.1
+CONNECT_WITHIN_S = 5.0
+ACKNOWLEDGED_WITHIN_S = 10.0
+_URL_LIMIT = 1024
+_INFO_LIMIT = 65_536
+_UNAVAILABLE = 503
+
+WRONG_LAST_SEQUENCE = 10071
+STREAM_NOT_FOUND = 10059
+
+
+class StreamRefused(HubError):
+    """JetStream understood the request and says no; ``code`` is its ``err_code``."""
+
+    def __init__(self, message: str, *, code: int) -> None:
+        super().__init__(message, reason=f"jetstream-{code}")
+        self.code = code
+
+
+class Ack(NamedTuple):
+    """The stream has the message, on disk: its sequence there, and whether it had it before."""
+
+    seq: int
+    duplicate: bool
+
+
+class Bus:
+    """One connection. It comes back by itself until :meth:`close`, or until it is refused."""
+
+    def __init__(self, url: str) -> None:
+        """Prepare a connection to *url*; :func:`connect` makes one."""
+        self.url = url
+        self.closed = asyncio.Event()
+        """Set when the connection will not come back: connect anew."""
+        self._client = Client()
+        self._connected = asyncio.Event()
+        self._failed_login: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._waiting: dict[asyncio.Future[Msg], str] = {}
+        self._feeds: set[Feed] = set()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_raised: object) -> None:
+        await self.close()
+
+    async def publish(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        msg_id: str,
+        headers: Mapping[str, str] | None = None,
+        within_s: float = ACKNOWLEDGED_WITHIN_S,
+    ) -> Ack:
+        """Store a message in the stream of *subject*; on return it survives a power cut.
+
+        Sent again under the same *msg_id* whenever the connection was lost, so the stream
+        holds it once (within its dedup window).
+
+        Raises:
+            Refused: our key may not publish there (``denied``).
+            StreamRefused: the stream says no, a failed expectation in *headers* included.
+            Unavailable: not acknowledged in time; it may be stored or not.
+        """
+        labels = {**(headers or {}), "Nats-Msg-Id": msg_id}
+        answer = await self.request(subject, payload, headers=labels, within_s=within_s)
+        fields = _answer(subject, answer.data)
+        return Ack(int(fields["seq"]), bool(fields.get("duplicate")))
+
+    async def call(
+        self, subject: str, body: Mapping[str, Any] | None = None, *, within_s: float = 5.0
+    ) -> dict[str, Any]:
+        """Ask the JetStream API, ``$JS.API.`` + *subject*, and return its answer.
+
+        Raises: as :meth:`publish`.
+        """
+        payload = b"" if body is None else codec.dumps(dict(body)).encode()
+        answer = await self.request(f"$JS.API.{subject}", payload, within_s=within_s)
+        return _answer(subject, answer.data)
+
+    async def request(
+        self,
+        subject: str,
+        payload: bytes = b"",
+        *,
+        headers: Mapping[str, str] | None = None,
+        within_s: float = 5.0,
+    ) -> Msg:
+        """Return the answer to a request, sent again whenever the connection was lost.
+
+        Raises:
+            Refused: our key may not publish there (``denied``).
+            Unavailable: no answer in time.
+        """
+        labels = dict(headers) if headers else None
+        try:
+            async with asyncio.timeout(within_s):
+                while True:
+                    await self._until_connected()
+                    answer = await self._ask(subject, payload, labels, within_s)
+                    if answer is not None:
+                        return answer
+                    await asyncio.sleep(RECONNECT_WAIT_S)
+        except (TimeoutError, nats.errors.TimeoutError):
+            raise Unavailable(
+                f"the bus did not answer {subject} within {within_s:g} s", reason="bus-timeout"
+            ) from None
+        except nats.errors.Error as error:
+            raise Unavailable(f"{subject}: {error}", reason="bus-failed") from error
+
+    async def feed(self) -> Feed:
+        """Return a new inbox of ours, with what arrives there."""
+        await self._until_connected()
+        feed = Feed(self, self._client.new_inbox())
+        feed.subscription = await self._client.subscribe(feed.inbox, cb=feed.take)
+        self._feeds.add(feed)
+        return feed
+
+    async def send(self, subject: str, payload: bytes, *, reply: str) -> None:
+        """Publish without waiting; answers go to the inbox *reply*."""
+        try:
+            await self._client.publish(subject, payload, reply=reply)
+        except nats.errors.Error as error:
+            raise Unavailable(f"{subject}: {error}", reason="bus-failed") from error
+
+    def forget(self, feed: Feed) -> None:
+        """Tell *feed* no longer when the connection is lost."""
+        self._feeds.discard(feed)
+
+    async def close(self) -> None:
+        """End the connection."""
+        try:
+            await self._client.close()
+        except OSError:
+            # It had something to send and nobody to send it to, and stopped half way. What
+            # it wanted to send is gone now, so the second time it gets to its end.
+            self._client._status = Client.DISCONNECTED  # noqa: SLF001
+            await self._client.close()
+
+    async def _until_connected(self) -> None:
+        if self._connected.is_set():
+            return
+        waits = {asyncio.ensure_future(event.wait()) for event in (self._connected, self.closed)}
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self.closed.is_set():
+            raise Unavailable("the connection to the bus is closed", reason="bus-closed")
+
+    async def _ask(
+        self, subject: str, payload: bytes, headers: dict[str, str] | None, within_s: float
+    ) -> Msg | None:
+        """Send once; return the answer, None if it must be sent again."""
+        asking = asyncio.ensure_future(
+            self._client.request(subject, payload, timeout=within_s, headers=headers)
+        )
+        verdict: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
+        self._waiting[verdict] = subject
+        try:
+            await asyncio.wait({asking, verdict}, return_when=asyncio.FIRST_COMPLETED)
+            if asking.done():
+                try:
+                    return asking.result()
+                except (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError):
+                    return None  # no JetStream, not yet or not any more: until the deadline
+            return None if verdict.cancelled() else verdict.result()
+        finally:
+            del self._waiting[verdict]
+            verdict.cancel()
+            asking.cancel()
+
+    async def _on_connected(self) -> None:
+        self._connected.set()
+
+    async def _on_lost(self) -> None:
+        self._connected.clear()
+        for verdict in self._waiting:
+            verdict.cancel()
+        for feed in self._feeds:
+            feed.lose()
+
+    async def _on_closed(self) -> None:
+        self.closed.set()
+        await self._on_lost()
+
+    async def _on_error(self, error: Exception) -> None:
+        """Find out whom *error* concerns: whoever publishes what was denied, or the login."""
+        text = str(error)
+        if "permissions violation" in text.lower():
+            denied = text.partition('"')[2].partition('"')[0]
+            for verdict, subject in self._waiting.items():
+                # The server's text arrives in lower case.
+                if subject.lower() == denied.lower() and not verdict.done():
+                    verdict.set_exception(
+                        Refused(f"this key may not publish to {subject}", reason="denied")
+                    )
+        elif "authorization" in text.lower() and not self._failed_login.done():
+            self._failed_login.set_result(text)
+
+    async def _open(self, seed: str, role: str) -> None:
+        opening = asyncio.ensure_future(
+            self._client.connect(
+                self.url,
+                name=f"hub-{role}",
+                nkeys_seed_str=seed,
+                inbox_prefix=f"_INBOX_{role}",
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # a float serves
+                connect_timeout=2,
+                ping_interval=20,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_lost,
+                reconnected_cb=self._on_connected,
+                closed_cb=self._on_closed,
+            )
+        )
+        try:
+            # On its own nats-py asks a server that refused it again, for ever.
+            waits: set[asyncio.Future[Any]] = {opening, self._failed_login}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise Refused(
+                    f"the server at {self.url} refused the key of {role}: "
+                    f"{self._failed_login.result()}",
+                    reason="denied",
+                )
+            opening.result()
+        except BaseException:
+            opening.cancel()
+            await asyncio.wait({opening})
+            await self.close()
+            raise
+        self._connected.set()
+
+
+class Feed:
+    """Messages that arrive in an inbox, in order; ``None`` in between: the connection was lost."""
+
+    def __init__(self, bus: Bus, inbox: str) -> None:
+        """Collect for *inbox* of *bus*; made by :meth:`Bus.feed`."""
+        self.inbox = inbox
+        self.subscription: Subscription | None = None
+        self._bus = bus
+        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+
+    async def take(self, message: Msg) -> None:
+        """Add *message*, as the connection does."""
+        self._arrived.put_nowait(message)
+
+    async def close(self) -> None:
+        """Take no more messages.
+
+        Raises:
+            Unavailable: the connection is gone, and the subscription with it.
+        """
+        self._bus.forget(self)
+        try:
+            if self.subscription is not None:
+                await self.subscription.unsubscribe()
+        except nats.errors.Error as error:
+            raise Unavailable(f"{self.inbox}: {error}", reason="bus-failed") from error
+
+    def lose(self) -> None:
+        """Note that the connection was lost."""
+        self._arrived.put_nowait(None)
+
+    async def next(self, within_s: float) -> Msg | None:
+        """Return the next message; None if the connection was lost.
+
+        Raises:
+            TimeoutError: nothing came within *within_s* seconds.
+        """
+        async with asyncio.timeout(within_s):
+            return await self._arrived.get()
+
+
+async def connect(
+    workspace: Workspace, role: str = "operator", *, within_s: float = CONNECT_WITHIN_S
+) -> Bus:
+    """Log in to the bus of *workspace* as *role* (one of :data:`hub.nats.ROLES`).
+
+    Raises:
+        NotRunning: no address is recorded, or nobody answers there.
+        Refused: no key of ours to log in with, or the server does not know it.
+        Unavailable: it answers, but does not let us in in time.
+    """
+    url = read_url(workspace)
+    seed = read_seed(workspace, role)
+    try:
+        async with asyncio.timeout(within_s):
+            await _greeting(url)
+            bus = Bus(url)
+            await bus._open(seed, role)  # noqa: SLF001 - this function is its constructor
+    except TimeoutError:
+        raise Unavailable(
+            f"the bus at {url} did not answer in {within_s:g} s", reason="bus-timeout"
+        ) from None
+    return bus
+
+
+def read_url(workspace: Workspace) -> str:
+    """Return the recorded address of the bus, ``nats://127.0.0.1:4222``.
+
+    Raises:
+        NotRunning: none is recorded.
+    """
+    try:
+        return read_bounded(workspace.nats_url, _URL_LIMIT).decode("ascii").strip()
+    except (OSError, ValueError) as error:
+        raise NotRunning(
+            f"no hub runs in {workspace.root} ({error}): `hub start`", reason="not-running"
+        ) from None
+
+
+async def _greeting(url: str) -> dict[str, Any]:
+    """Return what the server at *url* says of itself.
+
+    Raises:
+        NotRunning: nobody listens there, or someone who does not speak NATS.
+    """
+    host, _, port = url.rpartition("//")[2].rpartition(":")
+    try:
+        reader, writer = await asyncio.open_connection(host, int(port), limit=_INFO_LIMIT)
+        try:
+            return parse_info(await reader.readline())
+        finally:
+            writer.close()
+            await writer.wait_closed()
+    except (OSError, ValueError) as error:
+        raise NotRunning(
+            f"no bus answers at {url} ({error}): `hub start`", reason="not-running"
+        ) from None
+
+
+def _answer(subject: str, payload: bytes) -> dict[str, Any]:
+    """Return the JetStream answer in *payload*, or raise the error that it is."""
+    fields = codec.loads_object(payload)
+    error = fields.get("error")
+    if isinstance(error, dict):
+        if error.get("code") == _UNAVAILABLE:
+            raise Unavailable(f"{subject}: {error.get('description')}", reason="bus-unavailable")
+        raise StreamRefused(
+            f"{subject}: {error.get('description', error)}", code=int(error.get("err_code", 0))
+        )
+    return fields

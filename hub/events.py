@@ -1,0 +1,317 @@
+"""The history of the hub and its slots, as a person or a program reads it.
+
+Read straight from the stream EVENTS, by sequence and without acknowledgements, so reading
+changes nothing and any number may read. Sequences have no holes of their own: where one is
+missing, the store is damaged, and the reader says so in its place.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from contextlib import aclosing, suppress
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+from foundation import codec
+from foundation.errors import NotRunning, Refused, Unavailable
+from foundation.record import Record
+from hub.bus import STREAM_NOT_FOUND, StreamRefused, connect
+from hub.trunk.streams import EVENTS
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+    from typing import TextIO
+
+    from nats.aio.msg import Msg
+
+    from foundation.workspace import Workspace
+    from hub.bus import Bus, Feed
+
+SCHEMA = {"verb": "hub.events", "version": "v1"}
+
+MISSING = "missing"
+"""The kind of an event that stands for those the store lost; ``data`` is ``{"first","last"}``."""
+UNREADABLE = "unreadable"
+"""The kind of a message that is no event: damaged, or not sent as one."""
+
+_BATCH = 256
+_POLL_S = 20
+_SILENT_S = 5.0
+_RETRY_S = 0.1
+_RETRY_AT_MOST_S = 1.0
+_SECOND_NS = 1_000_000_000
+
+
+class Event(Record):
+    """One event. ``seq`` is its place in the stream, ``time`` when it happened (RFC 3339)."""
+
+    seq: int
+    time: str
+    subject: str
+    kind: str
+    data: dict[str, Any]
+
+
+async def read(
+    workspace: Workspace, after: int = 0, *, follow: bool = False
+) -> AsyncGenerator[Event]:
+    """Yield the events after sequence *after*, oldest first; with *follow* go on for ever.
+
+    A reader that follows outlives the hub: it waits for the next one and goes on where it was.
+
+    Raises:
+        NotRunning: no hub runs when the reading begins.
+        Refused: the stream ends before *after*: it was replaced (``events-replaced``).
+        Unavailable: the bus stopped answering, without *follow*.
+    """
+    wait_s = _RETRY_S
+    begun = False
+    while True:
+        try:
+            async with await connect(workspace, "operator") as bus:
+                begun = True
+                async with aclosing(_read_once(bus, after, follow=follow)) as events:
+                    async for event in events:
+                        after, wait_s = event.seq, _RETRY_S
+                        yield event
+            if not follow:
+                return
+        except (NotRunning, Unavailable):
+            if not (follow and begun):
+                raise
+        await asyncio.sleep(wait_s)
+        wait_s = min(wait_s * 2, _RETRY_AT_MOST_S)
+
+
+def print_events(
+    workspace: Workspace, *, after: int, follow: bool, as_json: bool, out: TextIO
+) -> None:
+    """Print the events after sequence *after*, a line each; with *follow* until interrupted.
+
+    With *as_json* one envelope holds them all, or with *follow* one envelope a line each.
+
+    Raises: as :func:`read`.
+    """
+    try:
+        asyncio.run(_print(workspace, after=after, follow=follow, as_json=as_json, out=out))
+        out.flush()
+    except BrokenPipeError:
+        # The reader has seen enough. The interpreter flushes once more at its end.
+        if out is sys.stdout:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
+    except KeyboardInterrupt:
+        pass
+
+
+def line(event: Event) -> str:
+    """Return *event* as one line for people."""
+    return f"{event.seq:>6}  {local_time(event.time)}  {event.subject}  {summary(event)}".rstrip()
+
+
+def local_time(text: str) -> str:
+    """Return an RFC 3339 time as the clock on the wall shows it."""
+    try:
+        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
+    except ValueError:
+        return text
+
+
+def summary(event: Event) -> str:
+    """Return what happened, in a few words."""
+    data = event.data
+    spell = _SUMMARIES.get(event.kind) if event.subject.startswith(("hub.", "-")) else None
+    try:
+        text = spell.format_map(_Said(data)) if spell else _pairs(data)
+    except (ValueError, KeyError, TypeError, IndexError):
+        text = _pairs(data)
+    return "".join(char if char.isprintable() else "?" for char in text)
+
+
+_SUMMARIES = {
+    "ready": "ready in {took_ms} ms: {fossil_url} {nats_url} (pid {pid})",
+    "stopping": "stopping: {reason}",
+    "child-exited": "{child} {status} after {uptime_s} s (pid {pid})",
+    "child-restarted": "{child} restarted in {down_ms} ms (pid {pid}, restart {restarts})",
+    "failed": "{child} failed: {reason}",
+    "events-lost": "{count} events were lost before they could be published",
+    "store-damaged": "the event store lost messages: expected {expected}, found {found}",
+    MISSING: "events {first} to {last} are missing: the event store is damaged",
+    UNREADABLE: "not an event ({bytes} bytes)",
+}
+
+
+class _Said(dict[str, Any]):
+    """The fields of an event as its summary says them."""
+
+    def __getitem__(self, key: str) -> Any:
+        value = super().get(key, "?")
+        if key == "status" and isinstance(value, int):
+            return f"was ended by signal {-value}" if value < 0 else f"exited with {value}"
+        if isinstance(value, float):
+            return round(value, 1)
+        return _pairs(value) if isinstance(value, dict) else value
+
+
+def _pairs(data: dict[str, Any]) -> str:
+    return " ".join(
+        f"{key}={value if isinstance(value, str | int) else codec.dumps(value)}"
+        for key, value in data.items()
+    )
+
+
+async def _print(
+    workspace: Workspace, *, after: int, follow: bool, as_json: bool, out: TextIO
+) -> None:
+    collected: list[Event] = []
+    async with aclosing(read(workspace, after, follow=follow)) as events:
+        async for event in events:
+            if as_json and not follow:
+                collected.append(event)
+                continue
+            out.write(f"{_envelope([event]) if as_json else line(event)}\n")
+            if follow:
+                out.flush()
+    if as_json and not follow:
+        out.write(f"{_envelope(collected)}\n")
+
+
+def _envelope(events: list[Event]) -> str:
+    return codec.dumps({"schema": SCHEMA, "data": {"events": [each.as_dict() for each in events]}})
+
+
+async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Event]:
+    """Yield the events after *after*; to the end, or with *follow* until the connection fails."""
+    try:
+        last = int((await bus.call(f"STREAM.INFO.{EVENTS}"))["state"]["last_seq"])
+    except StreamRefused as error:
+        if error.code != STREAM_NOT_FOUND:
+            raise
+        if follow:  # trunk is about to make it
+            raise Unavailable("there is no stream of events yet", reason="no-events") from error
+        return
+    if last < after:
+        raise Refused(
+            f"the stream of events ends at {last}, before {after}: it was replaced; "
+            "read it from the beginning",
+            reason="events-replaced",
+        )
+    suspected = 0
+    while follow or after < last:
+        complete = True
+        async with aclosing(_messages(bus, after + 1, follow=follow)) as messages:
+            async for message in messages:
+                seq = message.metadata.sequence.stream
+                if seq <= after:
+                    continue
+                if seq > after + 1:
+                    if seq != suspected:  # lost on the way, or from the store? Ask again.
+                        suspected, complete = seq, False
+                        break
+                    yield _missing(after + 1, seq - 1, message.metadata.timestamp)
+                yield parse(message)
+                after = seq
+        if complete:
+            if after < last:
+                yield _missing(after + 1, last, datetime.now(UTC))
+            return
+
+
+async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Msg]:
+    """Yield the stream's messages from sequence *start*; to its end, or with *follow* for ever.
+
+    Raises:
+        Unavailable: the connection was lost, or the server forgot the reader.
+    """
+    name = f"reader-{os.urandom(8).hex()}"
+    config = {
+        "name": name,
+        "deliver_policy": "by_start_sequence",
+        "opt_start_seq": start,
+        "ack_policy": "none",
+        "replay_policy": "instant",
+        "mem_storage": True,
+        "num_replicas": 1,
+        "inactive_threshold": 60 * _SECOND_NS,
+    }
+    await bus.call(f"CONSUMER.CREATE.{EVENTS}.{name}", {"stream_name": EVENTS, "config": config})
+    ask: dict[str, Any] = {"batch": _BATCH, "no_wait": True}
+    if follow:
+        ask = {"batch": _BATCH, "expires": _POLL_S * _SECOND_NS, "idle_heartbeat": _SECOND_NS}
+    feed = await bus.feed()
+    try:
+        while True:
+            await bus.send(
+                f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.{name}",
+                codec.dumps(ask).encode(),
+                reply=feed.inbox,
+            )
+            for _ in range(_BATCH):
+                message = await _delivered(feed)
+                if message is None:
+                    break
+                yield message
+            else:
+                continue
+            if not follow:
+                return
+    finally:
+        with suppress(Unavailable):  # then the server forgets it after inactive_threshold
+            await feed.close()
+            await bus.send(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{name}", b"", reply=feed.inbox)
+
+
+async def _delivered(feed: Feed) -> Msg | None:
+    """Return the next message, None when the server has no more for this request."""
+    while True:
+        try:
+            message = await feed.next(_SILENT_S)
+        except TimeoutError:
+            raise Unavailable("the bus fell silent", reason="bus-timeout") from None
+        if message is None:
+            raise Unavailable("the connection to the bus was lost", reason="bus-lost")
+        if message.subject != feed.inbox:
+            return message
+        status = (message.headers or {}).get("Status")
+        if status in ("404", "408"):
+            return None
+        if status != "100":
+            raise Unavailable(f"the bus ended the reading: {message.headers}", reason="bus-lost")
+
+
+def parse(message: Msg) -> Event:
+    """Return the event in *message*; one of kind ``unreadable`` if there is none."""
+    seq = message.metadata.sequence.stream
+    stored = _rfc3339(message.metadata.timestamp)
+    # A direct get can be made to answer into the stream; what it stores tells where it is from.
+    forged = "Nats-Stream" in (message.headers or {})
+    try:
+        body = codec.loads_object(message.data)
+    except ValueError:
+        forged = True
+    if forged:
+        data = {"bytes": len(message.data)}
+        return Event(seq=seq, time=stored, subject=message.subject, kind=UNREADABLE, data=data)
+    kind, time, content = body.get("kind"), body.get("time"), body.get("data")
+    return Event(
+        seq=seq,
+        time=time if isinstance(time, str) else stored,
+        subject=message.subject,
+        kind=kind if isinstance(kind, str) else message.subject.partition(".event.")[2],
+        data=content if isinstance(content, dict) else body,
+    )
+
+
+def _missing(first: int, last: int, moment: datetime) -> Event:
+    return Event(
+        seq=last,
+        time=_rfc3339(moment),
+        subject="-",
+        kind=MISSING,
+        data={"first": first, "last": last},
+    )
+
+
+def _rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"

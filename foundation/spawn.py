@@ -126,3 +126,41 @@ def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int,
 def describe_exit(status: int) -> str:
     """Return how a process ended, in words; *status* is negative for a signal."""
     return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
+
+
+def capture(argv: list[str], *, env: Mapping[str, str]) -> tuple[int, str]:
+    """Run *argv* to its end; return its exit status (negative: a signal) and its output.
+
+    For a program that answers at once, such as ``fossil version``: there is no deadline.
+
+    Raises:
+        OSError: it could not be executed.
+    """
+    read, write = os.pipe()
+    try:
+        pid = os.posix_spawn(
+            argv[0], argv, dict(env),
+            file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)],
+        )
+    except BaseException:
+        os.close(read)
+        raise
+    finally:
+        os.close(write)
+    with os.fdopen(read, "rb") as output:
+        text = output.read()
+    _pid, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), text.decode(errors="replace")
+
+
+def find_program(name: str) -> str | None:
+    """Return the absolute path of the program *name* (a path, or looked up in PATH)."""
+    if "/" in name:
+        candidates = [os.path.abspath(name)]
+    else:
+        path = os.environ.get("PATH", os.defpath)
+        candidates = [f"{os.path.abspath(entry)}/{name}" for entry in path.split(":") if entry]
+    for candidate in candidates:
+        if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
+            return candidate
+    return None

@@ -1,0 +1,124 @@
+"""Where a workspace's hub is: ``hub.json``, the URL files and the pid files.
+
+What stands in these files is a claim. Whether a hub runs is decided by connecting to this
+directory's ``hub.sock`` (:mod:`hub.status`): a copied workspace copies the claims too.
+"""
+
+from __future__ import annotations
+
+import os
+
+from foundation import codec
+from foundation.atomic import read_bounded, remove, write_file
+from foundation.process import Identity
+from foundation.record import Record
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from foundation.workspace import Workspace
+
+SCHEMA = 1
+_LIMIT = 64 * 1024
+SERVERS = ("fossil", "nats")
+
+
+class HubInfo(Record):
+    """A running hub, as `hub start` returns it and `hub status` shows it."""
+
+    root: str
+    hub_id: str
+    epoch: int
+    """Grows by one with every start of a hub in this workspace."""
+    pid: int
+    fossil_pid: int
+    nats_pid: int
+    fossil_url: str
+    nats_url: str
+    started_at: str
+    """RFC 3339, UTC."""
+    already_running: bool = False
+    """This call found the hub running and attached to it."""
+
+
+class Discovery(Record):
+    """The content of ``hub.json``: written whole once both servers answer, kept over a stop."""
+
+    schema: int
+    protocol: int
+    hub_id: str
+    epoch: int
+    root: str
+    directory: list[int]
+    """Device and inode of ``.orchestrator``: a copy has others."""
+    identity: Identity
+    children: dict[str, Identity]
+    fossil_url: str
+    nats_url: str
+    started_at: str
+    versions: dict[str, str]
+    tools: dict[str, list[Any]]
+    """By server, what its version was read off: path, size, mtime in ns, inode."""
+
+    def write(self, workspace: Workspace) -> None:
+        """Put this in ``hub.json``. Not durable: after a reboot no word of it holds."""
+        content = codec.dumps(self.as_dict()).encode() + b"\n"
+        write_file(workspace.discovery, content, durable=False)
+
+
+def read(workspace: Workspace) -> Discovery | None:
+    """Return what ``hub.json`` says, None if it is missing, torn or of another schema."""
+    try:
+        fields = codec.loads_object(read_bounded(workspace.discovery, _LIMIT))
+    except (OSError, ValueError):
+        return None
+    if set(fields) != set(Discovery.field_names()) or fields["schema"] != SCHEMA:
+        return None
+    identity = Identity.from_json(fields["identity"])
+    children = fields["children"]
+    if identity is None or not isinstance(children, dict):
+        return None
+    known = {name: Identity.from_json(value) for name, value in children.items()}
+    texts = (fields["hub_id"], fields["root"], fields["fossil_url"], fields["nats_url"],
+             fields["started_at"])
+    if type(fields["epoch"]) is not int or not all(isinstance(text, str) for text in texts):
+        return None
+    if not isinstance(fields["versions"], dict) or not isinstance(fields["tools"], dict):
+        return None
+    return Discovery(**{
+        **fields, "identity": identity,
+        "children": {name: who for name, who in known.items() if who is not None},
+    })
+
+
+def recorded_port(path: str) -> int | None:
+    """Return the port in the URL file *path*, None if there is no sound one."""
+    try:
+        text = read_bounded(path, 256).decode("ascii")
+    except (OSError, ValueError):
+        return None
+    port = text.strip().rstrip("/").rpartition(":")[2]
+    return int(port) if port.isdigit() and 0 < int(port) < 65536 else None
+
+
+def write_urls(workspace: Workspace, fossil_url: str, nats_url: str) -> None:
+    """Record both URLs in plain text; they outlive a stop, so that the ports do too."""
+    for path, url in ((workspace.fossil_url, fossil_url), (workspace.nats_url, nats_url)):
+        write_file(path, f"{url}\n".encode(), durable=False)
+
+
+def write_pid(workspace: Workspace, name: str, pid: int) -> None:
+    """Name a process in ``pids/NAME.pid``: plain digits and a newline, for people and tools."""
+    write_file(f"{workspace.pids}/{name}.pid", f"{pid}\n".encode(), durable=False)
+
+
+def remove_pids(workspace: Workspace) -> None:
+    """Remove every pid file. Only the supervisor does it, or whoever holds ``hub.lock``."""
+    try:
+        names = os.listdir(workspace.pids)
+    except FileNotFoundError:
+        return
+    for name in names:
+        if name.endswith((".pid", ".tmp")):
+            remove(f"{workspace.pids}/{name}")

@@ -1,0 +1,110 @@
+"""Which loopback port a server gets."""
+
+from __future__ import annotations
+
+import _socket
+import errno
+import os
+
+from foundation.errors import Refused
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+LOOPBACK = "127.0.0.1"
+DEFAULT = {"fossil": 8765, "nats": 4222}
+
+
+def choose(server: str, *, pinned: int | None, preferred: Iterable[int | None]) -> int:
+    """Return the port for *server*: *pinned*, else the first free *preferred*, else any free.
+
+    Raises:
+        Refused: the pinned port is taken, or is none.
+    """
+    if pinned is not None:
+        if not 0 < pinned < 65536:
+            raise Refused(f"--{server}-port {pinned}: a port is between 1 and 65535",
+                          reason="port-invalid")
+        if not is_free(pinned):
+            raise taken(server, pinned)
+        return pinned
+    for port in preferred:
+        if port is not None and is_free(port):
+            return port
+    return any_free()
+
+
+def taken(server: str, port: int) -> Refused:
+    """Return the error for a port that somebody else has."""
+    holder = holder_of(port)
+    by = f" by {holder}" if holder else ""
+    return Refused(f"port {port} for {server} is taken{by}: stop that, or name another with "
+                   f"--{server}-port, or leave the flag out", reason="port-taken")
+
+
+def is_free(port: int) -> bool:
+    """Tell whether *port* can be bound on loopback now.
+
+    With SO_REUSEADDR, as both servers bind: connections in TIME_WAIT do not count.
+    """
+    return _bind(port) is not None
+
+
+def any_free() -> int:
+    """Return a port that the kernel says is free; another may take it before we do.
+
+    Raises:
+        OSError: there is none.
+    """
+    port = _bind(0)
+    if port is None:
+        raise OSError(errno.EADDRINUSE, "no free port on loopback")
+    return port
+
+
+def _bind(port: int) -> int | None:
+    """Bind and let go of *port*; return the number, None if it is taken."""
+    sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
+        sock.bind((LOOPBACK, port))
+        return int(sock.getsockname()[1])
+    except OSError:
+        return None
+    finally:
+        sock.close()
+
+
+def listener_inodes(port: int) -> set[int]:
+    """Return the socket inodes that listen on TCP *port*. Source: proc(5), /proc/net/tcp."""
+    inodes: set[int] = set()
+    for table in ("/proc/net/tcp", "/proc/net/tcp6"):
+        try:
+            with open(table, encoding="ascii") as file:
+                rows = file.readlines()[1:]
+        except FileNotFoundError:
+            continue
+        for row in rows:
+            fields = row.split()
+            if fields[3] == "0A" and int(fields[1].rpartition(":")[2], 16) == port:
+                inodes.add(int(fields[9]))
+    return inodes
+
+
+def holder_of(port: int) -> str | None:
+    """Return ``pid N (name)`` of who listens on *port*, None if that cannot be seen."""
+    wanted = {f"socket:[{inode}]" for inode in listener_inodes(port)}
+    if not wanted:
+        return None
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            links = {os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")}
+            if links & wanted:
+                with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
+                    return f"pid {entry} ({file.read().strip()})"
+        except OSError:
+            continue  # it ended meanwhile, or is another user's
+    return None

@@ -1,0 +1,144 @@
+"""What a first start makes: credentials and the seeded repository, in a process of its own.
+
+Of its own, because it takes memory that a supervisor of a few megabytes would never give
+back, and because it may take minutes in which the supervisor must answer.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from foundation import codec, control
+from foundation.errors import HubError, from_wire, to_wire
+from foundation.spawn import describe_exit, spawn_child
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from foundation.workspace import Workspace
+    from hub.reactor import Reactor
+
+REPORT_FD = 3
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from hub.preparation import main; main()"
+
+
+class Preparation:
+    """One run of the preparing child, seen from the supervisor."""
+
+    def __init__(
+        self, reactor: Reactor, workspace: Workspace, fossil: str, *,
+        on_progress: Callable[[dict[str, Any]], None], on_end: Callable[[HubError | None], None],
+    ) -> None:
+        """Start it. *on_end* gets the reason if it failed.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        self._reactor = reactor
+        self._on_progress = on_progress
+        self._on_end = on_end
+        self._lines = control.LineBuffer()
+        self._outcome: HubError | None = None
+        self._done = False
+        read, write = os.pipe()
+        log = os.open(f"{workspace.logs}/hub.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        null = os.open(os.devnull, os.O_RDONLY)
+        try:
+            child = spawn_child(
+                [sys.executable, "-I", "-c", _PROGRAM, _HERE, workspace.root, fossil],
+                env=dict(os.environ), cwd=workspace.root,
+                files={0: null, 1: log, 2: log, REPORT_FD: write},
+            )
+        except BaseException:
+            os.close(read)
+            raise
+        finally:
+            for fd in (write, log, null):
+                os.close(fd)
+        self._pid, self._pidfd, self._read = child.pid, child.pidfd, read
+        os.set_blocking(read, False)
+        reactor.watch(read, lambda _events: self._report())
+        reactor.watch(self._pidfd, lambda _events: self._exited())
+
+    def _report(self) -> bool:
+        """Take one chunk of the report; return whether there may be more."""
+        try:
+            chunk = os.read(self._read, 65536)
+        except BlockingIOError:
+            return False
+        if not chunk:
+            self._reactor.forget(self._read)
+            return False
+        for line in self._lines.feed(chunk):
+            message = codec.loads_object(line)
+            if "progress" in message:
+                self._on_progress(message["progress"])
+            elif "warning" in message:
+                self._on_progress({"warning": message["warning"]})
+            elif "fail" in message:
+                self._outcome = from_wire(message["fail"])
+            elif "done" in message:
+                self._done = True
+        return True
+
+    def _exited(self) -> None:
+        self._kill()  # git, fossil: before the reaping, as long as the group is ours
+        while self._report():
+            pass
+        _pid, wait_status = os.waitpid(self._pid, 0)
+        for fd in (self._read, self._pidfd):
+            self._reactor.forget(fd)
+            os.close(fd)
+        status = os.waitstatus_to_exitcode(wait_status)
+        if self._outcome is None and not self._done:
+            self._outcome = HubError(
+                f"seeding {describe_exit(status)}; `hub logs hub` may say more",
+                reason="seed-failed")
+        self._on_end(self._outcome)
+
+    def _kill(self) -> None:
+        try:
+            os.killpg(self._pid, 9)
+        except ProcessLookupError:
+            pass
+
+    def cancel(self) -> None:
+        """End it; the next start begins anew. *on_end* is called as it goes."""
+        self._kill()
+
+
+def main() -> None:
+    """Be the preparing child: argv holds the root and the fossil binary."""
+    from foundation.workspace import Workspace  # noqa: PLC0415
+    from hub.creds import ensure_creds  # noqa: PLC0415
+    from hub.seed import seed  # noqa: PLC0415
+
+    root, fossil = sys.argv[2:4]
+    workspace = Workspace(root)
+
+    def report(**message: Any) -> None:
+        os.write(REPORT_FD, codec.dumps(message).encode() + b"\n")
+
+    def progress(phase: str, done: int, total: int) -> None:
+        report(progress={"phase": phase, "done": done, "total": total})
+
+    os.set_inheritable(REPORT_FD, False)
+    try:
+        ensure_creds(workspace)
+        if not os.path.lexists(workspace.repository):
+            seeded = seed(workspace, fossil, progress)
+            for warning in seeded.warnings():
+                report(warning=warning)
+        report(done=True)
+    except HubError as error:
+        report(fail=to_wire(error))
+        os._exit(1)
+    except OSError as error:
+        from hub.place import explain  # noqa: PLC0415
+
+        report(fail=to_wire(explain(error, workspace.state)))
+        os._exit(1)

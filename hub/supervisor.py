@@ -1,0 +1,515 @@
+"""The hub itself: holds the lock, runs the servers, answers on the control socket.
+
+One thread, no asyncio, no polling: it sleeps until a descriptor or a timer wakes it. If it is
+killed the kernel kills its children, so that "no supervisor" means "nothing runs".
+"""
+
+from __future__ import annotations
+
+import _signal
+import _socket
+import os
+import sys
+import time
+
+from foundation import codec, control
+from foundation.errors import Corrupt, HubError, Refused, Unavailable, to_wire
+from foundation.failpoint import hit
+from foundation.process import Identity
+from foundation.record import Record
+from foundation.spawn import describe_exit
+from hub import discovery, fossil, nats, place, ports
+from hub.child import Child
+from hub.clients import Clients
+from hub.discovery import Discovery, HubInfo
+from hub.lifecycle import hub_step
+from hub.logs import HubLog, LogFile, utc_now
+from hub.outbox import Outbox
+from hub.preparation import Preparation
+from hub.reactor import Reactor
+from hub.servers import Servers
+from hub.systemd import notify
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from foundation.workspace import Workspace
+    from hub.child import Exit
+    from hub.clients import Client
+    from hub.lifecycle import HubEvent, HubPhase
+    from hub.reactor import Timer
+
+HEALTH_EVERY_S = 5.0
+PORT_ATTEMPTS = 5
+"""How often a server that lost its port to another program gets a new one at start."""
+
+_HUP, _INT, _TERM = 1, 2, 15
+
+
+class Options(Record):
+    """What a start asked for."""
+
+    fossil_port: int | None = None
+    nats_port: int | None = None
+    detached: bool = False
+
+
+class Supervisor:
+    """One run of a hub, from the lock to the last child reaped."""
+
+    def __init__(
+        self, workspace: Workspace, options: Options, *, lock: int, listener: _socket.socket,
+        on_ready: Callable[[HubInfo], None] | None = None, cancel: int | None = None,
+    ) -> None:
+        """Take over *lock* (a held descriptor of hub.lock) and *listener*, both closed at the end.
+
+        *on_ready* is told once, when both servers answer; *cancel* is a descriptor that ends
+        the hub when it becomes readable.
+        """
+        self.workspace = workspace
+        self.options = options
+        self.phase: HubPhase = "starting"
+        self.failure: HubError | None = None
+        self.info: HubInfo | None = None
+        self._lock = lock
+        self._on_ready = on_ready
+        self._cancel = cancel
+        self._reactor = Reactor()
+        self._logs = {"hub": LogFile(f"{workspace.logs}/hub.log")}
+        self._log = HubLog(self._logs["hub"])
+        self._clients = Clients(self._reactor, listener, self._answer)
+        self._identity = _own_identity()
+        self._directory = _inode_of(workspace.state)
+        self._previous = discovery.read(workspace)
+        self._epoch = self._previous.epoch + 1 if self._previous else 1
+        self._hub_id = self._previous.hub_id if self._previous else os.urandom(16).hex()
+        self._servers = Servers(self._reactor, workspace, self._previous)
+        self._children: dict[str, Child] = {}
+        self._outbox: Outbox | None = None
+        self._preparation: Preparation | None = None
+        self._port_attempts = 0
+        self._drain_timer: Timer | None = None
+        self._stopping_because = ""
+        self._began_s = time.monotonic()
+        self._last_tick_s = self._began_s
+
+    # --- the run ---------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Be the hub until it is told to stop.
+
+        Raises:
+            HubError: it could not start; nothing runs, and every client has been told.
+        """
+        wakeup_read, wakeup_write = os.pipe()
+        for fd in (wakeup_read, wakeup_write):
+            os.set_blocking(fd, False)
+        previous_wakeup = _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
+        handled = (_INT, _TERM) if self.options.detached else (_HUP, _INT, _TERM)
+        previous_handlers = {n: _signal.signal(n, lambda *_: None) for n in handled}
+        self._reactor.watch(wakeup_read, lambda _events: self._signalled(wakeup_read))
+        if self._cancel is not None:
+            self._reactor.watch(self._cancel, lambda _events: self._cancelled())
+        try:
+            self._reactor.call_later(0, self._begin)
+            self._reactor.run()
+        finally:
+            for number, handler in previous_handlers.items():
+                _signal.signal(number, handler)
+            _signal.set_wakeup_fd(previous_wakeup)
+            for fd in (wakeup_read, wakeup_write):
+                os.close(fd)
+            self._close()
+        if self.failure is not None:
+            raise self.failure
+
+    def _signalled(self, wakeup: int) -> None:
+        numbers = set(os.read(wakeup, 64)) & {_HUP, _INT, _TERM}
+        if numbers:
+            self.stop(f"signal {max(numbers)}")
+
+    def _cancelled(self) -> None:
+        assert self._cancel is not None
+        self._reactor.forget(self._cancel)
+        self.stop("cancelled")
+
+    def _step(self, event: HubEvent) -> None:
+        self.phase = hub_step(self.phase, event)
+
+    # --- starting --------------------------------------------------------------------------
+
+    def _begin(self) -> None:
+        self._log.write("info", "starting", pid=os.getpid(), epoch=self._epoch,
+                        root=self.workspace.root)
+        self._guarded(self._prepare)
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Run a step of the start; what it raises is the reason why there is no hub."""
+        try:
+            step()
+        except HubError as error:
+            self.fail(error)
+        except OSError as error:
+            self.fail(place.explain(error, self.workspace.state))
+
+    def _prepare(self) -> None:
+        discovery.remove_pids(self.workspace)  # a predecessor that was killed left them
+        self._servers.find()
+        if self._servers.prepared():
+            self._start_servers()
+            return
+        self._preparation = Preparation(
+            self._reactor, self.workspace, self._servers.fossil,
+            on_progress=self._clients.progress,
+            on_end=lambda error: self._guarded(lambda: self._prepared(error)),
+        )
+
+    def _prepared(self, error: HubError | None) -> None:
+        self._preparation = None
+        if self.phase == "draining":
+            self._finish_if_drained()
+            return
+        if error is not None:
+            raise error
+        self._start_servers()
+
+    def _start_servers(self) -> None:
+        for name in discovery.SERVERS:
+            self._start_server(name)
+
+    def _start_server(self, name: str) -> None:
+        pinned = self.options.fossil_port if name == "fossil" else self.options.nats_port
+        spec = self._servers.spec(name, pinned=pinned)
+        if name not in self._logs:
+            self._logs[name] = LogFile(f"{self.workspace.logs}/{name}.log")
+        child = Child(self._reactor, spec, self._logs[name], self)
+        self._children[name] = child
+        child.spawn()
+        discovery.write_pid(self.workspace, name, child.pid)
+        hit(f"start.{name}-spawned")
+
+    def child_ready(self, child: Child) -> None:
+        """Take note that *child* serves; the last one to do so makes the hub ready."""
+        name = child.spec.name
+        self._log.write("info", "child-ready", child=name, pid=child.pid)
+        if self.phase == "starting":
+            if all(self._children[server].phase == "ready" for server in discovery.SERVERS):
+                self._guarded(self._all_ready)
+            return
+        discovery.write_pid(self.workspace, name, child.pid)
+        if name in discovery.SERVERS:
+            self._write_discovery()
+        if child.restarts:
+            down_ms = round((time.monotonic() - child.down_since_s) * 1000)
+            self._event("child-restarted", child=name, pid=child.pid, restarts=child.restarts,
+                        down_ms=down_ms)
+        self._release_waiting()
+
+    def _all_ready(self) -> None:
+        hit("start.servers-ready")
+        discovery.write_urls(self.workspace, self._servers.fossil_url, self._servers.nats_url)
+        discovery.write_pid(self.workspace, "hub", os.getpid())
+        started_at = utc_now()
+        self.info = HubInfo(
+            root=self.workspace.root, hub_id=self._hub_id, epoch=self._epoch, pid=os.getpid(),
+            fossil_pid=self._children["fossil"].pid, nats_pid=self._children["nats"].pid,
+            fossil_url=self._servers.fossil_url, nats_url=self._servers.nats_url,
+            started_at=started_at,
+        )
+        self._write_discovery()
+        hit("start.discovery-written")
+        self._step("all-ready")
+        took_ms = round((time.monotonic() - self._began_s) * 1000)
+        self._release_waiting()
+        if self._on_ready is not None:
+            self._on_ready(self.info)
+        notify(f"READY=1\nSTATUS=fossil at {self.info.fossil_url}, nats at {self.info.nats_url}")
+        self._log.write("info", "ready", took_ms=took_ms, fossil_url=self.info.fossil_url,
+                        nats_url=self.info.nats_url)
+        # What nobody waits for comes after readiness.
+        self._reactor.call_later(0, lambda: self._after_ready(took_ms))
+
+    def _after_ready(self, took_ms: int) -> None:
+        if self.phase != "ready":
+            return
+        assert self.info is not None
+        try:
+            self._outbox = Outbox(self.workspace.outbox, epoch=self._epoch)
+        except OSError as error:
+            self._log.write("error", "outbox-unusable", error=str(error))
+        self._event("ready", fossil_url=self.info.fossil_url, nats_url=self.info.nats_url,
+                    pid=self.info.pid, took_ms=took_ms)
+        try:
+            self._start_server("trunk")
+        except OSError as error:
+            self._log.write("error", "trunk-not-started", error=str(error))
+        self._last_tick_s = time.monotonic()
+        self._reactor.call_later(HEALTH_EVERY_S, self._tick)
+
+    def _write_discovery(self) -> None:
+        assert self.info is not None
+        children = {name: child.identity for name, child in self._children.items()
+                    if child.identity is not None}
+        self.info = self.info.replace(fossil_pid=self._children["fossil"].pid,
+                                      nats_pid=self._children["nats"].pid)
+        record = Discovery(
+            schema=discovery.SCHEMA, protocol=control.VERSION, hub_id=self._hub_id,
+            epoch=self._epoch, root=self.workspace.root, directory=list(self._directory),
+            identity=self._identity, children=children, fossil_url=self.info.fossil_url,
+            nats_url=self.info.nats_url, started_at=self.info.started_at,
+            versions=self._servers.versions, tools=self._servers.tools,
+        )
+        try:
+            record.write(self.workspace)
+        except OSError as error:
+            if self.phase == "starting":
+                raise
+            self._log.write("error", "discovery-not-written", error=str(error))
+
+    # --- trouble ---------------------------------------------------------------------------
+
+    def child_exited(self, child: Child, exit_: Exit) -> None:
+        """Decide what the end of *child* means: a failed start, a restart, or the drain's end."""
+        name = child.spec.name
+        if exit_.phase == "draining":
+            self._finish_if_drained()
+            return
+        if self.phase == "draining":
+            self._finish_if_drained()
+            return
+        self._log.write("warning", "child-exited", child=name, pid=exit_.pid, status=exit_.status,
+                        uptime_s=exit_.uptime_s)
+        if self.phase == "starting":
+            self._guarded(lambda: self._start_failed(child, exit_))
+            return
+        self._event("child-exited", child=name, pid=exit_.pid, status=exit_.status,
+                    uptime_s=exit_.uptime_s)
+        if not child.retry():
+            said = _last_words(exit_)
+            self._log.write("error", "failed", child=name, reason=said)
+            self._event("failed", child=name, reason=said)
+            self._release_waiting()
+
+    def _start_failed(self, child: Child, exit_: Exit) -> None:
+        """A server died before the hub was ready: try another port, or give the reason."""
+        name = child.spec.name
+        port = self._servers.port(name)
+        pinned = self.options.fossil_port if name == "fossil" else self.options.nats_port
+        if self._servers.lost_port(name, exit_.output):
+            if pinned is not None:
+                raise ports.taken(name, port)
+            self._port_attempts += 1
+            if self._port_attempts < PORT_ATTEMPTS:
+                self._servers.avoid(port)
+                self._start_server(name)
+                return
+        if name == "fossil" and any(b"not a valid repository" in line for line in exit_.output):
+            raise Corrupt(
+                f"{self.workspace.repository} is not a Fossil repository any more. Move it away to "
+                "have a new one seeded from git, or put a backup in its place; "
+                "`hub doctor` says more", reason="repository-corrupt")
+        raise HubError(f"{name} {describe_exit(exit_.status)} before it was ready: "
+                       f"{_last_words(exit_)}", reason=f"{name}-failed")
+
+    def _event(self, kind: str, **data: Any) -> None:
+        if self._outbox is None:
+            return
+        if self._outbox.append(kind, data) == 0:
+            self._log.write("error", "event-lost", kind=kind, error=self._outbox.error)
+        trunk = self._children.get("trunk")
+        if trunk is not None:
+            trunk.wake()
+
+    def _tick(self) -> None:
+        """Look at what does not announce itself: a hung server, a workspace that is gone."""
+        now_s = time.monotonic()
+        late = now_s - self._last_tick_s > 2 * HEALTH_EVERY_S
+        self._last_tick_s = now_s
+        if self.phase != "ready":
+            return
+        self._reactor.call_later(HEALTH_EVERY_S, self._tick)
+        if not self._still_here():
+            return
+        if not late:  # after SIGSTOP or a suspend everybody was asleep: no verdict
+            for child in self._children.values():
+                child.check_health()
+
+    def _still_here(self) -> bool:
+        """Stop if the workspace was moved or deleted, or the lock file replaced."""
+        gone = ""
+        if _inode_of(self.workspace.state) != self._directory:
+            gone = f"{self.workspace.root} was moved or deleted"
+        elif _inode_of(self.workspace.lock) != _inode_of_fd(self._lock):
+            gone = f"{self.workspace.lock} was replaced"
+        if gone:
+            self.stop(gone)
+            return False
+        self._clients.listen_again(self.workspace.socket)
+        return True
+
+    # --- clients ---------------------------------------------------------------------------
+
+    def _answer(self, client: Client, request: dict[str, Any]) -> None:
+        """Serve one request of the control socket."""
+        verb = request.get("verb")
+        if verb == "stop":  # whatever its version: `hub restart` must be able to heal
+            client.send({"data": {"pid": os.getpid()}})
+            self.stop(str(request.get("reason") or "asked to"))
+            return
+        try:
+            control.check_version(request)
+            if self.phase == "ready":
+                self._still_here()
+            if self.phase == "draining":
+                raise self.failure or self._stopping()
+            if verb == "status":
+                client.send({"data": self.status()})
+            elif verb == "start":
+                self._clients.wait(client)
+                self._revive_failed()
+                self._release_waiting()
+            else:
+                raise Refused(f"the hub knows no verb {verb!r}", reason="unknown-verb")
+        except HubError as error:
+            client.send({"error": to_wire(error)})
+
+    def _revive_failed(self) -> None:
+        for child in self._children.values():
+            if child.phase == "failed":
+                self._log.write("info", "revived", child=child.spec.name)
+                try:
+                    child.revive()
+                except OSError as error:
+                    raise HubError(f"{child.spec.name} cannot be started: {error}",
+                                   reason="child-failed") from None
+
+    def _release_waiting(self) -> None:
+        """Answer the clients that wait for readiness, if there is an answer."""
+        if self.phase != "ready" or self.info is None:
+            return
+        servers = [self._children[name] for name in discovery.SERVERS]
+        failed = [child for child in servers if child.phase == "failed"]
+        if failed:
+            words = _last_words(failed[0].last_exit) if failed[0].last_exit else ""
+            error = HubError(
+                f"{failed[0].spec.name} keeps failing and was given up: {words}; mend it and run "
+                "`hub start` again, or see `hub logs`", reason="child-failed")
+            self._clients.release({"error": to_wire(error)})
+        elif all(child.phase == "ready" for child in servers):
+            self._clients.release({"data": self.info.as_dict()})
+
+    def status(self) -> dict[str, Any]:
+        """Return what `hub status` shows; its shape is :class:`hub.status.HubStatus`."""
+        children = [child.as_dict() for child in self._children.values()]
+        return {
+            "phase": self.phase,
+            "info": None if self.info is None else self.info.as_dict(),
+            "identity": self._identity.as_dict(),
+            "children": children,
+            "versions": self._servers.versions,
+            "events_lost": 0 if self._outbox is None else self._outbox.lost,
+        }
+
+    # --- stopping --------------------------------------------------------------------------
+
+    def fail(self, error: HubError) -> None:
+        """Give up the start: drain, tell every waiting client why."""
+        self.failure = error
+        self._log.write("error", "start-failed", reason=error.reason, message=str(error))
+        self._clients.release({"error": to_wire(error)})
+        self.stop(str(error))
+
+    def stop(self, reason: str) -> None:
+        """Drain: end every child, then the loop. Once."""
+        if self.phase == "draining":
+            return
+        self._step("stop")
+        self._stopping_because = reason
+        # The servers first: they take a millisecond to end, which the rest can use.
+        for child in self._children.values():
+            child.stop()
+        if self._preparation is not None:
+            self._preparation.cancel()
+        self._log.write("info", "stopping", reason=reason)
+        self._event("stopping", reason=reason)
+        notify("STOPPING=1")
+        hit("stop.draining")
+        self._clients.release({"error": to_wire(self._stopping())})
+        self._finish_if_drained()
+
+    def _stopping(self) -> Unavailable:
+        return Unavailable(f"the hub is stopping ({self._stopping_because})", reason="stopping")
+
+    def _finish_if_drained(self) -> None:
+        idle = all(child.pid == 0 for child in self._children.values())
+        if self.phase == "draining" and idle and self._preparation is None:
+            self._log.write("info", "stopped")
+            self._reactor.stop()
+
+    def _close(self) -> None:
+        for child in self._children.values():
+            child.abandon()
+        if _inode_of(self.workspace.state) == self._directory:
+            try:
+                discovery.remove_pids(self.workspace)
+            except OSError as error:
+                self._log.write("error", "pids-not-removed", error=str(error))
+        hit("stop.pids-removed")
+        self._reactor.close()
+        os.close(self._lock)  # before the clients see the end and try to start anew
+        last_words = self.failure or self._stopping()
+        self._clients.close({"error": to_wire(last_words)})
+        if self._outbox is not None:
+            self._outbox.close()
+        for log in self._logs.values():
+            log.close()
+
+
+def _own_identity() -> Identity:
+    identity = Identity.of(os.getpid())
+    assert identity is not None
+    return identity
+
+
+def _inode_of(path: str) -> tuple[int, int]:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return (0, 0)
+    return (status.st_dev, status.st_ino)
+
+
+def _inode_of_fd(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return (status.st_dev, status.st_ino)
+
+
+def _last_words(exit_: Exit | None) -> str:
+    lines = [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
+    return " | ".join(lines[-3:]) or "it said nothing"
+
+
+def daemon_main() -> None:
+    """Be the detached supervisor: descriptor 3 listens, 4 holds the lock, argv[1] is the rest."""
+    from hub.start import LISTENER_FD, LOCK_FD  # noqa: PLC0415
+
+    for fd in (LISTENER_FD, LOCK_FD):
+        os.set_inheritable(fd, False)
+    os.closerange(max(LISTENER_FD, LOCK_FD) + 1, 65536)
+    os.umask(0o077)
+    request = codec.loads_object(sys.argv[1])
+    from foundation.workspace import Workspace  # noqa: PLC0415
+
+    workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
+    os.chdir(workspace.state)
+    options = Options(fossil_port=request["fossil_port"], nats_port=request["nats_port"],
+                      detached=True)
+    status = 0
+    try:
+        Supervisor(workspace, options, lock=LOCK_FD,
+                   listener=_socket.socket(fileno=LISTENER_FD)).run()
+    except HubError:
+        status = 1  # logged, and told to everybody who waits
+    os._exit(status)  # skips 0.6 ms of interpreter teardown

@@ -34,6 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 OUR_FOSSIL = TOOLS / "bin" / "fossil"
+PRIVATE_APT = TOOLS / "apt"
 SHIM_MARK = "# bones-substrate shim; written by bin/setup --shim"
 PIP_WITH_PYTHON_OPTION = (22, 3)
 
@@ -170,16 +171,29 @@ def build_environment(locks: list[Lock]) -> Path:
     python = environment / "bin" / "python"
     environment.chmod(0o755)
     venv.create(environment, symlinks=True)
+    installer = pip()
     with step(f"Python {sys.version.split()[0]} packages of {locks[-1].path.name}"):
         run(
-            *pip(),
+            *installer,
             *("--python", python, "--disable-pip-version-check", "--no-input", "--quiet"),
             *("install", "--require-hashes", "--no-deps", "--no-compile"),
             *("--requirement", locks[-1].path),
         )
     with step("bytecode"), contextlib.suppress(SetupError):  # only speed is lost
         packages = [file.parent for file in ROOT.glob("*/__init__.py")]
-        run(python, "-I", "-m", "compileall", "-q", "-j", "0", environment / "lib", *packages)
+        compiler: list[str | Path] = [
+            python,
+            "-I",
+            "-m",
+            "compileall",
+            "-q",
+            environment / "lib",
+            *packages,
+        ]
+        try:
+            run(*compiler, "-j", "0")
+        except SetupError:  # a container without /dev/shm has no worker processes
+            run(*compiler)
     for lock in locks:
         lock.mark(environment)
     return environment
@@ -198,11 +212,11 @@ def show(environment: Path) -> None:
 
 
 def sweep() -> None:
-    """Remove environments that .venv does not name: replaced, or left by a killed set-up."""
+    """Remove what nothing needs: replaced environments, downloads, a killed set-up's rest."""
     shown = VENV.resolve()
-    for environment in TOOLS.glob("venv-*"):
-        if environment != shown:
-            shutil.rmtree(environment, ignore_errors=True)
+    for made in (*TOOLS.glob("venv-*"), *TOOLS.glob("deb-*"), PRIVATE_APT):
+        if made != shown:
+            shutil.rmtree(made, ignore_errors=True)
 
 
 def pip() -> list[str | Path]:
@@ -253,14 +267,12 @@ APT_IN_USE = threading.Lock()
 @functools.cache
 def private_apt() -> list[str]:
     """Return an apt-get with fresh lists and a state of its own: it needs no root."""
-    state = TOOLS / "apt"
-    (state / "lists" / "partial").mkdir(parents=True, exist_ok=True)
-    (state / "archives" / "partial").mkdir(parents=True, exist_ok=True)
+    for directory in ("lists", "archives"):
+        (PRIVATE_APT / directory / "partial").mkdir(parents=True, exist_ok=True)
     options = (
-        f"Dir::State={state}",
-        f"Dir::State::lists={state}/lists",
+        f"Dir::State={PRIVATE_APT}",
         "Dir::State::status=/var/lib/dpkg/status",
-        f"Dir::Cache={state}",
+        f"Dir::Cache={PRIVATE_APT}",
         "Debug::NoLocking=1",
         f"APT::Sandbox::User={'root' if os.geteuid() == 0 else ''}",
     )
@@ -365,7 +377,7 @@ def set_up(*, dev: bool) -> None:
                 fossil.result()
         if environment:
             show(environment)
-            sweep()
+        sweep()
         if first:
             say(f"done; `{ROOT}/bin/setup --shim DIR` puts hub and bones into a DIR on PATH")
 

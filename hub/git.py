@@ -1,0 +1,383 @@
+"""Reading a git repository exactly, and without leaving a trace in it.
+
+No reference, index, object, hook or work tree file of the user's is written: what git must
+write to find uncommitted changes (an index, the objects of changed files) goes to a scratch
+directory of ours. Two caches that git keeps for itself are beyond our reach: reading a split
+index renews the time of its ``sharedindex`` file, as any ``git status`` does, and a clean
+filter may store what it pleases (git-lfs: content under ``.git/lfs``).
+"""
+
+from __future__ import annotations
+
+import os
+
+from foundation.errors import Corrupt, HubError, Refused, ToolFailed
+from foundation.spawn import find_program
+from hub import place
+from hub.tool import Tool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator
+    from types import TracebackType
+    from typing import Self
+
+    from foundation.workspace import Workspace
+
+    Entry = tuple[bytes, bytes, bytes]
+    """(mode, object id, path): mode as git prints it, id in hex, path in git's bytes."""
+
+REGULAR, EXECUTABLE, SYMLINK, SUBMODULE = b"100644", b"100755", b"120000", b"160000"
+_GONE = b"000000"
+
+_CHUNK_BYTES = 1 << 16
+
+_QUIET = {
+    # Whatever the user's configuration says: run nothing of theirs but the filters, change
+    # nothing outside the scratch directory, and fail for no style reason.
+    "core.fsmonitor": "false",
+    "core.hooksPath": "/dev/null",
+    "core.splitIndex": "false",
+    "core.untrackedCache": "false",
+    "core.safecrlf": "false",
+    "core.fsync": "none",
+    "core.quotePath": "false",
+    "gc.auto": "0",
+    "maintenance.auto": "false",
+    "protocol.allow": "never",
+    # The defaults map whole packs and cache 96 MB of delta bases.
+    "core.packedGitWindowSize": "1m",
+    "core.packedGitLimit": "16m",
+    "core.deltaBaseCacheLimit": "16m",
+    "core.bigFileThreshold": "8m",
+}
+
+
+def environment() -> dict[str, str]:
+    """Return the environment for git: the user's, without what would redirect it.
+
+    Every GIT_ variable goes: a hook or an alias that starts us exports GIT_DIR and
+    GIT_INDEX_FILE, and GIT_CONFIG_… may say anything. SUDO_UID too: it makes root trust what
+    the calling user owns. Replacements are off, because the tree that HEAD names is wanted,
+    not one that stands in for it; and so is the network: a missing object is an error.
+    """
+    env = {name: value for name, value in os.environ.items()
+           if not name.startswith("GIT_") and name != "SUDO_UID"}
+    return env | {
+        "GIT_ALLOW_PROTOCOL": "none",
+        "GIT_NO_LAZY_FETCH": "1",  # understood from 2.44 on; the line above serves older ones
+        "GIT_NO_REPLACE_OBJECTS": "1",
+        "GIT_OPTIONAL_LOCKS": "0",
+        "GIT_TERMINAL_PROMPT": "0",
+        "LC_ALL": "C.UTF-8",  # we read its messages
+        "LANGUAGE": "",
+    }
+
+
+class Git:
+    """The repository around one workspace, read through the user's own git."""
+
+    def __init__(self, workspace: Workspace, scratch: str) -> None:
+        """Look at *workspace*; write what must be written below the directory *scratch*.
+
+        Raises:
+            Refused: ``git-missing``, ``not-git``, ``dubious-ownership``.
+        """
+        program = find_program("git")
+        if program is None:
+            raise Refused("git is not installed, or not in PATH: `sudo apt-get install git`",
+                          reason="git-missing")
+        self._root = workspace.root or "/"
+        self._argv = [program, *_options(_QUIET)]
+        self._env = environment()
+        self._index = self._look_around()
+        self._common = os.path.realpath(workspace.git_dir())
+        self._scratch = scratch
+        self._private = self._env | {
+            "GIT_INDEX_FILE": f"{scratch}/index",
+            "GIT_OBJECT_DIRECTORY": f"{scratch}/objects",
+            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(f"{self._common}/objects"),
+        }
+
+    def _look_around(self) -> str:
+        """Return the path of the index, after making sure that this is a work tree's top."""
+        out = self._ask("rev-parse", "--is-inside-work-tree", "--show-prefix", "--git-path",
+                        "index").split(b"\n", 2)
+        if out[0] != b"true" or out[1] != b"":
+            raise Refused(
+                f"{self._root} is not the top of a git work tree: git takes its .git for "
+                "something else; run `git status` there", reason="not-git")
+        return os.path.join(self._root, os.fsdecode(out[2][:-1]))
+
+    def head(self) -> str | None:
+        """Return the id of the commit that HEAD names; None before the first commit.
+
+        Raises:
+            Corrupt: HEAD's branch is there and names nothing.
+        """
+        with self._run("rev-parse", "--quiet", "--verify", "HEAD") as tool:
+            out = tool.stdout.read().strip()
+            if tool.wait() == 0:
+                return out.decode("ascii")
+            if tool.said():
+                raise self._failure(tool)
+        branch = os.fsdecode(self._ask("symbolic-ref", "HEAD").strip())
+        if os.path.lexists(f"{self._common}/{branch}"):
+            raise Corrupt(f"{self._root}: {branch} is damaged and names no commit; `git fsck`, "
+                          f"and `git reflog` for what it was", reason="repository-corrupt")
+        return None
+
+    def user_name(self) -> str | None:
+        """Return the ``user.name`` that git would put on a commit; None if it has none."""
+        with self._run("config", "--get", "user.name") as tool:
+            name = tool.stdout.read().decode("utf-8", "replace").strip()
+            return name if tool.wait() == 0 and name else None
+
+    def tree(self, commit: str) -> Iterator[Entry]:
+        """Yield every file below the tree of *commit*, in the order of the paths' bytes."""
+        with self._run("ls-tree", "-r", "-z", "--full-tree", commit) as tool:
+            for record in _split(tool, b"\0"):
+                meta, _tab, path = record.partition(b"\t")
+                mode, _type, oid = meta.split(b" ")
+                yield mode, oid, path
+            self._expect_success(tool)
+
+    def start_changes(self, commit: str | None) -> Changes | None:
+        """Begin to look for uncommitted changes of tracked files; None if there is no index.
+
+        No index is a clone without a check-out: nothing was ever there to be changed.
+        """
+        if not self._copy_index():
+            return None
+        os.makedirs(f"{self._scratch}/objects", 0o700, exist_ok=True)
+        return Changes(self, commit)
+
+    def contents(self, oids: Iterable[bytes], *, big_bytes: int) -> Contents:
+        """Return the contents of blobs in the order of *oids*, to be entered and iterated."""
+        return Contents(self, oids, big_bytes)
+
+    def _copy_index(self) -> bool:
+        """Copy the index with its time: git trusts a file's stat only if it is older."""
+        try:
+            source = os.open(self._index, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        with os.fdopen(source, "rb") as file, open(f"{self._scratch}/index", "wb") as copy:
+            found = os.fstat(source)
+            while chunk := file.read(1 << 20):
+                copy.write(chunk)
+            copy.flush()
+            os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
+        return True
+
+    def _run(self, *args: str, private: bool = False, stdin: bytes | int = b"") -> Tool:
+        return Tool([*self._argv, *args], env=self._private if private else self._env,
+                    cwd=self._root, stdin=stdin)
+
+    def _ask(self, *args: str) -> bytes:
+        with self._run(*args) as tool:
+            out = tool.stdout.read()
+            self._expect_success(tool)
+        return out
+
+    def _expect_success(self, tool: Tool) -> None:
+        if tool.wait() != 0:
+            raise self._failure(tool)
+
+    def _failure(self, tool: Tool) -> HubError:
+        return explain(["git", *tool.argv[len(self._argv) :]], tool.wait(), tool.said(),
+                       self._root, self._scratch)
+
+    def _missing(self, oid: bytes) -> HubError:
+        """Return the error for an object that the repository should have and has not."""
+        name = oid.decode("ascii", "replace")
+        with self._run("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"
+                       ) as tool:
+            partial = bool(tool.stdout.read().strip())
+        if partial:
+            return Refused(
+                f"{self._root} is a partial clone and lacks object {name}; seeding does not use "
+                "the network: `git fetch --refetch --no-filter` first", reason="partial-clone")
+        return Corrupt(f"{self._root}: git object {name} is missing; `git fsck` lists the damage, "
+                       "`git fetch` from a good clone may mend it", reason="repository-corrupt")
+
+
+class Changes:
+    """The search for uncommitted changes: made at once, running beside us until finished."""
+
+    def __init__(self, git: Git, commit: str | None) -> None:
+        """Start ``git add -u`` on the scratch index; use :meth:`Git.start_changes`."""
+        self._git = git
+        self._commit = commit
+        self._tool = git._run("add", "-u", "--", ".", private=True)  # noqa: SLF001
+
+    def __enter__(self) -> Self:
+        self._tool.__enter__()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tool.__exit__(kind, error, trace)
+
+    def finish(self) -> tuple[list[Entry], list[bytes]]:
+        """Return what differs from the commit: changed or new entries, and removed paths.
+
+        The filters of the user's configuration have been applied, as a commit would.
+        """
+        git = self._git
+        self._tool.stdout.read()
+        git._expect_success(self._tool)  # noqa: SLF001
+        return self._all_staged() if self._commit is None else self._against(self._commit)
+
+    def contents(self, oids: Iterable[bytes], *, big_bytes: int) -> Contents:
+        """Return the contents of blobs as :meth:`Git.contents` does, changed files included."""
+        return Contents(self._git, oids, big_bytes, private=True)
+
+    def _all_staged(self) -> tuple[list[Entry], list[bytes]]:
+        with self._git._run("ls-files", "-s", "-z", private=True) as tool:  # noqa: SLF001
+            changed = []
+            for record in _split(tool, b"\0"):
+                meta, _tab, path = record.partition(b"\t")
+                mode, oid, _stage = meta.split(b" ")
+                changed.append((mode, oid, path))
+            self._git._expect_success(tool)  # noqa: SLF001
+        return changed, []
+
+    def _against(self, commit: str) -> tuple[list[Entry], list[bytes]]:
+        changed: list[Entry] = []
+        removed: list[bytes] = []
+        with self._git._run(  # noqa: SLF001
+            "diff-index", "--cached", "--raw", "-z", "--no-renames", "--no-abbrev",
+            "--ignore-submodules=all", commit, private=True,
+        ) as tool:
+            records = _split(tool, b"\0")
+            for meta in records:
+                _old_mode, mode, _old, oid, _status = meta.split(b" ")
+                path = next(records)
+                if mode == _GONE:
+                    removed.append(path)
+                else:
+                    changed.append((mode, oid, path))
+            self._git._expect_success(tool)  # noqa: SLF001
+        return changed, removed
+
+
+class Contents:
+    """Blobs read through one ``git cat-file --batch``.
+
+    Iterate for ``(oid, size, content)``. A blob of *big_bytes* or more has content None and
+    must be taken from :meth:`chunks` before the next step.
+    """
+
+    def __init__(
+        self, git: Git, oids: Iterable[bytes], big_bytes: int, *, private: bool = False
+    ) -> None:
+        """Use :meth:`Git.contents` or :meth:`Changes.contents`."""
+        self._git = git
+        self._oids = oids
+        self._big_bytes = big_bytes
+        self._left = 0
+        wanted = b"".join([b"%s\n" % oid for oid in oids])
+        self._tool = git._run(  # noqa: SLF001
+            "cat-file", "--batch", "--buffer", private=private, stdin=wanted)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._tool.__exit__(kind, error, trace)
+
+    def __iter__(self) -> Iterator[tuple[bytes, int, bytes | None]]:
+        readline, read = self._tool.stdout.readline, self._tool.stdout.read
+        for oid in self._oids:
+            answer = readline().split(b" ")
+            if answer[-1] == b"missing\n":
+                raise self._git._missing(oid)  # noqa: SLF001
+            if len(answer) != 3 or answer[0] != oid:  # noqa: PLR2004
+                raise self._broken(oid)
+            size = int(answer[2])
+            if size >= self._big_bytes:
+                self._left = size
+                yield oid, size, None
+                assert self._left == 0, "a big blob was not read to its end"
+                read(1)
+                continue
+            content = read(size + 1)
+            if len(content) != size + 1:
+                raise self._broken(oid)
+            yield oid, size, content[:-1]
+        self._git._expect_success(self._tool)  # noqa: SLF001
+
+    def chunks(self) -> Iterator[bytes]:
+        """Yield the content of the big blob at hand, piece by piece."""
+        while self._left:
+            chunk = self._tool.stdout.read(min(self._left, 1 << 18))
+            if not chunk:
+                raise self._broken(b"")
+            self._left -= len(chunk)
+            yield chunk
+
+    def _broken(self, oid: bytes) -> HubError:
+        if self._tool.wait() == 0:
+            return Corrupt(f"git gave no content for object {oid.decode('ascii', 'replace')}: "
+                           "`git fsck`", reason="repository-corrupt")
+        failure = self._git._failure(self._tool)  # noqa: SLF001
+        if failure.reason == "git" and "not allowed" in self._tool.said():
+            return self._git._missing(oid)  # noqa: SLF001 - it tried to fetch it
+        return failure
+
+
+def explain(argv: list[str], status: int, said: str, root: str, scratch: str) -> HubError:
+    """Return what a failed git means for the user; *said* is its standard error."""
+    lines = [line for line in said.splitlines() if line]
+    telling = next((line for line in lines if line.startswith(("fatal:", "error:"))),
+                   lines[0] if lines else f"exit status {status}")
+    if "dubious ownership" in said or "is owned by someone else" in said:
+        command = next((line.strip() for line in lines if "safe.directory" in line
+                        and line.strip().startswith("git config")),
+                       f"git config --global --add safe.directory {_shell_quoted(root)}")
+        return Refused(f"{root} belongs to another user, so git does not trust it; if you do: "
+                       f"`{command}`", reason="dubious-ownership")
+    if "not a git repository" in said or "must be run in a work tree" in said:
+        return Refused(f"{root} is not a git work tree ({telling}): `git init` and commit there",
+                       reason="not-git")
+    if "No space left on device" in said or "Disk quota exceeded" in said:
+        return place.disk_full(scratch)
+    if any(sign in said for sign in _DAMAGE):
+        return Corrupt(f"the git repository of {root} is damaged ({telling}): `git fsck` there",
+                       reason="repository-corrupt")
+    return ToolFailed(argv, status, said, reason="git")
+
+
+_DAMAGE = ("corrupt", "bad object", "missing blob", "missing tree", "not a tree object",
+           "unable to read", "bad signature", "bad tree", "index file smaller", "inflate:",
+           "broken ref", "bad index file", "hash mismatch", "invalid sha1 pointer",
+           "could not read", "malformed", "truncated", "unable to find")
+
+
+def _options(settings: dict[str, str]) -> list[str]:
+    return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
+
+
+def _split(tool: Tool, mark: bytes) -> Iterator[bytes]:
+    """Yield the records that end in *mark* as they come, without holding them all."""
+    rest = b""
+    while chunk := tool.stdout.read1(_CHUNK_BYTES):
+        records = (rest + chunk).split(mark)
+        rest = records.pop()
+        yield from records
+
+
+def _quoted(path: str) -> str:
+    """Return *path* as git's list variables take one: C-quoted, or a colon would split it."""
+    escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'"{escaped}"'
+
+
+def _shell_quoted(path: str) -> str:
+    return "'" + path.replace("'", "'\\''") + "'"

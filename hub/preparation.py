@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 REPORT_FD = 3
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from hub.preparation import main; main()"
+_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.preparation import main; main()"
 
 
 class Preparation:
@@ -117,7 +117,7 @@ def main() -> None:
     from hub.creds import ensure_creds  # noqa: PLC0415
     from hub.seed import seed  # noqa: PLC0415
 
-    root, fossil = sys.argv[2:4]
+    root, fossil = sys.argv[1:3]
     workspace = Workspace(root)
 
     def report(**message: Any) -> None:

@@ -9,6 +9,7 @@ from foundation.errors import HubError
 from hub import discovery, fossil, nats, ports
 from hub.child import ChildSpec
 from hub.probe import Probe
+from hub.start import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from foundation.workspace import Workspace
     from hub.discovery import Discovery
     from hub.reactor import Reactor
-
-MARK = "BONES_WORKSPACE"
-"""In the environment of every process of ours: the root of the workspace it serves."""
 
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -121,7 +119,8 @@ class Servers:
         )
 
     def _trunk(self) -> ChildSpec:
-        program = "import sys; sys.path.insert(0, sys.argv[1]); from hub.trunk import main; main()"
+        program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); "
+                   "from hub.trunk import main; main()")
         # HUB_*, LANG and the like: what the person set for the hub holds for all of it.
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return ChildSpec(

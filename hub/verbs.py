@@ -137,13 +137,14 @@ def _status_lines(now: HubStatus) -> list[str]:
     head = f"{now.state:9} {now.root}" + (f"  ({now.reason})" if now.reason else "")
     lines = [head]
     for child in now.children:
-        restarts = f", restarted {child.restarts} x" if child.restarts else ""
+        restarts = f"restarted {child.restarts} times" if child.restarts else ""
         version = f" {now.versions[child.name]}" if now.versions.get(child.name) else ""
         url = ""
         if now.info is not None:
             url = {"fossil": now.info.fossil_url, "nats": now.info.nats_url}.get(child.name, "")
         pid = f"pid {child.pid}" if child.pid else "no process"
-        lines.append(f"  {child.name + version:13} {child.phase:9} {pid:11} {url}{restarts}".rstrip())
+        fields = (f"{child.name + version:13}", f"{child.phase:9}", f"{pid:11}", url, restarts)
+        lines.append(("  " + " ".join(field for field in fields if field)).rstrip())
     return lines
 
 

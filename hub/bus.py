@@ -2,8 +2,8 @@
 
 A thin layer over nats-py, and the only module that knows it, because of what nats-py does on
 its own (measured, ADR 0006): it gives up after 60 reconnects, lets a request wait out its
-timeout when the connection is gone, shows a refused publish as a timeout, publishes again
-without a Msg-Id, and never comes back once a server refused its key on a reconnect.
+timeout when the connection is gone, shows a refused publish as a timeout, sends again without
+a Msg-Id, and asks a server that refused its key for ever.
 """
 
 from __future__ import annotations
@@ -67,6 +67,8 @@ class Bus:
         self._failed_login: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         self._waiting: dict[asyncio.Future[Msg], str] = {}
         self._feeds: set[Feed] = set()
+        self._opened = False
+        self._closing: asyncio.Task[None] | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -227,8 +229,13 @@ class Bus:
                     verdict.set_exception(
                         Refused(f"this key may not publish to {subject}", reason="denied")
                     )
-        elif "authorization" in text.lower() and not self._failed_login.done():
-            self._failed_login.set_result(text)
+        elif "authorization" in text.lower():
+            if not self._failed_login.done():
+                self._failed_login.set_result(text)
+            if self._opened and self._closing is None:
+                # Another server stands at our address, or this one forgot us. nats-py would
+                # ask it ten times a second for ever, and leak a socket each time.
+                self._closing = asyncio.ensure_future(self.close())
 
     async def _open(self, seed: str, role: str) -> None:
         opening = asyncio.ensure_future(
@@ -263,6 +270,7 @@ class Bus:
             await asyncio.wait({opening})
             await self.close()
             raise
+        self._opened = True
         self._connected.set()
 
 

@@ -62,7 +62,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
 
 
 class StreamState(Record):
-    """What a stream holds. ``created`` tells one stream from a later one of the same name."""
+    """What a stream holds: up to which sequence, and how many before it are gone."""
 
     created: str
     last_seq: int
@@ -144,8 +144,9 @@ class Mark:
         before = self.state
         if before is None:
             before = now.replace(deleted=0)
-        same = before.created == now.created
-        if same and now.last_seq >= before.last_seq and now.deleted <= before.deleted:
+        if now.last_seq >= before.last_seq and now.deleted <= before.deleted:
+            # Another ``created`` alone is none: a stream whose metadata was damaged is made
+            # anew over its messages, and has them all (measured).
             return None
         return {"expected": before.as_dict(), "found": now.as_dict()}
 

@@ -1,39 +1,42 @@
-"""The front door of ``hub``: the verbs that must be fast, without the cost of a CLI library.
+"""The front door of ``hub``: three ways in, from the fastest to the one that knows everything.
 
-What is not one of the plain forms below, ``--help`` and every mistake included, goes to
+1. :mod:`hub.fast`: a running hub shows itself.
+2. The plain forms of start, stop, status and url, without the cost of a CLI library.
+3. :mod:`hub.cli`.
+
+What is not one of the plain forms, ``--help`` and every mistake included, goes to
 :mod:`hub.cli`, which knows them all; a test holds the two to the same behaviour.
 """
 
 from __future__ import annotations
 
-import os
+import posix
 import sys
 
-from hub import verbs
+from hub.fast import answered
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
 _FLAG = object()
 _ROOT: dict[str, tuple[str, object]] = {"--root": ("root", str), "--json": ("as_json", _FLAG)}
-_FAST: dict[str, tuple[Callable[..., int], dict[str, tuple[str, object]]]] = {
-    "start": (verbs.start, {
+_PLAIN: dict[str, dict[str, tuple[str, object]]] = {
+    "start": {
         **_ROOT, "--detach": ("detach", _FLAG), "-d": ("detach", _FLAG),
         "--fossil-port": ("fossil_port", int), "--nats-port": ("nats_port", int),
-    }),
-    "stop": (verbs.stop, {**_ROOT, "--force": ("force", _FLAG)}),
-    "status": (verbs.status, _ROOT),
-    "url": (verbs.url, _ROOT),
+    },
+    "stop": {**_ROOT, "--force": ("force", _FLAG)},
+    "status": _ROOT,
+    "url": _ROOT,
 }
 
 
-def parse(arguments: list[str]) -> tuple[Callable[..., int], dict[str, Any]] | None:
-    """Return the fast verb and its options that *arguments* ask for, None if it is not so plain."""
-    if not arguments or arguments[0] not in _FAST:
+def parse(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """Return the verb and the options that *arguments* ask for, None if they are not so plain."""
+    if not arguments or arguments[0] not in _PLAIN:
         return None
-    run, known = _FAST[arguments[0]]
+    known = _PLAIN[arguments[0]]
     options: dict[str, Any] = {}
     rest = iter(arguments[1:])
     for argument in rest:
@@ -50,21 +53,25 @@ def parse(arguments: list[str]) -> tuple[Callable[..., int], dict[str, Any]] | N
         if text is None or (kind is int and not (text.isascii() and text.isdigit())):
             return None
         options[field] = int(text) if kind is int else text
-    return run, options
+    return arguments[0], options
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Run ``hub`` with *arguments* (the command line by default) and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    plain = parse(arguments)
-    if plain is None:
-        slow_main(arguments)
-        return
-    run, options = plain
-    status = run(**options)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # skips 0.6 ms of interpreter teardown; nothing here needs it
+    status = answered(arguments)
+    if status is None:
+        plain = parse(arguments)
+        if plain is None:
+            slow_main(arguments)
+            return
+        from hub import verbs  # noqa: PLC0415
+
+        verb, options = plain
+        status = getattr(verbs, verb)(**options)
+        sys.stdout.flush()
+        sys.stderr.flush()
+    posix._exit(status)  # skips 0.6 ms of interpreter teardown; nothing here needs it
 
 
 def slow_main(arguments: list[str]) -> None:

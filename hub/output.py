@@ -11,13 +11,32 @@ if TYPE_CHECKING:
     from typing import Any
 
     from foundation.errors import HubError
+    from hub.render import Shown
 
 VERSION = "v1"
 
 
 def envelope(verb: str, data: Any) -> str:
-    """Return *data* in the envelope that every verb's ``--json`` prints, on one line."""
-    return codec.dumps({"schema": {"verb": verb, "version": VERSION}, "data": data})
+    """Return the line that every verb's ``--json`` prints for *data*."""
+    return codec.dumps({"schema": {"verb": verb, "version": VERSION}, "data": data}) + "\n"
+
+
+def error_envelope(verb: str, error: HubError) -> str:
+    """Return the line that every verb's ``--json`` prints for *error*."""
+    told = {"reason": error.reason, "message": str(error), "exit_code": error.exit_code}
+    return codec.dumps({"schema": {"verb": verb, "version": VERSION}, "error": told}) + "\n"
+
+
+def talk(text: str) -> str:
+    """Return the lines for stderr that say *text* to the person."""
+    return f"hub: {text}\n"
+
+
+def show(shown: Shown) -> int:
+    """Print *shown*; return its exit code."""
+    _write(sys.stdout, shown.stdout)
+    _write(sys.stderr, shown.stderr)
+    return shown.status
 
 
 def print_data(verb: str, data: Any) -> None:
@@ -28,9 +47,7 @@ def print_data(verb: str, data: Any) -> None:
 def print_error(verb: str, error: HubError, *, as_json: bool) -> int:
     """Print *error* in words, or as JSON on stdout; return its exit code."""
     if as_json:
-        told = {"reason": error.reason, "message": str(error), "exit_code": error.exit_code}
-        _write(sys.stdout, codec.dumps(
-            {"schema": {"verb": verb, "version": VERSION}, "error": told}))
+        _write(sys.stdout, error_envelope(verb, error))
     else:
         say(str(error))
     return error.exit_code
@@ -38,17 +55,17 @@ def print_error(verb: str, error: HubError, *, as_json: bool) -> int:
 
 def line(text: str) -> None:
     """Print a line of data."""
-    _write(sys.stdout, text)
+    _write(sys.stdout, f"{text}\n")
 
 
 def say(text: str) -> None:
     """Tell the person something that is not data."""
-    _write(sys.stderr, f"hub: {text}")
+    _write(sys.stderr, talk(text))
 
 
 def _write(stream: Any, text: str) -> None:
-    """Write one line; names that are not UTF-8 are shown escaped, never an error."""
-    data = f"{text}\n".encode("utf-8", "backslashreplace")
-    stream.flush()
-    stream.buffer.write(data)
-    stream.buffer.flush()
+    """Write *text*; names that are not UTF-8 are shown escaped, never an error."""
+    if text:
+        stream.flush()
+        stream.buffer.write(text.encode("utf-8", "backslashreplace"))
+        stream.buffer.flush()

@@ -8,8 +8,8 @@ import sys
 from foundation.errors import HubError
 from hub import discovery, fossil, nats, ports
 from hub.child import ChildSpec
+from hub.daemon import MARK
 from hub.probe import Probe
-from hub.start import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

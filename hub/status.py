@@ -6,7 +6,7 @@ from foundation.control import Connection
 from foundation.errors import HubError, NotRunning, Unavailable
 from foundation.record import Record
 from foundation.workspace import Workspace
-from hub.discovery import HubInfo
+from hub.info import HubInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -90,10 +90,10 @@ def status_of(workspace: Workspace) -> HubStatus:
             return HubStatus(state="unknown", root=root, reason=str(error))
         except HubError as error:
             return HubStatus(state="unknown", root=root, reason=str(error))
-    return _decode(root, answer)
+    return decode(root, answer)
 
 
-def _decode(root: str, answer: dict[str, Any]) -> HubStatus:
+def decode(root: str, answer: dict[str, Any]) -> HubStatus:
     """Read the supervisor's answer; it is of our protocol version, so of our shape."""
     children = tuple(ChildStatus(**child) for child in answer["children"])
     info = None if answer["info"] is None else HubInfo(**answer["info"])

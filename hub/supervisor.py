@@ -18,16 +18,20 @@ from foundation.failpoint import hit
 from foundation.process import Identity
 from foundation.record import Record
 from foundation.spawn import describe_exit
-from hub import discovery, fossil, nats, place, ports
+from foundation.workspace import Workspace
+from hub import discovery, place, ports, render
 from hub.child import Child
 from hub.clients import Clients
-from hub.discovery import Discovery, HubInfo
+from hub.daemon import LISTENER_FD, LOCK_FD
+from hub.discovery import Discovery
+from hub.info import HubInfo
 from hub.lifecycle import hub_step
 from hub.logs import HubLog, LogFile, utc_now
 from hub.outbox import Outbox
 from hub.preparation import Preparation
 from hub.reactor import Reactor
 from hub.servers import Servers
+from hub.status import decode
 from hub.systemd import notify
 
 TYPE_CHECKING = False
@@ -35,11 +39,11 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from foundation.workspace import Workspace
     from hub.child import Exit
     from hub.clients import Client
     from hub.lifecycle import HubEvent, HubPhase
     from hub.reactor import Timer
+    from hub.render import Shown
 
 HEALTH_EVERY_S = 5.0
 PORT_ATTEMPTS = 5
@@ -366,6 +370,8 @@ class Supervisor:
                 raise self.failure or self._stopping()
             if verb == "status":
                 client.send({"data": self.status()})
+            elif verb == "show":
+                client.send({"data": self._show(request.get("arguments")).as_dict()})
             elif verb == "start":
                 self._clients.wait(client)
                 self._revive_failed()
@@ -411,6 +417,25 @@ class Supervisor:
             "versions": self._servers.versions,
             "events_lost": 0 if self._outbox is None else self._outbox.lost,
         }
+
+    def _show(self, arguments: object) -> Shown:
+        """Return what the command line *arguments* print; see :mod:`hub.fast`.
+
+        Raises:
+            HubError: that takes more than showing; the client does it the long way.
+        """
+        words = arguments if isinstance(arguments, list) else []
+        as_json = "--json" in words
+        now = decode(self.workspace.root, self.status())
+        if words[:1] == ["status"]:
+            return render.status(now, as_json=as_json)
+        if self.info is None or now.state != "running":
+            raise Unavailable("not ready", reason="not-ready")
+        if words[:1] == ["url"]:
+            return render.url(self.info, as_json=as_json)
+        if words[:1] == ["start"]:
+            return render.started(self.info.replace(already_running=True), as_json=as_json)
+        raise Refused(f"nothing shows {words!r}", reason="unknown-verb")
 
     # --- stopping --------------------------------------------------------------------------
 
@@ -493,15 +518,11 @@ def _last_words(exit_: Exit | None) -> str:
 
 def daemon_main() -> None:
     """Be the detached supervisor: descriptor 3 listens, 4 holds the lock, argv[1] is the rest."""
-    from hub.start import LISTENER_FD, LOCK_FD  # noqa: PLC0415
-
     for fd in (LISTENER_FD, LOCK_FD):
         os.set_inheritable(fd, False)
     os.closerange(max(LISTENER_FD, LOCK_FD) + 1, 65536)
     os.umask(0o077)
     request = codec.loads_object(sys.argv[1])
-    from foundation.workspace import Workspace  # noqa: PLC0415
-
     workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
     os.chdir(workspace.state)
     options = Options(fossil_port=request["fossil_port"], nats_port=request["nats_port"],

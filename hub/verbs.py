@@ -6,14 +6,13 @@ import os
 import sys
 
 from foundation.errors import HubError, OwnedByAnother
-from hub import output
+from hub import output, render
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from hub.discovery import HubInfo
-    from hub.status import HubStatus
+    from hub.info import HubInfo
 
 ROOT_VARIABLE = "HUB_ROOT"
 
@@ -32,7 +31,7 @@ def start(
     from hub import start as starting  # noqa: PLC0415
 
     def ready(info: HubInfo) -> None:
-        _print_ready(verb, info, as_json=as_json)
+        output.show(render.started(info, as_json=as_json, verb=verb))
 
     progress = _Progress()
     try:
@@ -62,14 +61,6 @@ def start(
             output.say(f"--{name}-port {port} was not applied: the hub runs already; "
                        f"`hub stop` first")
     return 0
-
-
-def _print_ready(verb: str, info: HubInfo, *, as_json: bool) -> None:
-    if as_json:
-        output.print_data(verb, info.as_dict())
-        return
-    already = "already running, " if info.already_running else ""
-    output.say(f"{already}fossil at {info.fossil_url}, nats at {info.nats_url} (pid {info.pid})")
 
 
 class _Progress:
@@ -126,26 +117,7 @@ def status(*, root: str | None = None, as_json: bool = False) -> int:
         now = asking.status(root_or_default(root))
     except HubError as error:
         return output.print_error("hub.status", error, as_json=as_json)
-    if as_json:
-        output.print_data("hub.status", now.as_dict())
-    else:
-        output.line("\n".join(_status_lines(now)))
-    return now.exit_code
-
-
-def _status_lines(now: HubStatus) -> list[str]:
-    head = f"{now.state:9} {now.root}" + (f"  ({now.reason})" if now.reason else "")
-    lines = [head]
-    for child in now.children:
-        restarts = f"restarted {child.restarts} times" if child.restarts else ""
-        version = f" {now.versions[child.name]}" if now.versions.get(child.name) else ""
-        url = ""
-        if now.info is not None:
-            url = {"fossil": now.info.fossil_url, "nats": now.info.nats_url}.get(child.name, "")
-        pid = f"pid {child.pid}" if child.pid else "no process"
-        fields = (f"{child.name + version:13}", f"{child.phase:9}", f"{pid:11}", url, restarts)
-        lines.append(("  " + " ".join(field for field in fields if field)).rstrip())
-    return lines
+    return output.show(render.status(now, as_json=as_json))
 
 
 def url(*, root: str | None = None, as_json: bool = False) -> int:
@@ -156,8 +128,4 @@ def url(*, root: str | None = None, as_json: bool = False) -> int:
         info = running_info(root_or_default(root))
     except HubError as error:
         return output.print_error("hub.url", error, as_json=as_json)
-    if as_json:
-        output.print_data("hub.url", {"fossil": info.fossil_url, "nats": info.nats_url})
-    else:
-        output.line(f"fossil {info.fossil_url}\nnats {info.nats_url}")
-    return 0
+    return output.show(render.url(info, as_json=as_json))

@@ -114,15 +114,13 @@ class Lock(NamedTuple):
         """
         stamp = VENV / self.stamp
         try:
-            if stamp.read_text() != self.digest:
-                return False
-            if stamp.stat().st_mtime_ns != self.mtime_ns:
-                os.utime(stamp, ns=(self.mtime_ns, self.mtime_ns))
-        except PermissionError:  # someone else's project: theirs to freshen
-            return True
+            made_from, mtime_ns = stamp.read_text(), stamp.stat().st_mtime_ns
         except FileNotFoundError:
             return False
-        return True
+        if made_from == self.digest and mtime_ns != self.mtime_ns:
+            with contextlib.suppress(OSError):  # someone else's project: theirs to freshen
+                os.utime(stamp, ns=(self.mtime_ns, self.mtime_ns))
+        return made_from == self.digest
 
     def mark(self, environment: Path) -> None:
         """Leave the stamp, which the launchers compare with the lock by mtime alone."""
@@ -181,19 +179,12 @@ def build_environment(locks: list[Lock]) -> Path:
         )
     with step("bytecode"), contextlib.suppress(SetupError):  # only speed is lost
         packages = [file.parent for file in ROOT.glob("*/__init__.py")]
-        compiler: list[str | Path] = [
-            python,
-            "-I",
-            "-m",
-            "compileall",
-            "-q",
-            environment / "lib",
-            *packages,
-        ]
+        compileall: list[str | Path] = [python, "-I", "-m", "compileall", "-q"]
+        compileall += [environment / "lib", *packages]
         try:
-            run(*compiler, "-j", "0")
+            run(*compileall, "-j", "0")
         except SetupError:  # a container without /dev/shm has no worker processes
-            run(*compiler)
+            run(*compileall)
     for lock in locks:
         lock.mark(environment)
     return environment
@@ -398,12 +389,14 @@ def write_shims(directory: Path) -> None:
 
 def main() -> int:
     """Do what the command line says and return the exit status."""
-    parser = argparse.ArgumentParser()
+    parser = argparse.ArgumentParser(prog="bin/setup")
     parser.add_argument("--dev", action="store_true")
     parser.add_argument("--check", nargs="?", const="setup")
     parser.add_argument("--shim", type=Path)
     asked = parser.parse_args()
     try:
+        if sys.platform != "linux":
+            raise SetupError("the hub runs on Linux only")
         if asked.check:
             if environment_is_ready(wanted_locks(dev=asked.dev)):
                 return 0

@@ -6,7 +6,6 @@ import select
 import socket
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
@@ -84,14 +83,15 @@ class Server:
 class Trunk:
     """A trunk process, with its pipes as the supervisor holds them."""
 
-    def __init__(self, workspace: Workspace) -> None:
+    def __init__(self, workspace: Workspace, *options: str) -> None:
         self.workspace = workspace
+        self.options = options
         self.log = Path(workspace.logs) / "trunk.log"
 
     def start(self) -> Self:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-I", "-c", TRUNK, self.workspace.root],
+                [sys.executable, "-I", *self.options, "-c", TRUNK, self.workspace.root],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
@@ -142,7 +142,3 @@ def fill(workspace: Workspace, count: int, *, kind: str = "ready") -> None:
     for number in range(count):
         assert box.append(kind, {"number": number})
     box.close()
-
-
-def timed(started: float) -> float:
-    return time.monotonic() - started

@@ -1,0 +1,277 @@
+"""The reader of events: all of them, in order, whatever the servers do meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import os
+import select
+import signal
+import subprocess
+import sys
+from contextlib import aclosing
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foundation import codec
+from foundation.errors import NotRunning, Refused
+from hub.bus import connect
+from hub.events import Event, line, print_events, read, summary
+from hub.trunk.streams import CONFIGS, ensure
+from tests.hub.bus_server import CODE, Server, free_port, make_workspace
+
+if TYPE_CHECKING:
+    from foundation.workspace import Workspace
+
+pytestmark = pytest.mark.real
+
+PRINT = f"""
+import sys
+sys.path.insert(0, {str(CODE)!r})
+from foundation.workspace import Workspace
+from hub.events import print_events
+print_events(Workspace(sys.argv[1]), after=0, follow=sys.argv[2] == "follow", as_json=True,
+             out=sys.stdout)
+"""
+
+
+async def publish(workspace: Workspace, numbers: range) -> None:
+    async with await connect(workspace, "hub") as bus:
+        await ensure(bus, CONFIGS["EVENTS"])
+        for number in numbers:
+            await bus.publish(
+                f"slot.s{number % 3}.event.x",
+                codec.dumps({"kind": "x", "data": {"number": number}}).encode(),
+                msg_id=str(number),
+            )
+
+
+async def collect(workspace: Workspace, after: int = 0) -> list[Event]:
+    return [event async for event in read(workspace, after)]
+
+
+def said(workspace: Workspace, *, after: int = 0, as_json: bool = False) -> str:
+    out = io.StringIO()
+    print_events(workspace, after=after, follow=False, as_json=as_json, out=out)
+    return out.getvalue()
+
+
+def test_all_events_come_in_order_and_from_where_one_asks(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(600)))
+        events = asyncio.run(collect(server.workspace))
+        assert [event.seq for event in events] == list(range(1, 601))
+        assert [event.data["number"] for event in events] == list(range(600))
+        assert [event.seq for event in asyncio.run(collect(server.workspace, 597))] == [
+            598,
+            599,
+            600,
+        ]
+        assert asyncio.run(collect(server.workspace, 600)) == []
+
+
+def test_reading_leaves_nothing_behind(tmp_path: Path) -> None:
+    async def consumers() -> int:
+        async with await connect(server.workspace) as bus:
+            return int((await bus.call("STREAM.INFO.EVENTS"))["state"]["consumer_count"])
+
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(5)))
+        asyncio.run(collect(server.workspace))
+        assert asyncio.run(consumers()) == 0
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("other_port", [False, True])
+def test_a_follower_outlives_the_server_and_misses_nothing(
+    tmp_path: Path, *, other_port: bool
+) -> None:
+    total = 90
+
+    async def follow(seen: list[int]) -> None:
+        async with aclosing(read(server.workspace, 0, follow=True)) as events:
+            async for event in events:
+                seen.append(event.data["number"])
+                if len(seen) == total:
+                    return
+
+    async def run() -> list[int]:
+        seen: list[int] = []
+        await publish(server.workspace, range(30))
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow(seen))
+            for turn in (30, 60):
+                await publish(server.workspace, range(turn - 10, turn))  # again: same ids
+                server.kill()
+                if other_port:
+                    server.use_port(free_port())
+                await asyncio.to_thread(server.start)
+                await publish(server.workspace, range(turn, turn + 30))
+        return seen
+
+    with Server(tmp_path) as server:
+        assert asyncio.run(asyncio.wait_for(run(), 50)) == list(range(total))
+
+
+@pytest.mark.faults
+def test_what_the_store_lost_is_told_in_its_place(tmp_path: Path) -> None:
+    """As after a bit flip in the middle: deletes are denied, so the stream is made without."""
+
+    async def run() -> list[Event]:
+        async with await connect(server.workspace, "hub") as bus:
+            await ensure(bus, {**CONFIGS["EVENTS"], "deny_delete": False})
+            for number in range(6):
+                await bus.publish("hub.event.x", b"{}", msg_id=str(number))
+            for seq in (3, 4, 6):
+                await bus.call("STREAM.MSG.DELETE.EVENTS", {"seq": seq})
+        return await collect(server.workspace)
+
+    with Server(tmp_path) as server:
+        events = asyncio.run(run())
+    assert [event.kind for event in events] == ["x", "x", "missing", "x", "missing"]
+    assert events[2].data == {"first": 3, "last": 4}
+    assert events[4].data == {"first": 6, "last": 6}
+    assert "events 3 to 4 are missing" in line(events[2])
+
+
+def test_a_message_that_is_no_event_is_shown_as_such(tmp_path: Path) -> None:
+    async def run() -> list[Event]:
+        async with await connect(server.workspace, "hub") as bus:
+            await ensure(bus, CONFIGS["EVENTS"])
+            await bus.publish("hub.event.x", b"\xff\x1b[31m", msg_id="1")
+            await bus.publish("hub.event.x", b"{}", msg_id="2", headers={"Nats-Stream": "KV"})
+            await bus.publish("hub.event.x", b'{"free": "form"}', msg_id="3")
+        return await collect(server.workspace)
+
+    with Server(tmp_path) as server:
+        events = asyncio.run(run())
+    assert [event.kind for event in events] == ["unreadable", "unreadable", "x"]
+    assert events[2].data == {"free": "form"}
+
+
+def test_a_position_beyond_the_end_is_refused(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(2)))
+        with pytest.raises(Refused) as refused:
+            asyncio.run(collect(server.workspace, 3))
+        assert refused.value.reason == "events-replaced"
+
+
+def test_before_trunk_made_the_stream_there_are_no_events(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        assert asyncio.run(collect(server.workspace)) == []
+
+
+def test_without_a_hub_the_reader_says_so(tmp_path: Path) -> None:
+    with pytest.raises(NotRunning):
+        said(make_workspace(tmp_path / "never started"))
+    with pytest.raises(NotRunning):
+        said(Server(tmp_path / "stopped").workspace)
+
+
+def test_json_is_one_envelope_with_all_events(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(2)))
+        told = codec.loads_object(said(server.workspace, as_json=True))
+        assert codec.loads_object(said(server.workspace, after=2, as_json=True))["data"] == {
+            "events": []
+        }
+    assert told["schema"] == {"verb": "hub.events", "version": "v1"}
+    assert [event["seq"] for event in told["data"]["events"]] == [1, 2]
+    assert set(told["data"]["events"][0]) == {"seq", "time", "subject", "kind", "data"}
+
+
+def test_for_people_it_is_a_line_an_event(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(2)))
+        lines = said(server.workspace).splitlines()
+    assert len(lines) == 2
+    assert lines[1].split()[0] == "2"
+    assert lines[1].endswith("slot.s1.event.x  number=1")
+
+
+def _follower(workspace: Workspace) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-I", "-c", PRINT, workspace.root, "follow"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+
+
+def _line(pipe: Any) -> dict[str, Any]:
+    readable, _, _ = select.select([pipe], [], [], 20)
+    assert readable
+    return codec.loads_object(pipe.readline())
+
+
+def test_following_prints_an_envelope_a_line_and_ends_cleanly_on_interrupt(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(2)))
+        with _follower(server.workspace) as follower:
+            assert [_line(follower.stdout)["data"]["events"][0]["seq"] for _ in range(2)] == [1, 2]
+            asyncio.run(publish(server.workspace, range(2, 3)))
+            assert _line(follower.stdout)["data"]["events"][0]["data"] == {"number": 2}
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(10) == 0
+            assert follower.stderr is not None
+            assert follower.stderr.read() == b""
+
+
+def test_a_reader_that_went_away_ends_it_without_a_word(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(1)))
+        with _follower(server.workspace) as follower:
+            assert follower.stdout is not None
+            _line(follower.stdout)
+            follower.stdout.close()
+            asyncio.run(publish(server.workspace, range(1, 3)))
+            assert follower.wait(10) == 0
+            assert follower.stderr is not None
+            assert follower.stderr.read() == b""
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        (
+            "child-exited",
+            {"child": "nats", "pid": 7, "status": -9, "uptime_s": 61.234},
+            "nats was ended by signal 9 after 61.2 s (pid 7)",
+        ),
+        (
+            "child-exited",
+            {"child": "fossil", "pid": 7, "status": 1, "uptime_s": 1},
+            "fossil exited with 1 after 1 s (pid 7)",
+        ),
+        (
+            "child-restarted",
+            {"child": "nats", "pid": 8, "restarts": 2, "down_ms": 12},
+            "nats restarted in 12 ms (pid 8, restart 2)",
+        ),
+        ("failed", {"child": "nats", "reason": "5 exits in 30 s"}, "nats failed: 5 exits in 30 s"),
+        ("stopping", {}, "stopping: ?"),
+        ("stopping", {"reason": "a\x1b[31m\nb"}, "stopping: a?[31m?b"),
+        ("ready", {"pid": [1], "took_ms": {"a": 1}}, "ready in a=1 ms: ? ? (pid [1])"),
+        ("something-new", {"a": 1, "b": [2]}, "a=1 b=[2]"),
+    ],
+)
+def test_a_summary_says_what_happened(kind: str, data: dict[str, Any], words: str) -> None:
+    event = Event(seq=1, time="2026-01-01T00:00:00.000Z", subject="hub.event.x", kind=kind,
+                  data=data)  # fmt: skip
+    assert summary(event) == words
+
+
+def test_a_line_shows_local_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TZ", "Etc/GMT-2")
+    import time  # noqa: PLC0415
+
+    time.tzset()
+    event = Event(seq=12, time="2026-01-01T00:00:00.000Z", subject="slot.a.event.b", kind="b",
+                  data={})  # fmt: skip
+    assert line(event) == "    12  2026-01-01 02:00:00  slot.a.event.b"
+    monkeypatch.undo()
+    time.tzset()
+    assert os.environ.get("TZ") != "Etc/GMT-2"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 
 def write_file(path: str, content: bytes, *, mode: int = 0o600, durable: bool = True) -> None:
@@ -63,7 +64,7 @@ def read_bounded(path: str, limit: int) -> bytes:
     """
     fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
-        if os.fstat(fd).st_mode & 0o170000 != 0o100000:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(f"{path} is not a regular file")
         content = b""
         while chunk := os.read(fd, limit + 1 - len(content)):

@@ -35,7 +35,7 @@ def _refuse(value: object) -> None:
 def _with_accelerator() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
     import _json  # noqa: PLC0415
 
-    scan = _json.make_scanner(_Context)
+    scan = _json.make_scanner(_Context)  # type: ignore[arg-type] # the stub means the class itself
     quote = _json.encode_basestring_ascii
     encode = _json.make_encoder({}, _refuse, quote, None, ":", ",", False, False, False)
 

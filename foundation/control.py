@@ -133,8 +133,12 @@ class Connection:
         return int.from_bytes(credentials[4:8], "little")
 
     def ask(
-        self, verb: str, *, timeout_s: float,
-        progress: Callable[[dict[str, Any]], None] | None = None, **arguments: Any,
+        self,
+        verb: str,
+        *,
+        timeout_s: float,
+        progress: Callable[[dict[str, Any]], None] | None = None,
+        **arguments: Any,
     ) -> dict[str, Any]:
         """Send *verb* and return the data of its answer.
 
@@ -175,13 +179,15 @@ class Connection:
             try:
                 self._ready = self._lines.feed(chunk)
             except ValueError as error:
-                raise HubError(f"the hub's answer is not understood: {error}", reason="protocol"
-                               ) from None
+                raise HubError(
+                    f"the hub's answer is not understood: {error}", reason="protocol"
+                ) from None
         try:
             message = codec.loads_object(self._ready.pop(0))
         except codec.DecodeError as error:
-            raise HubError(f"the hub's answer is not understood: {error}", reason="protocol"
-                           ) from None
+            raise HubError(
+                f"the hub's answer is not understood: {error}", reason="protocol"
+            ) from None
         check_version(message)
         return message
 

@@ -24,4 +24,4 @@ def hit(name: str) -> None:
         return
     _hits[name] = _hits.get(name, 0) + 1
     if _hits[name] == int(turn or 1):
-        os.kill(os.getpid(), 9)
+        os.kill(os.getpid(), 9)  # noqa: TID251 - nobody but ourselves

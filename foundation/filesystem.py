@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 
 NETWORK = frozenset(
-    "nfs nfs4 cifs smb3 smbfs 9p afs ceph glusterfs lustre gpfs beegfs ncpfs coda "
-    "fuse.sshfs fuse.s3fs fuse.rclone fuse.glusterfs fuse.gcsfuse".split()
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "glusterfs", "lustre", "gpfs"}
+    | {"beegfs", "coda", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.glusterfs", "fuse.gcsfuse"}
 )
 """Types on which flock, Unix sockets or fsync do not mean what they mean on a local disk."""
+
+
+_MOUNT_POINT = 4  # the field of a line
 
 
 def kind_of(path: str) -> str:
@@ -32,13 +35,13 @@ def kind_in(mountinfo: bytes, path: str, major: int, minor: int) -> str:
     for line in mountinfo.splitlines():
         left, _dash, right = line.partition(b" - ")
         fields = left.split()
-        if len(fields) < 5 or not right:
+        if len(fields) <= _MOUNT_POINT or not right:
             continue
         kind = right.split()[0].decode("ascii", "replace")
         if fields[2] == wanted:
             return kind
-        point = _unescape(fields[4])
-        above = point == "/" or path == point or path.startswith(point + "/")
+        point = _unescape(fields[_MOUNT_POINT])
+        above = point in ("/", path) or path.startswith(point + "/")
         if above and len(point) >= best_length:  # a later mount on the same point hides it
             best, best_length = kind, len(point)
     return best

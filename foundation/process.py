@@ -63,8 +63,14 @@ class Identity(Record):
             return None
         if start is None or has_exited(pidfd):
             return None
-        return cls(pid=pid, inode=_unique_inode(pidfd), start=start, boot=boot_id(),
-                   namespace=pid_namespace(), uid=uid)
+        return cls(
+            pid=pid,
+            inode=_unique_inode(pidfd),
+            start=start,
+            boot=boot_id(),
+            namespace=pid_namespace(),
+            uid=uid,
+        )
 
     @classmethod
     def from_json(cls, value: object) -> Self | None:
@@ -196,6 +202,17 @@ def send_signal(pidfd: int, number: int) -> bool:
     except ProcessLookupError:
         return False
     return True
+
+
+def signal_group(leader: int, number: int) -> None:
+    """Signal the process group of *leader*, a child of ours that has not been reaped.
+
+    Until it is reaped nobody else can have its number, so this cannot hit a stranger.
+    """
+    try:
+        os.killpg(leader, number)
+    except ProcessLookupError:
+        pass
 
 
 def terminate(pidfd: int, *, grace_s: float, kill_wait_s: float = 2.0) -> bool:

@@ -42,7 +42,8 @@ class Record:
         """Return the names of the fields, those of the bases first."""
         names: list[str] = []
         for base in reversed(cls.__mro__):
-            names += [n for n in base.__dict__.get("__annotations__", ()) if n not in names]
+            own = base.__dict__.get("__annotations__", ())  # noqa: RUF063 - inspect costs 10 ms
+            names += [name for name in own if name not in names]
         return names
 
     def as_dict(self) -> dict[str, Any]:

@@ -61,7 +61,11 @@ def spawn_child(
 
 
 def _become(
-    argv: list[str], env: Mapping[str, str], cwd: str, files: Mapping[int, int], parent: int,
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    files: Mapping[int, int],
+    parent: int,
     mask: set[int],
 ) -> None:
     """In the child: turn into *argv*, or raise OSError."""
@@ -70,8 +74,10 @@ def _become(
     _signal.set_wakeup_fd(-1)
     for number in (1, 2, 3, 13, 15):  # HUP INT QUIT PIPE TERM; Python ignores SIGPIPE, exec keeps
         _signal.signal(number, _signal.SIG_DFL)
-    moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
-             for target, source in files.items()}
+    moved = {
+        target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+        for target, source in files.items()
+    }
     for target, source in moved.items():
         os.dup2(source, target)
     os.chdir(cwd)
@@ -94,7 +100,7 @@ def _prctl(option: int, value: int) -> None:
     try:
         import _ctypes  # noqa: PLC0415 - 0.9 ms; ctypes itself takes 3.5
 
-        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")
+        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type] # None: dlopen(3)
         result = _ctypes.call_function(address, (option, value, 0, 0, 0))
     except (ImportError, AttributeError):
         import ctypes  # noqa: PLC0415
@@ -110,11 +116,17 @@ def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int,
     posix_spawn: no Python code runs between fork and exec. *files* as in
     :func:`spawn_child`; our other descriptors are close-on-exec.
     """
-    moved = {target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
-             for target, source in files.items()}
+    moved = {
+        target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+        for target, source in files.items()
+    }
     try:
         return os.posix_spawn(
-            argv[0], argv, dict(env), setsid=True, setsigmask=(),
+            argv[0],
+            argv,
+            dict(env),
+            setsid=True,
+            setsigmask=(),
             setsigdef=(1, 2, 3, 13, 15),
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in moved.items()],
         )
@@ -139,7 +151,9 @@ def capture(argv: list[str], *, env: Mapping[str, str]) -> tuple[int, str]:
     read, write = os.pipe()
     try:
         pid = os.posix_spawn(
-            argv[0], argv, dict(env),
+            argv[0],
+            argv,
+            dict(env),
             file_actions=[(os.POSIX_SPAWN_DUP2, write, 1), (os.POSIX_SPAWN_DUP2, write, 2)],
         )
     except BaseException:

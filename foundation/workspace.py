@@ -51,15 +51,20 @@ class Workspace:
         try:
             here = os.path.realpath(start) if start else os.getcwd()
         except FileNotFoundError:
-            raise Refused("the current directory was deleted: cd to a git repository or use --root",
-                          reason="not-git") from None
+            raise Refused(
+                "the current directory was deleted: cd to a git repository or use --root",
+                reason="not-git",
+            ) from None
         if not os.path.isdir(here):
             raise Refused(f"{start}: no such directory", reason="not-git")
         directory = _outside_state(here)
         while not os.path.lexists(f"{directory}/.git"):
             if directory == "/":
-                raise Refused(f"{here} is not in a git repository: run `git init` and commit, "
-                              "or name one with --root", reason="not-git")
+                raise Refused(
+                    f"{here} is not in a git repository: run `git init` and commit, "
+                    "or name one with --root",
+                    reason="not-git",
+                )
             directory = os.path.dirname(directory)
         return cls(directory.rstrip("/"))
 
@@ -81,16 +86,20 @@ class Workspace:
                 raise ValueError("no gitdir line")
             git_dir = os.path.join(self.root, line.removeprefix("gitdir:").strip())
         except (OSError, ValueError) as error:
-            raise Refused(f"{entry} does not name a git directory: {error}", reason="not-git"
-                          ) from None
+            raise Refused(
+                f"{entry} does not name a git directory: {error}", reason="not-git"
+            ) from None
         try:
             common = read_bounded(f"{git_dir}/commondir", 8192).decode("utf-8", "surrogateescape")
         except FileNotFoundError:
             common = "."
         git_dir = os.path.normpath(os.path.join(git_dir, common.strip()))
         if not os.path.isdir(git_dir):
-            raise Refused(f"{entry} names {git_dir}, which is not there (was the repository moved? "
-                          "`git worktree repair`)", reason="not-git")
+            raise Refused(
+                f"{entry} names {git_dir}, which is not there (was the repository moved? "
+                "`git worktree repair`)",
+                reason="not-git",
+            )
         return git_dir
 
     def make_state(self) -> None:
@@ -137,8 +146,12 @@ def make_private(directory: str) -> None:
     it takes one for a repository when ``.git`` holds HEAD, objects/ and refs/ (measured with
     git 2.39). The HEAD is written last: without it the others mean nothing.
     """
-    for path in (directory, f"{directory}/.git", f"{directory}/.git/objects",
-                 f"{directory}/.git/refs"):
+    for path in (
+        directory,
+        f"{directory}/.git",
+        f"{directory}/.git/objects",
+        f"{directory}/.git/refs",
+    ):
         os.makedirs(path, 0o700, exist_ok=True)
     head = f"{directory}/.git/HEAD"
     if not os.path.exists(head):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 
-from foundation.process import Identity
+from foundation.process import Identity, signal_group
 from foundation.record import Record
 from foundation.spawn import spawn_child
 from hub import restart
@@ -116,7 +116,9 @@ class Child:
         in_read, self._stdin = os.pipe() if self.spec.woken else (null, -1)
         try:
             started = spawn_child(
-                self.spec.argv, env=self.spec.env, cwd=self.spec.cwd,
+                self.spec.argv,
+                env=self.spec.env,
+                cwd=self.spec.cwd,
                 files={0: in_read, 1: out_write, 2: out_write},
             )
         except BaseException:
@@ -166,10 +168,7 @@ class Child:
 
     def _kill(self, number: int) -> None:
         """Signal the whole group: fossil forks a process per request."""
-        try:
-            os.killpg(self._pid, number)
-        except ProcessLookupError:
-            pass
+        signal_group(self._pid, number)
 
     def _exited(self) -> None:
         """Reap the process; the exit's own news."""
@@ -190,7 +189,9 @@ class Child:
         self._close_stdin()
         now_s = time.monotonic()
         exit_ = Exit(
-            pid=self._pid, status=os.waitstatus_to_exitcode(wait_status), phase=phase,
+            pid=self._pid,
+            status=os.waitstatus_to_exitcode(wait_status),
+            phase=phase,
             uptime_s=round(now_s - self._spawned_at_s, 3),
             ready_for_s=now_s - self.ready_at_s if phase == "ready" else None,
             output=self._output,
@@ -205,7 +206,9 @@ class Child:
         assert self.last_exit is not None
         spread = int.from_bytes(os.urandom(2), "big") / 32767.5 - 1
         self._history, delay_s = restart.after_exit(
-            self._history, now_s=time.monotonic(), ready_for_s=self.last_exit.ready_for_s,
+            self._history,
+            now_s=time.monotonic(),
+            ready_for_s=self.last_exit.ready_for_s,
             spread=spread,
         )
         if delay_s is None:
@@ -213,22 +216,28 @@ class Child:
             return False
         self.restarts += 1
         if delay_s == 0.0:
-            return self._respawn()
+            self._respawn()
+            return True
         self._step("delayed")
-        self._timer = self._reactor.call_later(delay_s, lambda: self._respawn() and None)
+        self._timer = self._reactor.call_later(delay_s, self._respawn)
         return True
 
-    def _respawn(self) -> bool:
+    def _respawn(self) -> None:
         try:
             self.spawn()
         except OSError as error:
             # The binary went away: as an exit that counts, or the loop would never end.
             if self.phase == "waiting":
                 self._step("exited")
-            self.last_exit = Exit(pid=0, status=127, phase="starting", uptime_s=0.0,
-                                  ready_for_s=None, output=[str(error).encode()])
+            self.last_exit = Exit(
+                pid=0,
+                status=127,
+                phase="starting",
+                uptime_s=0.0,
+                ready_for_s=None,
+                output=[str(error).encode()],
+            )
             self._owner.child_exited(self, self.last_exit)
-        return True
 
     def revive(self) -> None:
         """Start a failed child again, with a clean history, because a person asked."""
@@ -291,7 +300,9 @@ class Child:
         """Return what `hub status` shows of it."""
         now_s = time.monotonic()
         return {
-            "name": self.spec.name, "phase": self.phase, "pid": self._pid,
+            "name": self.spec.name,
+            "phase": self.phase,
+            "pid": self._pid,
             "restarts": self.restarts,
             "uptime_s": round(now_s - self._spawned_at_s, 3) if self._pid else 0.0,
             "last_exit": None if self.last_exit is None else self.last_exit.status,

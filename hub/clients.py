@@ -38,7 +38,9 @@ class Clients:
     """Accepts connections, reads requests, keeps those who wait for readiness."""
 
     def __init__(
-        self, reactor: Reactor, listener: _socket.socket,
+        self,
+        reactor: Reactor,
+        listener: _socket.socket,
         answer: Callable[[Client, dict[str, Any]], None],
     ) -> None:
         """Own *listener*; *answer* gets every request."""
@@ -79,7 +81,7 @@ class Clients:
     def _accept(self) -> None:
         for _turn in range(_ACCEPTED_AT_ONCE):
             try:
-                fd, _address = self._listener._accept()  # noqa: SLF001 - the C module has no other
+                fd, _address = self._listener._accept()  # type: ignore[attr-defined] # noqa: SLF001 - C only
             except OSError:
                 return
             sock = _socket.socket(fileno=fd)
@@ -87,7 +89,10 @@ class Clients:
             sock.setblocking(False)
             client = Client(sock)
             self._clients[fd] = client
-            self._reactor.watch(fd, lambda _events, client=client: self._read(client))
+            self._reactor.watch(fd, self._reader(client))
+
+    def _reader(self, client: Client) -> Callable[[int], None]:
+        return lambda _events: self._read(client)
 
     def _read(self, client: Client) -> None:
         try:
@@ -105,8 +110,15 @@ class Clients:
             try:
                 request = codec.loads_object(line)
             except codec.DecodeError as error:
-                client.send({"error": {"kind": "Refused", "reason": "protocol",
-                                       "message": f"not understood: {error}"}})
+                client.send(
+                    {
+                        "error": {
+                            "kind": "Refused",
+                            "reason": "protocol",
+                            "message": f"not understood: {error}",
+                        }
+                    }
+                )
                 continue
             self._answer(client, request)
         if client.broken:

@@ -9,6 +9,7 @@ from foundation import codec, control
 from foundation.control import Connection
 from foundation.errors import HubError, Unavailable
 from foundation.lock import try_lock
+from foundation.process import signal_group
 from foundation.spawn import describe_exit, spawn_daemon
 from hub import place
 from hub.info import HubInfo
@@ -25,8 +26,10 @@ LOCK_FD = 4
 MARK = "BONES_WORKSPACE"
 """In the environment of every process of ours: the root of the workspace it serves."""
 
-_PROGRAM = ("import sys; sys.path[:0] = [sys.argv.pop(1)]; "
-            "from hub.supervisor import daemon_main; daemon_main()")
+_PROGRAM = (
+    "import sys; sys.path[:0] = [sys.argv.pop(1)]; "
+    "from hub.supervisor import daemon_main; daemon_main()"
+)
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TAIL_LINES = 20
 
@@ -53,16 +56,25 @@ def become_starter(workspace: Workspace) -> tuple[int, _socket.socket] | None:
 
 
 def run_detached(
-    workspace: Workspace, *, fossil_port: int | None, nats_port: int | None, lock: int,
-    listener: _socket.socket, timeout_s: float, progress: Progress | None,
+    workspace: Workspace,
+    *,
+    fossil_port: int | None,
+    nats_port: int | None,
+    lock: int,
+    listener: _socket.socket,
+    timeout_s: float,
+    progress: Progress | None,
 ) -> HubInfo:
     """Spawn the supervisor, hand it *lock* and *listener*, and wait until it is ready.
 
     Raises:
         HubError: it could not start, and has ended; see :func:`hub.start.start`.
     """
-    request = {"root": os.fsencode(workspace.root).hex(), "fossil_port": fossil_port,
-               "nats_port": nats_port}
+    request = {
+        "root": os.fsencode(workspace.root).hex(),
+        "fossil_port": fossil_port,
+        "nats_port": nats_port,
+    }
     log_path = f"{workspace.logs}/hub.log"
     # The socket listens already, so the connection is queued until the daemon gets to it.
     connection = Connection.open(workspace.socket)
@@ -88,13 +100,17 @@ def run_detached(
                 _end(pid)
                 raise Unavailable(
                     f"the hub was not ready {timeout_s:g} s after its last sign of life, and was "
-                    f"ended{_log_tail(log_path, log_start)}", reason="start-timeout") from None
+                    f"ended{_log_tail(log_path, log_start)}",
+                    reason="start-timeout",
+                ) from None
             if error.reason != "gone":
                 raise
             _pid, wait_status = os.waitpid(pid, 0)
             ended = describe_exit(os.waitstatus_to_exitcode(wait_status))
-            raise HubError(f"the hub {ended} before it was ready{_log_tail(log_path, log_start)}",
-                           reason="hub-died") from None
+            raise HubError(
+                f"the hub {ended} before it was ready{_log_tail(log_path, log_start)}",
+                reason="hub-died",
+            ) from None
         except HubError:
             connection.wait_end(timeout_s)  # it drains: then the ports are free again
             _reap(pid)
@@ -107,7 +123,7 @@ def run_detached(
 
 def _end(pid: int) -> None:
     """Ask our own child to drain; it cannot be a stranger, for we have not reaped it."""
-    os.kill(pid, 15)
+    signal_group(pid, 15)
     _reap(pid)
 
 

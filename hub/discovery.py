@@ -12,6 +12,7 @@ from foundation import codec
 from foundation.atomic import read_bounded, remove, write_file
 from foundation.process import Identity
 from foundation.record import Record
+from hub import ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -62,16 +63,24 @@ def read(workspace: Workspace) -> Discovery | None:
     if identity is None or not isinstance(children, dict):
         return None
     known = {name: Identity.from_json(value) for name, value in children.items()}
-    texts = (fields["hub_id"], fields["root"], fields["fossil_url"], fields["nats_url"],
-             fields["started_at"])
+    texts = (
+        fields["hub_id"],
+        fields["root"],
+        fields["fossil_url"],
+        fields["nats_url"],
+        fields["started_at"],
+    )
     if type(fields["epoch"]) is not int or not all(isinstance(text, str) for text in texts):
         return None
     if not isinstance(fields["versions"], dict) or not isinstance(fields["tools"], dict):
         return None
-    return Discovery(**{
-        **fields, "identity": identity,
-        "children": {name: who for name, who in known.items() if who is not None},
-    })
+    return Discovery(
+        **{
+            **fields,
+            "identity": identity,
+            "children": {name: who for name, who in known.items() if who is not None},
+        }
+    )
 
 
 def recorded_port(path: str) -> int | None:
@@ -81,7 +90,7 @@ def recorded_port(path: str) -> int | None:
     except (OSError, ValueError):
         return None
     port = text.strip().rstrip("/").rpartition(":")[2]
-    return int(port) if port.isdigit() and 0 < int(port) < 65536 else None
+    return int(port) if port.isdigit() and 0 < int(port) <= ports.HIGHEST else None
 
 
 def write_urls(workspace: Workspace, fossil_url: str, nats_url: str) -> None:

@@ -23,8 +23,11 @@ _FLAG = object()
 _ROOT: dict[str, tuple[str, object]] = {"--root": ("root", str), "--json": ("as_json", _FLAG)}
 _PLAIN: dict[str, dict[str, tuple[str, object]]] = {
     "start": {
-        **_ROOT, "--detach": ("detach", _FLAG), "-d": ("detach", _FLAG),
-        "--fossil-port": ("fossil_port", int), "--nats-port": ("nats_port", int),
+        **_ROOT,
+        "--detach": ("detach", _FLAG),
+        "-d": ("detach", _FLAG),
+        "--fossil-port": ("fossil_port", int),
+        "--nats-port": ("nats_port", int),
     },
     "stop": {**_ROOT, "--force": ("force", _FLAG)},
     "status": _ROOT,
@@ -56,14 +59,14 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
     return arguments[0], options
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """Run ``hub`` with *arguments* (the command line by default) and exit."""
+def main(arguments: list[str] | None = None, *, program: str = "hub") -> None:
+    """Run ``hub``, called *program*, with *arguments* (the command line by default) and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     status = answered(arguments)
     if status is None:
         plain = parse(arguments)
         if plain is None:
-            slow_main(arguments)
+            slow_main(arguments, program)
             return
         from hub import verbs  # noqa: PLC0415
 
@@ -71,15 +74,15 @@ def main(arguments: list[str] | None = None) -> None:
         status = getattr(verbs, verb)(**options)
         sys.stdout.flush()
         sys.stderr.flush()
-    posix._exit(status)  # skips 0.6 ms of interpreter teardown; nothing here needs it
+    posix._exit(status)  # noqa: SLF001 - os._exit; skips 0.6 ms of interpreter teardown; nothing here needs it
 
 
-def slow_main(arguments: list[str]) -> None:
+def slow_main(arguments: list[str], program: str) -> None:
     """Run ``hub`` by way of the CLI library."""
     activate_site()
     from hub.cli import main as cli_main  # noqa: PLC0415
 
-    cli_main(arguments)
+    cli_main(arguments, program=program)
 
 
 def activate_site() -> None:

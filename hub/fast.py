@@ -12,11 +12,20 @@ from __future__ import annotations
 import _socket
 import posix
 
-_PLAIN = frozenset({
-    ("status",), ("status", "--json"), ("url",), ("url", "--json"), ("start",),
-    ("start", "--json"), ("start", "--detach"), ("start", "-d"), ("start", "--detach", "--json"),
-    ("start", "-d", "--json"),
-})
+_PLAIN = frozenset(
+    {
+        ("status",),
+        ("status", "--json"),
+        ("url",),
+        ("url", "--json"),
+        ("start",),
+        ("start", "--json"),
+        ("start", "--detach"),
+        ("start", "-d"),
+        ("start", "--detach", "--json"),
+        ("start", "-d", "--json"),
+    }
+)
 _ADDRESS_LIMIT = 107  # unix(7): sun_path
 _ANSWER_LIMIT = 256 * 1024
 _ANSWER_WITHIN_S = 2.0

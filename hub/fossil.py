@@ -37,7 +37,9 @@ def find() -> str:
     if path is None:
         raise Refused(
             "fossil is not installed: `sudo apt-get install fossil` (Debian, Ubuntu), or name "
-            f"its binary in {VARIABLE}", reason="binary-missing")
+            f"its binary in {VARIABLE}",
+            reason="binary-missing",
+        )
     return path
 
 
@@ -50,13 +52,16 @@ def version_of(path: str) -> str:
     try:
         status, output = capture([path, "version"], env=environment(os.path.dirname(path)))
     except OSError as error:
-        raise Refused(f"{path} cannot be executed: {error.strerror}",
-                      reason="binary-unsupported") from None
+        raise Refused(
+            f"{path} cannot be executed: {error.strerror}", reason="binary-unsupported"
+        ) from None
     words = output.split()
-    if status != 0 or words[:4] != ["This", "is", "fossil", "version"] or len(words) < 5:
+    if status != 0 or words[:4] != ["This", "is", "fossil", "version"] or not words[4:]:
         said = output.strip()[:200] or "nothing"
-        raise Refused(f"{path} is not a fossil that runs: `version` {describe_exit(status)} and "
-                      f"said: {said}", reason="binary-unsupported")
+        raise Refused(
+            f"{path} is not a fossil that runs: `version` {describe_exit(status)} and said: {said}",
+            reason="binary-unsupported",
+        )
     check_version(path, words[4])
     return words[4]
 
@@ -71,7 +76,9 @@ def check_version(path: str, version: str) -> None:
     if numbers[:1] != OLDEST[:1] or numbers < OLDEST:
         raise Refused(
             f"{path} is fossil {version}: {OLDEST[0]}.{OLDEST[1]} or newer 2.x is needed; name "
-            f"another binary in {VARIABLE}", reason="binary-unsupported")
+            f"another binary in {VARIABLE}",
+            reason="binary-unsupported",
+        )
 
 
 def environment(home: str) -> dict[str, str]:
@@ -80,8 +87,13 @@ def environment(home: str) -> dict[str, str]:
     USER: without it fossil refuses to run ("cannot determine user"). FOSSIL_HOME: or it
     would write ``~/.fossil``.
     """
-    return {"USER": "hub", "HOME": home, "FOSSIL_HOME": home, "PATH": os.defpath,
-            "LC_ALL": "C.UTF-8"}
+    return {
+        "USER": "hub",
+        "HOME": home,
+        "FOSSIL_HOME": home,
+        "PATH": os.defpath,
+        "LC_ALL": "C.UTF-8",
+    }
 
 
 def server_argv(fossil: str, workspace: Workspace, port: int) -> list[str]:
@@ -91,5 +103,3 @@ def server_argv(fossil: str, workspace: Workspace, port: int) -> list[str]:
     without /dev/urandom.
     """
     return [fossil, "server", "--localhost", "--nojail", "--port", str(port), workspace.repository]
-
-

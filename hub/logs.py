@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import fcntl
 import os
-import time
 
 from foundation import codec
 from foundation.atomic import write_all
+from foundation.clock import utc_now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from typing import BinaryIO
 
     from hub.reactor import Reactor
 
@@ -86,7 +87,7 @@ class HubLog:
         self._file = file
 
     def write(self, level: str, event: str, **fields: object) -> None:
-        """Log *event*: info = a phase changed, warning = we recovered, error = a person must act."""
+        """Log *event*: info = a phase changed, warning = we recovered, error = a person acts."""
         line = {"time": utc_now(), "level": level, "event": event, **fields}
         self._file.write(codec.dumps(line).encode() + b"\n")
 
@@ -108,7 +109,10 @@ class Pump:
             fcntl.fcntl(fd, _F_SETPIPE_SZ, _PIPE_BYTES)
         except OSError:
             pass  # over the user's pipe quota: a smaller pipe works too
-        reactor.watch(fd, lambda _events: self._read())
+        reactor.watch(fd, self._readable)
+
+    def _readable(self, _events: int) -> None:
+        self._read()
 
     def _read(self) -> bool:
         """Take one chunk; return whether there may be more."""
@@ -142,13 +146,6 @@ class Pump:
         os.close(self._fd)
 
 
-def utc_now() -> str:
-    """Return the time as RFC 3339 with milliseconds, UTC."""
-    now_s = time.time()
-    seconds = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now_s))
-    return f"{seconds}.{int(now_s * 1000) % 1000:03d}Z"
-
-
 def tail(path: str, count: int, *, start: int = 0) -> list[bytes]:
     """Return the last *count* lines of the log *path* from offset *start* on, oldest first.
 
@@ -178,43 +175,42 @@ def _last_lines(path: str, count: int, start: int) -> list[bytes]:
     return content.splitlines()[-count:] if count else []
 
 
-def follow(path: str, *, idle: Callable[[], None]) -> Iterator[bytes]:
-    """Yield the lines that are appended to *path* from now on, over rotations.
+def follow(path: str) -> Iterator[list[bytes]]:
+    """Yield, at every look, the lines that *path* got since the look before; the first is empty.
 
-    *idle* is called when there is nothing new; it waits a moment, or raises to end it.
+    Rotations lose nothing, as long as there is a look between two of them.
     """
-    position, inode, rest = _end_of(path)
+    file: BinaryIO | None = None
+    rest = b""
+    first = True
     while True:
-        try:
-            with open(path, "rb") as file:
-                now = os.fstat(file.fileno())
-                if inode not in (None, now.st_ino):
-                    yield from _appended(f"{path}.1", position, rest)
-                    position, rest = 0, b""
-                inode = now.st_ino
-                file.seek(position)
-                chunk = file.read(1024 * 1024)
-        except FileNotFoundError:
-            chunk = b""
-        position += len(chunk)
-        *lines, rest = (rest + chunk).split(b"\n")
-        yield from lines
-        if not chunk:
-            idle()
+        lines: list[bytes] = []
+        while True:
+            now = _open(path)
+            if file is None and now is not None:
+                file = now
+                if first:
+                    file.seek(0, 2)
+            if file is not None:
+                *whole, rest = (rest + file.read()).split(b"\n")
+                lines += whole
+            if now is None or file is None or file is now:
+                break
+            same = os.path.sameopenfile(file.fileno(), now.fileno())
+            if same:
+                now.close()
+                break
+            # Rotated: what was appended to the old one before the renaming has been read.
+            *whole, rest = (rest + file.read()).split(b"\n")
+            lines += whole
+            file.close()
+            file = now
+        first = False
+        yield lines
 
 
-def _end_of(path: str) -> tuple[int, int | None, bytes]:
+def _open(path: str) -> BinaryIO | None:
     try:
-        status = os.stat(path)
+        return open(path, "rb")
     except FileNotFoundError:
-        return 0, None, b""
-    return status.st_size, status.st_ino, b""
-
-
-def _appended(path: str, position: int, rest: bytes) -> Iterator[bytes]:
-    try:
-        with open(path, "rb") as file:
-            file.seek(position)
-            yield from (rest + file.read()).splitlines()
-    except FileNotFoundError:
-        return
+        return None

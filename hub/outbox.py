@@ -13,10 +13,10 @@ Two files in one directory, ``current`` and ``previous``, of one JSON line per e
 from __future__ import annotations
 
 import os
-import time
 
 from foundation import codec
 from foundation.atomic import read_bounded, remove, sync_directory, write_all, write_file
+from foundation.clock import utc_now
 from foundation.record import Record
 
 TYPE_CHECKING = False
@@ -100,7 +100,13 @@ class Outbox:
         return line
 
     def _encode(self, kind: str, data: dict[str, Any]) -> bytes:
-        entry = {"seq": self._seq, "epoch": self.epoch, "time": now(), "kind": kind, "data": data}
+        entry = {
+            "seq": self._seq,
+            "epoch": self.epoch,
+            "time": utc_now(),
+            "kind": kind,
+            "data": data,
+        }
         return codec.dumps(entry).encode() + b"\n"
 
     def _write(self, line: bytes) -> None:
@@ -171,13 +177,6 @@ def _current(directory: str) -> str:
 
 def _previous(directory: str) -> str:
     return f"{directory}/previous"
-
-
-def now() -> str:
-    """Return the time as events carry it: RFC 3339, UTC, to the millisecond."""
-    milliseconds = time.time_ns() // 1_000_000
-    moment = time.gmtime(milliseconds // 1000)
-    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{milliseconds % 1000:03d}Z"
 
 
 def _read_id(directory: str) -> str:

@@ -28,17 +28,22 @@ def check(workspace: Workspace) -> None:
         raise Refused(
             f"{workspace.root} is on a network file system ({kind}), where locks and crash "
             "safety cannot be relied on: clone the repository to a local disk",
-            reason="network-filesystem")
+            reason="network-filesystem",
+        )
     _check_owner(workspace)
     place = workspace.state if os.path.isdir(workspace.state) else workspace.root
     if os.path.lexists(workspace.state) and (
         os.path.islink(workspace.state) or not os.path.isdir(workspace.state)
     ):
-        raise Refused(f"{workspace.state} is not a directory of our own: move it away",
-                      reason="state-not-writable")
+        raise Refused(
+            f"{workspace.state} is not a directory of our own: move it away",
+            reason="state-not-writable",
+        )
     if not os.access(place, os.W_OK | os.X_OK):
-        raise Refused(f"{place} cannot be written by you: `chmod u+wx {place}`, or mount it "
-                      "writable", reason="state-not-writable")
+        raise Refused(
+            f"{place} cannot be written by you: `chmod u+wx {place}`, or mount it writable",
+            reason="state-not-writable",
+        )
     free = os.statvfs(place)
     free_bytes = free.f_bavail * free.f_frsize
     if free_bytes < LEAST_FREE_BYTES:
@@ -61,7 +66,8 @@ def _check_owner(workspace: Workspace) -> None:
         raise Refused(
             f"{workspace.root} belongs to {name}, and you are {login(me)}: run it as its owner"
             + (f" (`sudo -u {name} hub …`, or without sudo)" if me == 0 else ""),
-            reason="state-foreign")
+            reason="state-foreign",
+        )
 
 
 def login(uid: int) -> str:
@@ -77,8 +83,11 @@ def login(uid: int) -> str:
 def disk_full(place: str, free_bytes: int | None = None) -> Refused:
     """Return the error for a disk without room."""
     left = "" if free_bytes is None else f" ({free_bytes // 1024} KiB free)"
-    return Refused(f"the disk that holds {place} is full{left}: free at least "
-                   f"{LEAST_FREE_BYTES // 1024 // 1024} MiB and start again", reason="disk-full")
+    return Refused(
+        f"the disk that holds {place} is full{left}: free at least "
+        f"{LEAST_FREE_BYTES // 1024 // 1024} MiB and start again",
+        reason="disk-full",
+    )
 
 
 def explain(error: OSError, place: str) -> HubError:
@@ -97,5 +106,7 @@ def no_sockets(error: OSError, workspace: Workspace) -> HubError:
         kind = filesystem.kind_of(workspace.state)
         return Refused(
             f"the file system of {workspace.root} ({kind}) has no Unix sockets: clone the "
-            "repository to a native file system", reason="no-sockets")
+            "repository to a native file system",
+            reason="no-sockets",
+        )
     return explain(error, workspace.socket)

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 LOOPBACK = "127.0.0.1"
+HIGHEST = 65535
 DEFAULT = {"fossil": 8765, "nats": 4222}
 
 
@@ -23,9 +24,10 @@ def choose(server: str, *, pinned: int | None, preferred: Iterable[int | None]) 
         Refused: the pinned port is taken, or is none.
     """
     if pinned is not None:
-        if not 0 < pinned < 65536:
-            raise Refused(f"--{server}-port {pinned}: a port is between 1 and 65535",
-                          reason="port-invalid")
+        if not 0 < pinned <= HIGHEST:
+            raise Refused(
+                f"--{server}-port {pinned}: a port is between 1 and 65535", reason="port-invalid"
+            )
         if not is_free(pinned):
             raise taken(server, pinned)
         return pinned
@@ -39,8 +41,11 @@ def taken(server: str, port: int) -> Refused:
     """Return the error for a port that somebody else has."""
     holder = holder_of(port)
     by = f" by {holder}" if holder else ""
-    return Refused(f"port {port} for {server} is taken{by}: stop that, or name another with "
-                   f"--{server}-port, or leave the flag out", reason="port-taken")
+    return Refused(
+        f"port {port} for {server} is taken{by}: stop that, or name another with "
+        f"--{server}-port, or leave the flag out",
+        reason="port-taken",
+    )
 
 
 def is_free(port: int) -> bool:
@@ -101,7 +106,9 @@ def holder_of(port: int) -> str | None:
         if not entry.isdigit():
             continue
         try:
-            links = {os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")}
+            links = {
+                os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")
+            }
             if links & wanted:
                 with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
                     return f"pid {entry} ({file.read().strip()})"

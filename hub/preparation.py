@@ -11,6 +11,7 @@ import sys
 
 from foundation import codec, control
 from foundation.errors import HubError, from_wire, to_wire
+from foundation.process import signal_group
 from foundation.spawn import describe_exit, spawn_child
 
 TYPE_CHECKING = False
@@ -23,15 +24,22 @@ if TYPE_CHECKING:
 
 REPORT_FD = 3
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.preparation import main; main()"
+_PROGRAM = (
+    "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.preparation import main; main()"
+)
 
 
 class Preparation:
     """One run of the preparing child, seen from the supervisor."""
 
     def __init__(
-        self, reactor: Reactor, workspace: Workspace, fossil: str, *,
-        on_progress: Callable[[dict[str, Any]], None], on_end: Callable[[HubError | None], None],
+        self,
+        reactor: Reactor,
+        workspace: Workspace,
+        fossil: str,
+        *,
+        on_progress: Callable[[dict[str, Any]], None],
+        on_end: Callable[[HubError | None], None],
     ) -> None:
         """Start it. *on_end* gets the reason if it failed.
 
@@ -50,7 +58,8 @@ class Preparation:
         try:
             child = spawn_child(
                 [sys.executable, "-I", "-c", _PROGRAM, _HERE, workspace.root, fossil],
-                env=dict(os.environ), cwd=workspace.root,
+                env=dict(os.environ),
+                cwd=workspace.root,
                 files={0: null, 1: log, 2: log, REPORT_FD: write},
             )
         except BaseException:
@@ -61,8 +70,11 @@ class Preparation:
                 os.close(fd)
         self._pid, self._pidfd, self._read = child.pid, child.pidfd, read
         os.set_blocking(read, False)
-        reactor.watch(read, lambda _events: self._report())
+        reactor.watch(read, self._reported)
         reactor.watch(self._pidfd, lambda _events: self._exited())
+
+    def _reported(self, _events: int) -> None:
+        self._report()
 
     def _report(self) -> bool:
         """Take one chunk of the report; return whether there may be more."""
@@ -97,14 +109,12 @@ class Preparation:
         if self._outcome is None and not self._done:
             self._outcome = HubError(
                 f"seeding {describe_exit(status)}; `hub logs hub` may say more",
-                reason="seed-failed")
+                reason="seed-failed",
+            )
         self._on_end(self._outcome)
 
     def _kill(self) -> None:
-        try:
-            os.killpg(self._pid, 9)
-        except ProcessLookupError:
-            pass
+        signal_group(self._pid, 9)
 
     def cancel(self) -> None:
         """End it; the next start begins anew. *on_end* is called as it goes."""

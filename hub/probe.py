@@ -26,7 +26,13 @@ class Probe:
     """
 
     def __init__(
-        self, reactor: Reactor, port: int, request: bytes, *, until_line: bool, timeout_s: float,
+        self,
+        reactor: Reactor,
+        port: int,
+        request: bytes,
+        *,
+        until_line: bool,
+        timeout_s: float,
         done: Callable[[bytes, str], None],
     ) -> None:
         """Begin at once."""
@@ -72,7 +78,9 @@ class Probe:
             self._answer = self._answer.partition(b"\n")[0]
             self._finish("")
         elif not chunk or len(self._answer) > _LIMIT:
-            self._finish("" if self._answer and not self._until_line else "closed without an answer")
+            self._finish(
+                "" if self._answer and not self._until_line else "closed without an answer"
+            )
 
     def _finish(self, error: str) -> None:
         done, self._done = self._done, None

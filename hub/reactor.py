@@ -31,9 +31,7 @@ class Reactor:
         self._timers: list[Timer] = []  # a handful: a heap would be more code, not less time
         self._stopped = False
 
-    def watch(
-        self, fd: int, call: Callable[[int], None], events: int = select.EPOLLIN
-    ) -> None:
+    def watch(self, fd: int, call: Callable[[int], None], events: int = select.EPOLLIN) -> None:
         """Call *call* with the epoll events of *fd* whenever it has any of *events*."""
         if fd in self._callbacks:
             self._epoll.modify(fd, events)

@@ -24,8 +24,11 @@ def started(info: HubInfo, *, as_json: bool, verb: str = "hub.start") -> Shown:
     if as_json:
         return Shown(stdout=output.envelope(verb, info.as_dict()))
     already = "already running, " if info.already_running else ""
-    return Shown(stderr=output.talk(
-        f"{already}fossil at {info.fossil_url}, nats at {info.nats_url} (pid {info.pid})"))
+    return Shown(
+        stderr=output.talk(
+            f"{already}fossil at {info.fossil_url}, nats at {info.nats_url} (pid {info.pid})"
+        )
+    )
 
 
 def url(info: HubInfo, *, as_json: bool) -> Shown:
@@ -46,8 +49,10 @@ def status(now: HubStatus, *, as_json: bool) -> Shown:
         if now.info is not None:
             place = {"fossil": now.info.fossil_url, "nats": now.info.nats_url}.get(child.name, "")
         fields = (
-            f"{child.name + ' ' + now.versions.get(child.name, ''):13}", f"{child.phase:9}",
-            f"{f'pid {child.pid}' if child.pid else 'no process':11}", place,
+            f"{child.name + ' ' + now.versions.get(child.name, ''):13}",
+            f"{child.phase:9}",
+            f"{f'pid {child.pid}' if child.pid else 'no process':11}",
+            place,
             f"restarted {child.restarts} times" if child.restarts else "",
         )
         lines.append(("  " + " ".join(field for field in fields if field)).rstrip())

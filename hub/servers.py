@@ -13,7 +13,6 @@ from hub.probe import Probe
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
     from typing import Any
 
     from foundation.workspace import Workspace
@@ -59,7 +58,8 @@ class Servers:
     def prepared(self) -> bool:
         """Tell whether the repository and the credentials are there."""
         return os.path.lexists(self._workspace.repository) and os.path.exists(
-            nats.users_path(self._workspace))
+            nats.users_path(self._workspace)
+        )
 
     def port(self, name: str) -> int:
         """Return the port that server *name* was given, 0 before that."""
@@ -88,46 +88,63 @@ class Servers:
         """
         if name == "trunk":
             return self._trunk()
-        recorded = (self._workspace.fossil_url if name == "fossil" else self._workspace.nats_url)
+        recorded = self._workspace.fossil_url if name == "fossil" else self._workspace.nats_url
         candidates = (discovery.recorded_port(recorded), ports.DEFAULT[name])
         # Ours so far, or about to be: the kernel would call it free until it is bound.
         used = self._avoided | set(self._ports.values())
-        port = ports.choose(name, pinned=pinned,
-                            preferred=[p for p in candidates if p not in used])
+        port = ports.choose(name, pinned=pinned, preferred=[p for p in candidates if p not in used])
         self._ports[name] = port
         return self._fossil(port) if name == "fossil" else self._nats(port)
 
     def _fossil(self, port: int) -> ChildSpec:
         return ChildSpec(
-            name="fossil", argv=fossil.server_argv(self.fossil, self._workspace, port),
+            name="fossil",
+            argv=fossil.server_argv(self.fossil, self._workspace, port),
             env={**fossil.environment(self._workspace.state), MARK: self._workspace.root},
-            cwd=self._workspace.state, ready_line=fossil.READY_LINE,
+            cwd=self._workspace.state,
+            ready_line=fossil.READY_LINE,
             probe=lambda timeout_s, done: Probe(
-                self._reactor, port, fossil.PROBE, until_line=False, timeout_s=timeout_s,
-                done=lambda answer, error: done(error or _judge_http(answer))),
+                self._reactor,
+                port,
+                fossil.PROBE,
+                until_line=False,
+                timeout_s=timeout_s,
+                done=lambda answer, error: done(error or _judge_http(answer)),
+            ),
         )
 
     def _nats(self, port: int) -> ChildSpec:
         nats.write_config(self._workspace, port=port, server_name=self._nonce)
         return ChildSpec(
-            name="nats", argv=nats.argv(self.nats, self._workspace),
+            name="nats",
+            argv=nats.argv(self.nats, self._workspace),
             env={"PATH": os.defpath, "HOME": self._workspace.nats, MARK: self._workspace.root},
-            cwd=self._workspace.nats, ready_line=b"Server is ready",
+            cwd=self._workspace.nats,
+            ready_line=b"Server is ready",
             probe=lambda timeout_s, done: Probe(
-                self._reactor, port, b"", until_line=True, timeout_s=timeout_s,
-                done=lambda answer, error: done(error or self._judge_info(answer))),
+                self._reactor,
+                port,
+                b"",
+                until_line=True,
+                timeout_s=timeout_s,
+                done=lambda answer, error: done(error or self._judge_info(answer)),
+            ),
         )
 
     def _trunk(self) -> ChildSpec:
-        program = ("import sys; sys.path.insert(0, sys.argv.pop(1)); "
-                   "from hub.trunk import main; main()")
+        program = (
+            "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.trunk import main; main()"
+        )
         # HUB_*, LANG and the like: what the person set for the hub holds for all of it.
         env = {k: v for k, v in os.environ.items() if not k.startswith("PYTHON")}
         return ChildSpec(
             name="trunk",
             argv=[sys.executable, "-I", "-c", program, _HERE, self._workspace.root],
-            env={**env, MARK: self._workspace.root}, cwd=self._workspace.state,
-            ready_line=b"trunk ready", probe=None, woken=True,
+            env={**env, MARK: self._workspace.root},
+            cwd=self._workspace.state,
+            ready_line=b"trunk ready",
+            probe=None,
+            woken=True,
         )
 
     def _judge_info(self, answer: bytes) -> str:
@@ -155,7 +172,7 @@ class Servers:
 def _judge_http(answer: bytes) -> str:
     """Return what is wrong with Fossil's answer, "" if it served a page or asked for a login."""
     status = answer.partition(b"\r\n")[0].split()
-    if len(status) < 2 or not status[0].startswith(b"HTTP/"):
+    if not status[1:] or not status[0].startswith(b"HTTP/"):
         return "the responder does not speak HTTP"
     if status[1][:1] not in b"234":
         return f"HTTP status {status[1].decode('ascii', 'replace')}"
@@ -165,5 +182,3 @@ def _judge_http(answer: bytes) -> str:
 def _stamp(path: str) -> list[Any]:
     status = os.stat(path)
     return [path, status.st_size, status.st_mtime_ns, status.st_ino]
-
-

@@ -22,9 +22,15 @@ _RETRY_S = 0.002
 
 
 def start(
-    root: str | None, *, detach: bool = False, fossil_port: int | None = None,
-    nats_port: int | None = None, timeout_s: float = TIMEOUT_S, cancel: int | None = None,
-    progress: Progress | None = None, on_ready: Callable[[HubInfo], None] | None = None,
+    root: str | None,
+    *,
+    detach: bool = False,
+    fossil_port: int | None = None,
+    nats_port: int | None = None,
+    timeout_s: float = TIMEOUT_S,
+    cancel: int | None = None,
+    progress: Progress | None = None,
+    on_ready: Callable[[HubInfo], None] | None = None,
 ) -> HubInfo | None:
     """Have a hub run in the workspace around *root* (None: the current directory).
 
@@ -60,7 +66,9 @@ def start(
         if time.monotonic() > deadline_s:
             raise Unavailable(
                 f"another process holds {workspace.lock} and does not answer: "
-                "`hub stop` ends it if it is a hub", reason="lock-held")
+                "`hub stop` ends it if it is a hub",
+                reason="lock-held",
+            )
         # Between taking the lock and listening, or between closing and letting go, the
         # other one needs some microseconds.
         time.sleep(_RETRY_S)
@@ -69,20 +77,29 @@ def start(
         from hub.supervisor import Options, Supervisor  # noqa: PLC0415
 
         options = Options(fossil_port=fossil_port, nats_port=nats_port)
-        Supervisor(workspace, options, lock=lock, listener=listener, on_ready=on_ready,
-                   cancel=cancel).run()
+        Supervisor(
+            workspace, options, lock=lock, listener=listener, on_ready=on_ready, cancel=cancel
+        ).run()
         return None
     return daemon.run_detached(
-        workspace, fossil_port=fossil_port, nats_port=nats_port, lock=lock, listener=listener,
-        timeout_s=timeout_s, progress=progress)
+        workspace,
+        fossil_port=fossil_port,
+        nats_port=nats_port,
+        lock=lock,
+        listener=listener,
+        timeout_s=timeout_s,
+        progress=progress,
+    )
 
 
 def _require_main_thread() -> None:
     """Signals and PDEATHSIG both go by the thread: only the main one lives long enough."""
     threading = sys.modules.get("threading")
     if threading is not None and threading.current_thread() is not threading.main_thread():
-        raise Refused("a foreground hub must run in the main thread: use detach=True",
-                      reason="not-main-thread")
+        raise Refused(
+            "a foreground hub must run in the main thread: use detach=True",
+            reason="not-main-thread",
+        )
 
 
 def _attach(workspace: Workspace, timeout_s: float, progress: Progress | None) -> HubInfo | None:

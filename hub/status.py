@@ -12,15 +12,18 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal
 
-    State = Literal[
-        "running", "starting", "degraded", "failed", "stopping", "stopped", "unknown"
-    ]
+    State = Literal["running", "starting", "degraded", "failed", "stopping", "stopped", "unknown"]
 
 ANSWER_WITHIN_S = 5.0
 
 EXIT_CODES: dict[State, int] = {
-    "running": 0, "stopped": 3, "unknown": 4,
-    "starting": 5, "degraded": 5, "failed": 5, "stopping": 5,
+    "running": 0,
+    "stopped": 3,
+    "unknown": 4,
+    "starting": 5,
+    "degraded": 5,
+    "failed": 5,
+    "stopping": 5,
 }
 
 
@@ -75,8 +78,7 @@ def status_of(workspace: Workspace) -> HubStatus:
     try:
         connection = Connection.open(workspace.socket)
     except OSError as error:
-        return HubStatus(state="unknown", root=root,
-                         reason=f"{workspace.socket}: {error.strerror}")
+        return HubStatus(state="unknown", root=root, reason=f"{workspace.socket}: {error.strerror}")
     if connection is None:
         return HubStatus(state="stopped", root=root)
     with connection:
@@ -98,8 +100,14 @@ def decode(root: str, answer: dict[str, Any]) -> HubStatus:
     children = tuple(ChildStatus(**child) for child in answer["children"])
     info = None if answer["info"] is None else HubInfo(**answer["info"])
     state, reason = _judge(str(answer["phase"]), children)
-    return HubStatus(state=state, root=root, info=info, children=children,
-                     versions=answer["versions"], reason=reason)
+    return HubStatus(
+        state=state,
+        root=root,
+        info=info,
+        children=children,
+        versions=answer["versions"],
+        reason=reason,
+    )
 
 
 def _judge(phase: str, children: tuple[ChildStatus, ...]) -> tuple[State, str]:
@@ -107,9 +115,15 @@ def _judge(phase: str, children: tuple[ChildStatus, ...]) -> tuple[State, str]:
         return "starting", "the servers are not ready yet"
     failed = [child.name for child in children if child.phase == "failed"]
     if failed:
-        return "failed", f"{', '.join(failed)} kept failing and was given up; `hub start` tries again"
-    down = [child.name for child in children
-            if child.phase != "ready" and not (child.name == "trunk" and child.restarts == 0)]
+        return (
+            "failed",
+            f"{', '.join(failed)} kept failing and was given up; `hub start` tries again",
+        )
+    down = [
+        child.name
+        for child in children
+        if child.phase != "ready" and not (child.name == "trunk" and child.restarts == 0)
+    ]
     if down:
         return "degraded", f"{', '.join(down)} is being restarted"
     return "running", ""
@@ -148,5 +162,6 @@ def running_info(root: str | None = None) -> HubInfo:
     if now.info is None:
         raise NotRunning(
             f"no hub runs in {now.root} ({now.reason or now.state}): `hub start --detach`",
-            reason="not-running")
+            reason="not-running",
+        )
     return now.info

@@ -110,7 +110,9 @@ def _by_force(workspace: Workspace, *, force: bool, why: str) -> Stopped:
         raise Unavailable(
             f"the hub of {workspace.root} does not answer ({why}), and {workspace.discovery} does "
             "not name a process that is provably it: find who holds hub.lock with "
-            f"`fuser {workspace.lock}`", reason="not-provable")
+            f"`fuser {workspace.lock}`",
+            reason="not-provable",
+        )
     try:
         if identity.pid == os.getpid():
             return Stopped(root=workspace.root, was_running=False)
@@ -118,13 +120,15 @@ def _by_force(workspace: Workspace, *, force: bool, why: str) -> Stopped:
         if not has_exited(pidfd):
             send_signal(pidfd, 9)
         if not wait_exit(pidfd, _KILL_WAIT_S):
-            raise Unavailable(f"pid {identity.pid} outlived SIGKILL (is its disk hanging?)",
-                              reason="not-killed")
+            raise Unavailable(
+                f"pid {identity.pid} outlived SIGKILL (is its disk hanging?)", reason="not-killed"
+            )
     finally:
         os.close(pidfd)
     _reap_own((identity.pid,))
     return _without_socket(workspace, force=True).replace(
-        was_running=True, pids=(identity.pid,), killed=True)
+        was_running=True, pids=(identity.pid,), killed=True
+    )
 
 
 def _recorded(workspace: Workspace) -> Identity | None:
@@ -142,8 +146,11 @@ def _refuse_live_slots(workspace: Workspace, *, force: bool) -> None:
     live = live_slots(workspace.root)
     if live:
         names = ", ".join(f"{slot.name} (pid {slot.pid})" for slot in live)
-        raise Refused(f"slots are alive: {names}; close them, or stop anyway with --force (they "
-                      "keep running and find the next hub)", reason="live-slots")
+        raise Refused(
+            f"slots are alive: {names}; close them, or stop anyway with --force (they "
+            "keep running and find the next hub)",
+            reason="live-slots",
+        )
 
 
 def _reap_own(pids: tuple[int, ...]) -> None:

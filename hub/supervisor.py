@@ -13,6 +13,7 @@ import sys
 import time
 
 from foundation import codec, control
+from foundation.clock import utc_now
 from foundation.errors import Corrupt, HubError, Refused, Unavailable, to_wire
 from foundation.failpoint import hit
 from foundation.process import Identity
@@ -26,7 +27,7 @@ from hub.daemon import LISTENER_FD, LOCK_FD
 from hub.discovery import Discovery
 from hub.info import HubInfo
 from hub.lifecycle import hub_step
-from hub.logs import HubLog, LogFile, utc_now
+from hub.logs import HubLog, LogFile
 from hub.outbox import Outbox
 from hub.preparation import Preparation
 from hub.reactor import Reactor
@@ -64,8 +65,14 @@ class Supervisor:
     """One run of a hub, from the lock to the last child reaped."""
 
     def __init__(
-        self, workspace: Workspace, options: Options, *, lock: int, listener: _socket.socket,
-        on_ready: Callable[[HubInfo], None] | None = None, cancel: int | None = None,
+        self,
+        workspace: Workspace,
+        options: Options,
+        *,
+        lock: int,
+        listener: _socket.socket,
+        on_ready: Callable[[HubInfo], None] | None = None,
+        cancel: int | None = None,
     ) -> None:
         """Take over *lock* (a held descriptor of hub.lock) and *listener*, both closed at the end.
 
@@ -145,8 +152,9 @@ class Supervisor:
     # --- starting --------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._log.write("info", "starting", pid=os.getpid(), epoch=self._epoch,
-                        root=self.workspace.root)
+        self._log.write(
+            "info", "starting", pid=os.getpid(), epoch=self._epoch, root=self.workspace.root
+        )
         self._guarded(self._prepare)
 
     def _guarded(self, step: Callable[[], None]) -> None:
@@ -165,7 +173,9 @@ class Supervisor:
             self._start_servers()
             return
         self._preparation = Preparation(
-            self._reactor, self.workspace, self._servers.fossil,
+            self._reactor,
+            self.workspace,
+            self._servers.fossil,
             on_progress=self._clients.progress,
             on_end=lambda error: self._guarded(lambda: self._prepared(error)),
         )
@@ -207,8 +217,13 @@ class Supervisor:
             self._write_discovery()
         if child.restarts:
             down_ms = round((time.monotonic() - child.down_since_s) * 1000)
-            self._event("child-restarted", child=name, pid=child.pid, restarts=child.restarts,
-                        down_ms=down_ms)
+            self._event(
+                "child-restarted",
+                child=name,
+                pid=child.pid,
+                restarts=child.restarts,
+                down_ms=down_ms,
+            )
         self._release_waiting()
 
     def _all_ready(self) -> None:
@@ -217,9 +232,14 @@ class Supervisor:
         discovery.write_pid(self.workspace, "hub", os.getpid())
         started_at = utc_now()
         self.info = HubInfo(
-            root=self.workspace.root, hub_id=self._hub_id, epoch=self._epoch, pid=os.getpid(),
-            fossil_pid=self._children["fossil"].pid, nats_pid=self._children["nats"].pid,
-            fossil_url=self._servers.fossil_url, nats_url=self._servers.nats_url,
+            root=self.workspace.root,
+            hub_id=self._hub_id,
+            epoch=self._epoch,
+            pid=os.getpid(),
+            fossil_pid=self._children["fossil"].pid,
+            nats_pid=self._children["nats"].pid,
+            fossil_url=self._servers.fossil_url,
+            nats_url=self._servers.nats_url,
             started_at=started_at,
         )
         self._write_discovery()
@@ -230,8 +250,13 @@ class Supervisor:
         if self._on_ready is not None:
             self._on_ready(self.info)
         notify(f"READY=1\nSTATUS=fossil at {self.info.fossil_url}, nats at {self.info.nats_url}")
-        self._log.write("info", "ready", took_ms=took_ms, fossil_url=self.info.fossil_url,
-                        nats_url=self.info.nats_url)
+        self._log.write(
+            "info",
+            "ready",
+            took_ms=took_ms,
+            fossil_url=self.info.fossil_url,
+            nats_url=self.info.nats_url,
+        )
         # What nobody waits for comes after readiness.
         self._reactor.call_later(0, lambda: self._after_ready(took_ms))
 
@@ -243,8 +268,13 @@ class Supervisor:
             self._outbox = Outbox(self.workspace.outbox, epoch=self._epoch)
         except OSError as error:
             self._log.write("error", "outbox-unusable", error=str(error))
-        self._event("ready", fossil_url=self.info.fossil_url, nats_url=self.info.nats_url,
-                    pid=self.info.pid, took_ms=took_ms)
+        self._event(
+            "ready",
+            fossil_url=self.info.fossil_url,
+            nats_url=self.info.nats_url,
+            pid=self.info.pid,
+            took_ms=took_ms,
+        )
         try:
             self._start_server("trunk")
         except OSError as error:
@@ -254,16 +284,28 @@ class Supervisor:
 
     def _write_discovery(self) -> None:
         assert self.info is not None
-        children = {name: child.identity for name, child in self._children.items()
-                    if child.identity is not None}
-        self.info = self.info.replace(fossil_pid=self._children["fossil"].pid,
-                                      nats_pid=self._children["nats"].pid)
+        children = {
+            name: child.identity
+            for name, child in self._children.items()
+            if child.identity is not None
+        }
+        self.info = self.info.replace(
+            fossil_pid=self._children["fossil"].pid, nats_pid=self._children["nats"].pid
+        )
         record = Discovery(
-            schema=discovery.SCHEMA, protocol=control.VERSION, hub_id=self._hub_id,
-            epoch=self._epoch, root=self.workspace.root, directory=list(self._directory),
-            identity=self._identity, children=children, fossil_url=self.info.fossil_url,
-            nats_url=self.info.nats_url, started_at=self.info.started_at,
-            versions=self._servers.versions, tools=self._servers.tools,
+            schema=discovery.SCHEMA,
+            protocol=control.VERSION,
+            hub_id=self._hub_id,
+            epoch=self._epoch,
+            root=self.workspace.root,
+            directory=list(self._directory),
+            identity=self._identity,
+            children=children,
+            fossil_url=self.info.fossil_url,
+            nats_url=self.info.nats_url,
+            started_at=self.info.started_at,
+            versions=self._servers.versions,
+            tools=self._servers.tools,
         )
         try:
             record.write(self.workspace)
@@ -283,13 +325,20 @@ class Supervisor:
         if self.phase == "draining":
             self._finish_if_drained()
             return
-        self._log.write("warning", "child-exited", child=name, pid=exit_.pid, status=exit_.status,
-                        uptime_s=exit_.uptime_s)
+        self._log.write(
+            "warning",
+            "child-exited",
+            child=name,
+            pid=exit_.pid,
+            status=exit_.status,
+            uptime_s=exit_.uptime_s,
+        )
         if self.phase == "starting":
             self._guarded(lambda: self._start_failed(child, exit_))
             return
-        self._event("child-exited", child=name, pid=exit_.pid, status=exit_.status,
-                    uptime_s=exit_.uptime_s)
+        self._event(
+            "child-exited", child=name, pid=exit_.pid, status=exit_.status, uptime_s=exit_.uptime_s
+        )
         if not child.retry():
             said = _last_words(exit_)
             self._log.write("error", "failed", child=name, reason=said)
@@ -313,9 +362,13 @@ class Supervisor:
             raise Corrupt(
                 f"{self.workspace.repository} is not a Fossil repository any more. Move it away to "
                 "have a new one seeded from git, or put a backup in its place; "
-                "`hub doctor` says more", reason="repository-corrupt")
-        raise HubError(f"{name} {describe_exit(exit_.status)} before it was ready: "
-                       f"{_last_words(exit_)}", reason=f"{name}-failed")
+                "`hub doctor` says more",
+                reason="repository-corrupt",
+            )
+        raise HubError(
+            f"{name} {describe_exit(exit_.status)} before it was ready: {_last_words(exit_)}",
+            reason=f"{name}-failed",
+        )
 
     def _event(self, kind: str, **data: Any) -> None:
         if self._outbox is None:
@@ -388,8 +441,9 @@ class Supervisor:
                 try:
                     child.revive()
                 except OSError as error:
-                    raise HubError(f"{child.spec.name} cannot be started: {error}",
-                                   reason="child-failed") from None
+                    raise HubError(
+                        f"{child.spec.name} cannot be started: {error}", reason="child-failed"
+                    ) from None
 
     def _release_waiting(self) -> None:
         """Answer the clients that wait for readiness, if there is an answer."""
@@ -401,7 +455,9 @@ class Supervisor:
             words = _last_words(failed[0].last_exit) if failed[0].last_exit else ""
             error = HubError(
                 f"{failed[0].spec.name} keeps failing and was given up: {words}; mend it and run "
-                "`hub start` again, or see `hub logs`", reason="child-failed")
+                "`hub start` again, or see `hub logs`",
+                reason="child-failed",
+            )
             self._clients.release({"error": to_wire(error)})
         elif all(child.phase == "ready" for child in servers):
             self._clients.release({"data": self.info.as_dict()})
@@ -512,7 +568,9 @@ def _inode_of_fd(fd: int) -> tuple[int, int]:
 
 
 def _last_words(exit_: Exit | None) -> str:
-    lines = [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
+    lines = (
+        [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
+    )
     return " | ".join(lines[-3:]) or "it said nothing"
 
 
@@ -525,12 +583,14 @@ def daemon_main() -> None:
     request = codec.loads_object(sys.argv[1])
     workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
     os.chdir(workspace.state)
-    options = Options(fossil_port=request["fossil_port"], nats_port=request["nats_port"],
-                      detached=True)
+    options = Options(
+        fossil_port=request["fossil_port"], nats_port=request["nats_port"], detached=True
+    )
     status = 0
     try:
-        Supervisor(workspace, options, lock=LOCK_FD,
-                   listener=_socket.socket(fileno=LISTENER_FD)).run()
+        Supervisor(
+            workspace, options, lock=LOCK_FD, listener=_socket.socket(fileno=LISTENER_FD)
+        ).run()
     except HubError:
         status = 1  # logged, and told to everybody who waits
     os._exit(status)  # skips 0.6 ms of interpreter teardown

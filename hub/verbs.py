@@ -23,9 +23,15 @@ def root_or_default(root: str | None) -> str | None:
 
 
 def start(
-    *, root: str | None = None, detach: bool = False, fossil_port: int | None = None,
-    nats_port: int | None = None, timeout_s: float | None = None, as_json: bool = False,
-    exclusive: bool = False, verb: str = "hub.start",
+    *,
+    root: str | None = None,
+    detach: bool = False,
+    fossil_port: int | None = None,
+    nats_port: int | None = None,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+    exclusive: bool = False,
+    verb: str = "hub.start",
 ) -> int:
     """Start a hub, or say that one runs; with *exclusive* that is an error (exit 100)."""
     from hub import start as starting  # noqa: PLC0415
@@ -36,16 +42,21 @@ def start(
     progress = _Progress()
     try:
         info = starting.start(
-            root_or_default(root), detach=detach, fossil_port=fossil_port, nats_port=nats_port,
+            root_or_default(root),
+            detach=detach,
+            fossil_port=fossil_port,
+            nats_port=nats_port,
             timeout_s=starting.TIMEOUT_S if timeout_s is None else timeout_s,
-            progress=progress, on_ready=ready,
+            progress=progress,
+            on_ready=ready,
         )
         progress.end()
         if info is None:
             return 0
         if exclusive:
-            raise OwnedByAnother(f"a hub runs already in {info.root} (pid {info.pid})",
-                                 reason="already-running")
+            raise OwnedByAnother(
+                f"a hub runs already in {info.root} (pid {info.pid})", reason="already-running"
+            )
     except HubError as error:
         progress.end()
         return output.print_error(verb, error, as_json=as_json)
@@ -58,8 +69,9 @@ def start(
     for name, port in asked.items():
         url = info.fossil_url if name == "fossil" else info.nats_url
         if port is not None and not url.endswith(f":{port}"):
-            output.say(f"--{name}-port {port} was not applied: the hub runs already; "
-                       f"`hub stop` first")
+            output.say(
+                f"--{name}-port {port} was not applied: the hub runs already; `hub stop` first"
+            )
     return 0
 
 
@@ -86,14 +98,20 @@ class _Progress:
             self._bar = None
 
 
-def stop(*, root: str | None = None, force: bool = False, timeout_s: float | None = None,
-         as_json: bool = False) -> int:
+def stop(
+    *,
+    root: str | None = None,
+    force: bool = False,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
     """Stop the hub."""
     from hub import stop as stopping  # noqa: PLC0415
 
     try:
         stopped = stopping.stop(
-            root_or_default(root), force=force,
+            root_or_default(root),
+            force=force,
             timeout_s=stopping.TIMEOUT_S if timeout_s is None else timeout_s,
         )
     except HubError as error:
@@ -107,6 +125,32 @@ def stop(*, root: str | None = None, force: bool = False, timeout_s: float | Non
     else:
         output.say("stopped")
     return 0
+
+
+def restart(
+    *,
+    root: str | None = None,
+    fossil_port: int | None = None,
+    nats_port: int | None = None,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """Stop the hub, whatever its version and its slots, and start one detached."""
+    from hub import stop as stopping  # noqa: PLC0415
+
+    try:
+        stopping.stop(root_or_default(root), force=True)
+    except HubError as error:
+        return output.print_error("hub.restart", error, as_json=as_json)
+    return start(
+        root=root,
+        detach=True,
+        fossil_port=fossil_port,
+        nats_port=nats_port,
+        timeout_s=timeout_s,
+        as_json=as_json,
+        verb="hub.restart",
+    )
 
 
 def status(*, root: str | None = None, as_json: bool = False) -> int:

@@ -12,6 +12,7 @@ import base64
 from typing import TYPE_CHECKING, Any
 
 from foundation import codec
+from foundation.clock import utc_now
 from hub import outbox
 from hub.bus import WRONG_LAST_SEQUENCE, StreamRefused
 from hub.trunk.streams import EVENTS
@@ -85,7 +86,7 @@ class Announcer:
         """
         if self._last_in_stream is None:
             await self._recall()
-        body = {"seq": 0, "time": outbox.now(), "kind": kind, "epoch": self._epoch, "data": data}
+        body = {"seq": 0, "time": utc_now(), "kind": kind, "epoch": self._epoch, "data": data}
         await self._publish(kind, body, self._position, f"{self._outbox}-{name}")
 
     async def _pending(self) -> list[outbox.Entry]:

@@ -22,9 +22,9 @@ import uvloop
 
 from foundation import codec
 from foundation.atomic import write_all
-from foundation.errors import HubError
+from foundation.clock import utc_now
+from foundation.errors import HubError, Refused
 from foundation.workspace import Workspace
-from hub import outbox
 from hub.bus import Bus, connect
 from hub.trunk.announcer import Announcer
 from hub.trunk.streams import CONFIGS, EVENTS, Mark, StreamState, ensure, state
@@ -49,7 +49,7 @@ def main(root: str) -> NoReturn:
 
 def log(level: Level, event: str, **fields: Any) -> None:
     """Write one line for the log. A log that cannot be written is no reason to stop."""
-    line = codec.dumps({"time": outbox.now(), "level": level, "event": event, **fields})
+    line = codec.dumps({"time": utc_now(), "level": level, "event": event, **fields})
     try:
         write_all(_STDERR, line.encode() + b"\n")
     except OSError:
@@ -81,7 +81,7 @@ class Trunk:
             try:
                 async with await connect(self._workspace, "hub") as bus:
                     await self._serve(bus)
-            except HubError as error:
+            except (HubError, OSError) as error:
                 self._complain(error)
             wait_s = RETRY_S if self._working else min(wait_s * 2, RETRY_AT_MOST_S)
             self._working = False
@@ -136,8 +136,10 @@ class Trunk:
             os._exit(0)
         self._woken.set()
 
-    def _complain(self, error: HubError) -> None:
+    def _complain(self, error: HubError | OSError) -> None:
         """Log *error*, once while it lasts."""
         if str(error) != self._failing:
             self._failing = str(error)
-            log("warning", "bus-failed", reason=error.reason, error=str(error))
+            reason = error.reason if isinstance(error, HubError) else "os"
+            level: Level = "error" if isinstance(error, Refused | OSError) else "warning"
+            log(level, "bus-failed", reason=reason, error=str(error))

@@ -1,0 +1,12 @@
+"""The time for records; durations are ``time.monotonic``'s business."""
+
+from __future__ import annotations
+
+import time
+
+
+def utc_now() -> str:
+    """Return the time as RFC 3339 with milliseconds, UTC: ``2026-11-21T02:34:53.211Z``."""
+    milliseconds = time.time_ns() // 1_000_000
+    moment = time.gmtime(milliseconds // 1000)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', moment)}.{milliseconds % 1000:03d}Z"

@@ -1,0 +1,274 @@
+"""The ``hub`` command line, whole. The plain forms of the fast verbs never get here."""
+
+from __future__ import annotations
+
+import sys
+from enum import StrEnum
+from typing import Annotated, NoReturn
+
+import typer
+
+from foundation.errors import HubError
+from foundation.workspace import Workspace
+from hub import __version__, output, verbs
+
+app = typer.Typer(
+    name="hub",
+    help="One hub per workspace: a Fossil trunk and a NATS JetStream bus for a swarm of agents."
+    "\n\nExample:  hub start --detach && hub status",
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 75 try again, 100 owned by "
+    "another; status: 0 healthy, 3 not running, 4 unknown, 5 degraded.",
+    no_args_is_help=True,
+    add_completion=True,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+Root = Annotated[
+    str | None,
+    typer.Option(
+        "--root",
+        metavar="DIR",
+        envvar=verbs.ROOT_VARIABLE,
+        help="The workspace around DIR instead of the one around the current directory.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+FossilPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Use this port or fail. [default: the last one, 8765, any]"
+    ),
+]
+NatsPort = Annotated[
+    int | None,
+    typer.Option(
+        min=1, max=65535, help="Use this port or fail. [default: the last one, 4222, any]"
+    ),
+]
+Timeout = Annotated[
+    float | None,
+    typer.Option(
+        min=0.1, metavar="SECONDS", help="Give up this long after the last sign of progress."
+    ),
+]
+
+
+class LogName(StrEnum):
+    """Whose log."""
+
+    fossil = "fossil"
+    nats = "nats"
+    hub = "hub"
+    trunk = "trunk"
+
+
+@app.command()
+def start(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    detach: Annotated[
+        bool, typer.Option("--detach", "-d", help="Return once it is ready.")
+    ] = False,
+    fossil_port: FossilPort = None,
+    nats_port: NatsPort = None,
+    timeout: Timeout = None,
+) -> NoReturn:
+    """Start the hub, or say that it runs already.
+
+    Without --detach this process is the hub until it is interrupted.
+
+    Example:  hub start --detach
+    """
+    sys.exit(
+        verbs.start(
+            root=root,
+            detach=detach,
+            fossil_port=fossil_port,
+            nats_port=nats_port,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def stop(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    force: Annotated[bool, typer.Option("--force", help="Even while slots are alive.")] = False,
+    timeout: Timeout = None,
+) -> NoReturn:
+    """Stop the hub; return when its processes are gone and its ports free.
+
+    Example:  hub stop
+    """
+    sys.exit(verbs.stop(root=root, force=force, timeout_s=timeout, as_json=as_json))
+
+
+@app.command()
+def restart(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    fossil_port: FossilPort = None,
+    nats_port: NatsPort = None,
+    timeout: Timeout = None,
+) -> NoReturn:
+    """Stop the hub if it runs, and start it detached, on the same ports.
+
+    Slots are not disturbed. Also brings an older hub to this version.
+
+    Example:  hub restart
+    """
+    sys.exit(
+        verbs.restart(
+            root=root,
+            fossil_port=fossil_port,
+            nats_port=nats_port,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def status(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Show whether the hub runs, and its servers.
+
+    Exit code: 0 healthy, 3 not running, 4 unknown, 5 degraded.
+
+    Example:  hub status --json
+    """
+    sys.exit(verbs.status(root=root, as_json=as_json))
+
+
+@app.command()
+def url(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Print where the servers of the running hub answer.
+
+    Example:  hub url
+    """
+    sys.exit(verbs.url(root=root, as_json=as_json))
+
+
+@app.command()
+def logs(
+    name: Annotated[LogName | None, typer.Argument(help="Whose. [default: all]")] = None,
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
+    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many, of each.")] = 20,
+) -> NoReturn:
+    """Print the last lines of the logs, running or not.
+
+    Example:  hub logs -f nats
+    """
+    from hub.logview import logs as view  # noqa: PLC0415
+
+    sys.exit(
+        view(
+            root=root,
+            name=None if name is None else str(name),
+            follow=follow,
+            count=lines,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def events(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only newer ones.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+) -> NoReturn:
+    """Print what happened, from the durable EVENTS stream; the hub must run.
+
+    Example:  hub events --follow --json
+    """
+    try:
+        from hub.events import print_events  # noqa: PLC0415
+
+        print_events(
+            Workspace.find(verbs.root_or_default(root)),
+            after=after,
+            follow=follow,
+            as_json=as_json,
+            out=sys.stdout,
+        )
+    except HubError as error:
+        sys.exit(output.print_error("hub.events", error, as_json=as_json))
+    except KeyboardInterrupt:
+        sys.exit(130)
+    sys.exit(0)
+
+
+@app.command()
+def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Look for what is wrong here; say what was seen and the command that mends it.
+
+    Changes nothing. Exit code 1 if there is a problem.
+
+    Example:  hub doctor
+    """
+    from hub.doctor import doctor as examine  # noqa: PLC0415
+
+    sys.exit(examine(root=verbs.root_or_default(root), as_json=as_json))
+
+
+@app.command()
+def run(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    fossil_port: FossilPort = None,
+    nats_port: NatsPort = None,
+) -> NoReturn:
+    """Be the hub in the foreground, for a service manager.
+
+    Tells systemd when it is ready; exits with 100 where a hub runs already.
+
+    Example:  hub run --root /srv/project
+    """
+    sys.exit(
+        verbs.start(
+            root=root,
+            fossil_port=fossil_port,
+            nats_port=nats_port,
+            as_json=as_json,
+            exclusive=True,
+            verb="hub.run",
+        )
+    )
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        output.line(f"hub {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Take the options that stand before a verb."""
+
+
+def main(arguments: list[str], *, program: str = "hub") -> NoReturn:
+    """Run the command line *arguments* and exit."""
+    try:
+        app(arguments, prog_name=program)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        sys.exit(0)
+    sys.exit(0)

@@ -1,0 +1,1 @@
+"""The ``bones`` command line, and VM clusters."""

@@ -1,0 +1,129 @@
+"""What every test gets: a mark, a home of its own, and the proof that it left nothing behind."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from hub.stop import stop
+from tests.support import (
+    MARK,
+    Hub,
+    end,
+    eventually,
+    listening_ports,
+    make_repository,
+    processes_of,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_DYING_FOR_S = 1.0
+"""A process that was killed by the test's last line may still be on its way out."""
+
+
+@pytest.fixture(autouse=True)
+def _nothing_survives(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[None]:
+    """Fail a test that leaves a process, a port or a temporary file; end what it left."""
+    mark = uuid.uuid4().hex
+    scratch = tmp_path_factory.mktemp("scratch")
+    monkeypatch.setenv(MARK, mark)
+    monkeypatch.setenv("TMPDIR", str(scratch))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    _isolate(tmp_path_factory.mktemp("home"), monkeypatch)
+    yield
+    left: list[str] = []
+    try:
+        eventually(lambda: not _words(mark, tmp_path), _DYING_FOR_S)
+    except AssertionError:
+        left = _words(mark, tmp_path)
+        for survivor in processes_of(mark, str(tmp_path)):
+            end(survivor)
+    left += [f"temporary file {name}" for name in os.listdir(scratch)]
+    assert not left, "left behind: " + "; ".join(left)
+
+
+def _words(mark: str, place: Path) -> list[str]:
+    words = []
+    for survivor in processes_of(mark, str(place)):
+        ports = listening_ports(survivor.pid)
+        words.append(
+            f"process {survivor.pid} ({survivor.words})"
+            + (f", listening on {ports}" if ports else "")
+        )
+        os.close(survivor.pidfd)
+    return words
+
+
+def _isolate(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the caller's git, home and hub away."""
+    for name in list(os.environ):
+        if name.startswith(("GIT_", "HUB_", "BONES_", "FOSSIL")) and name != MARK:
+            monkeypatch.delenv(name)
+    for name, value in {
+        "HOME": home, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
+        "XDG_STATE_HOME": home / "state", "XDG_CONFIG_HOME": home / "config",
+        "XDG_CACHE_HOME": home / "cache", "XDG_DATA_HOME": home / "data",
+        "GIT_AUTHOR_NAME": "Ada", "GIT_AUTHOR_EMAIL": "ada@example.org",
+        "GIT_COMMITTER_NAME": "Ada", "GIT_COMMITTER_EMAIL": "ada@example.org",
+    }.items():
+        monkeypatch.setenv(name, str(value))
+    monkeypatch.delenv("SUDO_UID", raising=False)
+
+
+@pytest.fixture
+def repo(tmp_path: Path) -> Path:
+    """Return a small git repository."""
+    return make_repository(tmp_path / "repo")
+
+
+@pytest.fixture
+def hub_root(repo: Path) -> Iterator[Path]:
+    """Return a small git repository in which a hub may be left running."""
+    yield repo
+    stop(str(repo), force=True)
+
+
+@pytest.fixture(scope="session")
+def _seeded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a workspace with a seeded repository and credentials, to be copied."""
+    root = tmp_path_factory.mktemp("seeded") / "repo"
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        _isolate(tmp_path_factory.mktemp("seeding"), monkeypatch)
+        hub = Hub(make_repository(root))
+        hub.start()
+        hub.stop()
+    for name in ("hub.json", "hub-fossil-url", "hub-nats-url", "hub.sock", "logs/hub.log",
+                 "logs/fossil.log", "logs/nats.log", "logs/trunk.log", "outbox/current"):
+        (root / ".orchestrator" / name).unlink(missing_ok=True)
+    shutil.rmtree(root / ".orchestrator/nats/jetstream")
+    return root
+
+
+@pytest.fixture
+def seeded(tmp_path: Path, _seeded_once: Path) -> Path:
+    """Return a git repository whose trunk has been seeded; no hub has run in it."""
+    return Path(shutil.copytree(_seeded_once, tmp_path / "repo", symlinks=True))
+
+
+@pytest.fixture
+def hub(seeded: Path) -> Iterator[Hub]:
+    """Return a hub that is ready to be started, and is ended at the end."""
+    yield Hub(seeded)
+    if seeded.exists():
+        stop(str(seeded), force=True, timeout_s=5)
+
+
+@pytest.fixture
+def fresh_hub(hub_root: Path) -> Hub:
+    """Return a hub that has never been started: the first start seeds."""
+    return Hub(hub_root)

@@ -1,0 +1,21 @@
+"""``bin/bench start|seed [options]``: measure, print a table, exit 1 if a limit is missed."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+_BENCHES = ("start", "seed")
+
+
+def main() -> None:
+    """Run the benchmark that the command line names."""
+    name = sys.argv[1] if len(sys.argv) > 1 else ""
+    if name not in _BENCHES:
+        sys.stderr.write(f"usage: bin/bench {'|'.join(_BENCHES)} [--help]\n")
+        sys.exit(2)
+    sys.exit(importlib.import_module(f"bench.{name}").main(sys.argv[2:]))
+
+
+if __name__ == "__main__":
+    main()

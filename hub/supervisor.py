@@ -538,10 +538,10 @@ class Supervisor:
             except OSError as error:
                 self._log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
-        self._reactor.close()
         os.close(self._lock)  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
         self._clients.close({"error": to_wire(last_words)})
+        self._reactor.close()
         if self._outbox is not None:
             self._outbox.close()
         for log in self._logs.values():

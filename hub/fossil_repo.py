@@ -13,6 +13,7 @@ import hashlib
 import os
 import sqlite3
 import zlib
+from itertools import pairwise
 
 from foundation.errors import Corrupt, HubError, Refused, ToolFailed
 from foundation.record import Record
@@ -65,8 +66,11 @@ class Checkin(Record):
 def pack(content: bytes) -> Row:
     """Return the row for *content*."""
     size = len(content)
-    return (size, hashlib.sha3_256(content).digest(),
-            size.to_bytes(4, "big") + zlib.compress(content, _LEVEL))
+    return (
+        size,
+        hashlib.sha3_256(content).digest(),
+        size.to_bytes(4, "big") + zlib.compress(content, _LEVEL),
+    )
 
 
 def is_artifact(content: bytes) -> bool:
@@ -79,14 +83,22 @@ def is_artifact(content: bytes) -> bool:
     """
     if content.startswith(_PGP):
         content = _without_signature(content)
-    return may_be_artifact(content[:2], content[-_Z_CARD:]) and hashlib.md5(
-        content[:-_Z_CARD], usedforsecurity=False).hexdigest().encode() == content[-33:-1]
+    return (
+        may_be_artifact(content[:2], content[-_Z_CARD:])
+        and hashlib.md5(content[:-_Z_CARD], usedforsecurity=False).hexdigest().encode()
+        == content[-33:-1]
+    )
 
 
 def may_be_artifact(first: bytes, last: bytes) -> bool:
     """Return whether a content with these ends could be a control artifact (unsigned)."""
-    return (len(last) == _Z_CARD and last.startswith(b"Z ") and last.endswith(b"\n")
-            and first[1:2] == b" " and b"A" <= first[:1] <= b"Z")
+    return (
+        len(last) == _Z_CARD
+        and last.startswith(b"Z ")
+        and last.endswith(b"\n")
+        and first[1:2] == b" "
+        and b"A" <= first[:1] <= b"Z"
+    )
 
 
 _PGP = b"-----BEGIN PGP SIGNED MESSAGE-----"
@@ -111,14 +123,20 @@ def unfit_name(path: bytes) -> str | None:
             return "not a simple path"
         if part == b".git":
             return "git's own name"
-        if part.lower().removesuffix(b"-journal").removesuffix(b"-wal").removesuffix(
-                b"-shm") in (b".fslckout", b"_fossil_"):
+        if part.lower().removesuffix(b"-journal").removesuffix(b"-wal").removesuffix(b"-shm") in (
+            b".fslckout",
+            b"_fossil_",
+        ):
             return "Fossil's own name"
     return None
 
 
 def checkin(
-    *, files: Iterable[tuple[bytes, bytes, bytes]], comment: str, date: str, user: str,
+    *,
+    files: Iterable[tuple[bytes, bytes, bytes]],
+    comment: str,
+    date: str,
+    user: str,
     parent: str | None,
 ) -> Checkin:
     """Return the check-in of *files*: (path, permission, SHA3-256 digest), sorted by path.
@@ -137,8 +155,16 @@ def checkin(
     return Checkin(hash=hashlib.sha3_256(text).hexdigest(), manifest=bytes(text))
 
 
-_ESCAPES = {b"\\": b"\\\\", b" ": b"\\s", b"\n": b"\\n", b"\t": b"\\t", b"\r": b"\\r",
-            b"\v": b"\\v", b"\f": b"\\f", b"\0": b"\\0"}
+_ESCAPES = {
+    b"\\": b"\\\\",
+    b" ": b"\\s",
+    b"\n": b"\\n",
+    b"\t": b"\\t",
+    b"\r": b"\\r",
+    b"\v": b"\\v",
+    b"\f": b"\\f",
+    b"\0": b"\\0",
+}
 
 
 def _escaped(token: bytes) -> bytes:
@@ -165,8 +191,11 @@ class RepositoryFile:
 
         Through ``import`` of nothing, because ``new`` makes a check-in that nobody asked for.
         """
-        return Tool([fossil, "import", "--git", "--no-vacuum", path],
-                    env=fossil_binary.environment(home), cwd=home)
+        return Tool(
+            [fossil, "import", "--git", "--no-vacuum", path],
+            env=fossil_binary.environment(home),
+            cwd=home,
+        )
 
     @staticmethod
     def created(tool: Tool, path: str) -> None:
@@ -190,7 +219,9 @@ class RepositoryFile:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._db.close()
@@ -205,7 +236,8 @@ class RepositoryFile:
         """Store contents; one that is there already stays as it is."""
         self._db.executemany(
             "INSERT OR IGNORE INTO blob(rcvid, size, uuid, content) VALUES(1, ?, ?, ?)",
-            ((size, digest.hex(), packed) for size, digest, packed in rows))
+            ((size, digest.hex(), packed) for size, digest, packed in rows),
+        )
 
     def add_big(self, size: int, chunks: Iterable[bytes], spill: str) -> bytes | None:
         """Store one big content piece by piece, packed first into the file *spill*.
@@ -222,6 +254,7 @@ class RepositoryFile:
                 digest.update(chunk)
                 file.write(packer.compress(chunk))
             file.write(packer.flush())
+            file.flush()
             # Its MD5 is not looked at: what has both ends of one is suspicious enough.
             if may_be_artifact(head[:2], tail) or head.startswith(_PGP):
                 return None
@@ -234,7 +267,8 @@ class RepositoryFile:
             return
         rid = self._db.execute(
             "INSERT INTO blob(rcvid, size, uuid, content) VALUES(1, ?, ?, zeroblob(?))",
-            (size, uuid, packed_size)).lastrowid
+            (size, uuid, packed_size),
+        ).lastrowid
         assert rid is not None
         with self._db.blobopen("blob", "content", rid) as blob:
             for chunk in packed:
@@ -244,14 +278,16 @@ class RepositoryFile:
         """Commit what was added, ready for :meth:`store`."""
         self._db.execute("INSERT INTO unclustered SELECT rid FROM blob")
         # fossil reads the setting while it stores, and would start its backoffice.
-        self._db.execute("REPLACE INTO config(name, value, mtime) "
-                         "VALUES('backoffice-disable', '1', unixepoch())")
+        self._db.execute(
+            "REPLACE INTO config(name, value, mtime) VALUES('backoffice-disable', '1', unixepoch())"
+        )
         self._db.execute("COMMIT")
         self._db.close()
 
     @staticmethod
-    def store(fossil: str, path: str, checkins: list[Checkin], project_code: str, home: str
-              ) -> None:
+    def store(
+        fossil: str, path: str, checkins: list[Checkin], project_code: str, home: str
+    ) -> None:
         """Have fossil receive *checkins*, a parent before its child.
 
         Through ``test-http``: the request comes on standard input with all rights, and it
@@ -265,17 +301,26 @@ class RepositoryFile:
             fd = os.memfd_create("request")
             with os.fdopen(fd, "wb") as request:
                 card = b"push %s %s\nfile %s %d\n" % (
-                    b"0" * 40, project_code.encode(), one.hash.encode(), len(one.manifest))
+                    b"0" * 40,
+                    project_code.encode(),
+                    one.hash.encode(),
+                    len(one.manifest),
+                )
                 request.write(
                     b"POST /xfer HTTP/1.0\r\nHost: localhost\r\n"
                     b"Content-Type: application/x-fossil-uncompressed\r\n"
-                    b"Content-Length: %d\r\n\r\n" % (len(card) + len(one.manifest)))
+                    b"Content-Length: %d\r\n\r\n" % (len(card) + len(one.manifest))
+                )
                 request.write(card)
                 request.write(one.manifest)
                 request.flush()
                 os.lseek(fd, 0, os.SEEK_SET)
-                with Tool([fossil, "test-http", path], cwd=home, stdin=fd,
-                          env=fossil_binary.environment(home)) as tool:
+                with Tool(
+                    [fossil, "test-http", path],
+                    cwd=home,
+                    stdin=fd,
+                    env=fossil_binary.environment(home),
+                ) as tool:
                     reply = tool.stdout.read(_REPLY_BYTES)
                     tool.stdout.read()
                     said = f"{tool.said()}\n{_answer(reply)}".strip()
@@ -298,40 +343,48 @@ class RepositoryFile:
             self._db.execute(
                 "INSERT INTO user(login, pw, cap, info, mtime) VALUES(?1, ?2, ?3, '', unixepoch()) "
                 "ON CONFLICT(login) DO UPDATE SET pw=?2, cap=?3",
-                (login, password_digest(project_code, login, password), _CAPABILITIES[login]))
+                (login, password_digest(project_code, login, password), _CAPABILITIES[login]),
+            )
         self._db.executemany(
-            "REPLACE INTO config(name, value, mtime) VALUES(?, ?, unixepoch())",
-            _SETTINGS.items())
+            "REPLACE INTO config(name, value, mtime) VALUES(?, ?, unixepoch())", _SETTINGS.items()
+        )
         self._db.execute("COMMIT")
         mode = self._db.execute("PRAGMA journal_mode=WAL").fetchone()
         assert mode == ("wal",), mode
         self._db.close()
 
     def _expect(self, checkins: list[Checkin], files: int) -> None:
-        ids = [self._db.execute("SELECT rid FROM blob JOIN event ON objid=rid "
-                                "WHERE uuid=? AND type='ci'", (one.hash,)).fetchone()
-               for one in checkins]
+        ids = [
+            self._db.execute(
+                "SELECT rid FROM blob JOIN event ON objid=rid WHERE uuid=? AND type='ci'",
+                (one.hash,),
+            ).fetchone()
+            for one in checkins
+        ]
         found = {
             "check-ins": ids.count(None),
             "leaves": self._db.execute("SELECT rid FROM leaf").fetchall() != ids[-1:],
-            "parents": self._db.execute(
-                "SELECT pid, cid FROM plink WHERE isprim").fetchall() != [
-                    (*a, *b) for a, b in zip(ids, ids[1:], strict=False) if a and b],
+            "parents": self._db.execute("SELECT pid, cid FROM plink WHERE isprim").fetchall()
+            != [(*a, *b) for a, b in pairwise(ids) if a and b],
             "phantoms": self._db.execute("SELECT count(*) FROM phantom").fetchone()[0],
-            "files": ids[0] is None or self._db.execute(
-                "SELECT count(*) FROM mlink WHERE mid=?", ids[0]).fetchone()[0] != files,
+            "files": ids[0] is None
+            or self._db.execute("SELECT count(*) FROM mlink WHERE mid=?", ids[0]).fetchone()[0]
+            != files,
         }
         wrong = [name for name, problem in found.items() if problem]
         if wrong:
-            raise Corrupt(f"{self.path}: fossil took the check-ins but their {', '.join(wrong)} "
-                          "are wrong; is this version of fossil supported?",
-                          reason="seed-not-understood")
+            raise Corrupt(
+                f"{self.path}: fossil took the check-ins but their {', '.join(wrong)} "
+                "are wrong; is this version of fossil supported?",
+                reason="seed-not-understood",
+            )
 
 
 def password_digest(project_code: str, login: str, password: str) -> str:
     """Return what fossil stores for a password. Source: fossil 2.21 sha1.c."""
-    return hashlib.sha1(f"{project_code}/{login}/{password}".encode(),
-                        usedforsecurity=False).hexdigest()
+    return hashlib.sha1(
+        f"{project_code}/{login}/{password}".encode(), usedforsecurity=False
+    ).hexdigest()
 
 
 def explain_database(error: sqlite3.Error, path: str) -> HubError:
@@ -348,8 +401,11 @@ def explain_database(error: sqlite3.Error, path: str) -> HubError:
 def _explain(tool: Tool, said: str, path: str) -> HubError:
     """Return the error for a fossil that failed at *path*, having *said* that."""
     status = tool.wait()
-    if "disk is full" in said or "No space left on device" in said:
-        return place.disk_full(os.path.dirname(path))
+    directory = os.path.dirname(path)
+    free = os.statvfs(directory)
+    # On a full disk fossil may say anything ("not a valid repository").
+    if "disk is full" in said or free.f_bavail * free.f_frsize < place.LEAST_FREE_BYTES:
+        return place.disk_full(directory)
     return ToolFailed(["fossil", *tool.argv[1:]], status, said, reason="fossil")
 
 

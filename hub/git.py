@@ -61,8 +61,11 @@ def environment() -> dict[str, str]:
     the calling user owns. Replacements are off, because the tree that HEAD names is wanted,
     not one that stands in for it; and so is the network: a missing object is an error.
     """
-    env = {name: value for name, value in os.environ.items()
-           if not name.startswith("GIT_") and name != "SUDO_UID"}
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") and name != "SUDO_UID"
+    }
     return env | {
         "GIT_ALLOW_PROTOCOL": "none",
         "GIT_NO_LAZY_FETCH": "1",  # understood from 2.44 on; the line above serves older ones
@@ -85,28 +88,28 @@ class Git:
         """
         program = find_program("git")
         if program is None:
-            raise Refused("git is not installed, or not in PATH: `sudo apt-get install git`",
-                          reason="git-missing")
+            raise Refused(
+                "git is not installed, or not in PATH: `sudo apt-get install git`",
+                reason="git-missing",
+            )
         self._root = workspace.root or "/"
         self._argv = [program, *_options(_QUIET)]
         self._env = environment()
+        self.scratch = scratch
         self._index = self._look_around()
         self._common = os.path.realpath(workspace.git_dir())
-        self._scratch = scratch
-        self._private = self._env | {
-            "GIT_INDEX_FILE": f"{scratch}/index",
-            "GIT_OBJECT_DIRECTORY": f"{scratch}/objects",
-            "GIT_ALTERNATE_OBJECT_DIRECTORIES": _quoted(f"{self._common}/objects"),
-        }
 
     def _look_around(self) -> str:
         """Return the path of the index, after making sure that this is a work tree's top."""
-        out = self._ask("rev-parse", "--is-inside-work-tree", "--show-prefix", "--git-path",
-                        "index").split(b"\n", 2)
+        out = self._ask(
+            "rev-parse", "--is-inside-work-tree", "--show-prefix", "--git-path", "index"
+        ).split(b"\n", 2)
         if out[0] != b"true" or out[1] != b"":
             raise Refused(
                 f"{self._root} is not the top of a git work tree: git takes its .git for "
-                "something else; run `git status` there", reason="not-git")
+                "something else; run `git status` there",
+                reason="not-git",
+            )
         return os.path.join(self._root, os.fsdecode(out[2][:-1]))
 
     def head(self) -> str | None:
@@ -115,32 +118,35 @@ class Git:
         Raises:
             Corrupt: HEAD's branch is there and names nothing.
         """
-        with self._run("rev-parse", "--quiet", "--verify", "HEAD") as tool:
+        with self.run("rev-parse", "--quiet", "--verify", "HEAD") as tool:
             out = tool.stdout.read().strip()
             if tool.wait() == 0:
                 return out.decode("ascii")
             if tool.said():
-                raise self._failure(tool)
+                raise self.failure(tool)
         branch = os.fsdecode(self._ask("symbolic-ref", "HEAD").strip())
         if os.path.lexists(f"{self._common}/{branch}"):
-            raise Corrupt(f"{self._root}: {branch} is damaged and names no commit; `git fsck`, "
-                          f"and `git reflog` for what it was", reason="repository-corrupt")
+            raise Corrupt(
+                f"{self._root}: {branch} is damaged and names no commit; `git fsck`, "
+                f"and `git reflog` for what it was",
+                reason="repository-corrupt",
+            )
         return None
 
     def user_name(self) -> str | None:
         """Return the ``user.name`` that git would put on a commit; None if it has none."""
-        with self._run("config", "--get", "user.name") as tool:
+        with self.run("config", "--get", "user.name") as tool:
             name = tool.stdout.read().decode("utf-8", "replace").strip()
             return name if tool.wait() == 0 and name else None
 
     def tree(self, commit: str) -> Iterator[Entry]:
         """Yield every file below the tree of *commit*, in the order of the paths' bytes."""
-        with self._run("ls-tree", "-r", "-z", "--full-tree", commit) as tool:
+        with self.run("ls-tree", "-r", "-z", "--full-tree", commit) as tool:
             for record in _split(tool, b"\0"):
                 meta, _tab, path = record.partition(b"\t")
                 mode, _type, oid = meta.split(b" ")
                 yield mode, oid, path
-            self._expect_success(tool)
+            self.expect_success(tool)
 
     def start_changes(self, commit: str | None) -> Changes | None:
         """Begin to look for uncommitted changes of tracked files; None if there is no index.
@@ -149,7 +155,7 @@ class Git:
         """
         if not self._copy_index():
             return None
-        os.makedirs(f"{self._scratch}/objects", 0o700, exist_ok=True)
+        os.makedirs(f"{self.scratch}/objects/pack", 0o700, exist_ok=True)
         return Changes(self, commit)
 
     def contents(self, oids: Iterable[bytes], *, big_bytes: int) -> Contents:
@@ -162,7 +168,7 @@ class Git:
             source = os.open(self._index, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
             return False
-        with os.fdopen(source, "rb") as file, open(f"{self._scratch}/index", "wb") as copy:
+        with os.fdopen(source, "rb") as file, open(f"{self.scratch}/index", "wb") as copy:
             found = os.fstat(source)
             while chunk := file.read(1 << 20):
                 copy.write(chunk)
@@ -170,53 +176,88 @@ class Git:
             os.utime(copy.fileno(), ns=(found.st_atime_ns, found.st_mtime_ns))
         return True
 
-    def _run(self, *args: str, private: bool = False, stdin: bytes | int = b"") -> Tool:
-        return Tool([*self._argv, *args], env=self._private if private else self._env,
-                    cwd=self._root, stdin=stdin)
+    def run(self, *args: str, known: bool | None = None, stdin: bytes = b"") -> Tool:
+        """Start git; for :class:`Changes` and :class:`Contents`.
+
+        With *known* None it works on the user's index and objects. Otherwise on the scratch
+        index and, written to ours, on objects: with or without knowing the user's.
+        """
+        env = self._env
+        if known is not None:
+            env = env | {
+                "GIT_INDEX_FILE": f"{self.scratch}/index",
+                "GIT_OBJECT_DIRECTORY": f"{self.scratch}/objects",
+            }
+        if known:
+            env["GIT_ALTERNATE_OBJECT_DIRECTORIES"] = _quoted(f"{self._common}/objects")
+        return Tool([*self._argv, *args], env=env, cwd=self._root, stdin=stdin)
 
     def _ask(self, *args: str) -> bytes:
-        with self._run(*args) as tool:
+        with self.run(*args) as tool:
             out = tool.stdout.read()
-            self._expect_success(tool)
+            self.expect_success(tool)
         return out
 
-    def _expect_success(self, tool: Tool) -> None:
+    def expect_success(self, tool: Tool) -> None:
+        """Wait for *tool*, whose output was read; raise what its failure means."""
         if tool.wait() != 0:
-            raise self._failure(tool)
+            raise self.failure(tool)
 
-    def _failure(self, tool: Tool) -> HubError:
-        return explain(["git", *tool.argv[len(self._argv) :]], tool.wait(), tool.said(),
-                       self._root, self._scratch)
+    def failure(self, tool: Tool) -> HubError:
+        """Return what the failure of *tool* means."""
+        return explain(
+            ["git", *tool.argv[len(self._argv) :]],
+            tool.wait(),
+            tool.said(),
+            self._root,
+            self.scratch,
+        )
 
-    def _missing(self, oid: bytes) -> HubError:
+    def missing(self, oid: bytes) -> HubError:
         """Return the error for an object that the repository should have and has not."""
         name = oid.decode("ascii", "replace")
-        with self._run("config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"
-                       ) as tool:
+        with self.run(
+            "config", "--get-regexp", r"^(extensions\.partialclone|remote\..*\.promisor)$"
+        ) as tool:
             partial = bool(tool.stdout.read().strip())
         if partial:
-            return Refused(
-                f"{self._root} is a partial clone and lacks object {name}; seeding does not use "
-                "the network: `git fetch --refetch --no-filter` first", reason="partial-clone")
-        return Corrupt(f"{self._root}: git object {name} is missing; `git fsck` lists the damage, "
-                       "`git fetch` from a good clone may mend it", reason="repository-corrupt")
+            return _partial(self._root, f"lacks object {name}")
+        return Corrupt(
+            f"{self._root}: git object {name} is missing; `git fsck` lists the damage, "
+            "`git fetch` from a good clone may mend it",
+            reason="repository-corrupt",
+        )
 
 
 class Changes:
     """The search for uncommitted changes: made at once, running beside us until finished."""
 
     def __init__(self, git: Git, commit: str | None) -> None:
-        """Start ``git add -u`` on the scratch index; use :meth:`Git.start_changes`."""
+        """Start comparing files with the scratch index; use :meth:`Git.start_changes`."""
         self._git = git
         self._commit = commit
-        self._tool = git._run("add", "-u", "--", ".", private=True)  # noqa: SLF001
+        # Hashes what looks changed and writes nothing; what is as it was is marked so, in
+        # the scratch index. The full index: add would have to read trees for a sparse one.
+        self._tool = git.run(
+            "-c",
+            "index.sparse=false",
+            "update-index",
+            "-q",
+            "--unmerged",
+            "--ignore-missing",
+            "--ignore-submodules",
+            "--refresh",
+            "--force-write-index",
+            known=True,
+        )
 
     def __enter__(self) -> Self:
-        self._tool.__enter__()
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._tool.__exit__(kind, error, trace)
@@ -226,31 +267,92 @@ class Changes:
 
         The filters of the user's configuration have been applied, as a commit would.
         """
-        git = self._git
         self._tool.stdout.read()
-        git._expect_success(self._tool)  # noqa: SLF001
+        if self._tool.wait() not in (0, 1):  # 1: something is changed, or unmerged
+            raise self._git.failure(self._tool)
+        self._stage()
         return self._all_staged() if self._commit is None else self._against(self._commit)
 
     def contents(self, oids: Iterable[bytes], *, big_bytes: int) -> Contents:
         """Return the contents of blobs as :meth:`Git.contents` does, changed files included."""
-        return Contents(self._git, oids, big_bytes, private=True)
+        return Contents(self._git, oids, big_bytes, known=True)
+
+    def _stage(self) -> None:
+        """Put what is changed in the work tree into the scratch index.
+
+        Git marks an object that it would have written, had it not been there, as recently
+        used: it sets the time of the user's file. So the writer knows no objects but those
+        that it must read, the old contents of what is changed, in a pack of our own.
+        """
+        old = self._old_contents()
+        if old is None:
+            return
+        if old:
+            pack = f"{self._git.scratch}/objects/pack/pack"
+            with self._git.run(
+                "pack-objects",
+                "-q",
+                "--window=0",
+                pack,
+                known=True,
+                stdin=b"".join([b"%s\n" % oid for oid in old]),
+            ) as tool:
+                tool.stdout.read()
+                self._git.expect_success(tool)
+        with self._git.run("add", "-u", "--", ".", known=False) as tool:
+            tool.stdout.read()
+            self._git.expect_success(tool)
+
+    def _old_contents(self) -> set[bytes] | None:
+        """Return the ids that the index has for what is changed; None if nothing is."""
+        old: set[bytes] = set()
+        nothing, unmerged = True, False
+        with self._git.run(
+            "diff-files",
+            "--raw",
+            "-z",
+            "--no-renames",
+            "--no-abbrev",
+            "--ignore-submodules=all",
+            known=True,
+        ) as tool:
+            records = _split(tool, b"\0")
+            for meta in records:
+                next(records)
+                nothing = False
+                mode, _mode, oid, _oid, status = meta.split(b" ")
+                unmerged = unmerged or status == b"U"
+                if status in (b"M", b"T") and mode != b":" + SUBMODULE:
+                    old.add(oid)
+            self._git.expect_success(tool)
+        if unmerged:
+            old.update(oid for mode, oid, _path in self._listed("-u") if mode != SUBMODULE)
+        return None if nothing else old
 
     def _all_staged(self) -> tuple[list[Entry], list[bytes]]:
-        with self._git._run("ls-files", "-s", "-z", private=True) as tool:  # noqa: SLF001
-            changed = []
+        return list(self._listed("-s")), []
+
+    def _listed(self, what: str) -> Iterator[Entry]:
+        with self._git.run("ls-files", what, "-z", known=True) as tool:
             for record in _split(tool, b"\0"):
                 meta, _tab, path = record.partition(b"\t")
                 mode, oid, _stage = meta.split(b" ")
-                changed.append((mode, oid, path))
-            self._git._expect_success(tool)  # noqa: SLF001
-        return changed, []
+                yield mode, oid, path
+            self._git.expect_success(tool)
 
     def _against(self, commit: str) -> tuple[list[Entry], list[bytes]]:
         changed: list[Entry] = []
         removed: list[bytes] = []
-        with self._git._run(  # noqa: SLF001
-            "diff-index", "--cached", "--raw", "-z", "--no-renames", "--no-abbrev",
-            "--ignore-submodules=all", commit, private=True,
+        with self._git.run(
+            "diff-index",
+            "--cached",
+            "--raw",
+            "-z",
+            "--no-renames",
+            "--no-abbrev",
+            "--ignore-submodules=all",
+            commit,
+            known=True,
         ) as tool:
             records = _split(tool, b"\0")
             for meta in records:
@@ -260,7 +362,7 @@ class Changes:
                     removed.append(path)
                 else:
                     changed.append((mode, oid, path))
-            self._git._expect_success(tool)  # noqa: SLF001
+            self._git.expect_success(tool)
         return changed, removed
 
 
@@ -272,7 +374,7 @@ class Contents:
     """
 
     def __init__(
-        self, git: Git, oids: Iterable[bytes], big_bytes: int, *, private: bool = False
+        self, git: Git, oids: Iterable[bytes], big_bytes: int, *, known: bool | None = None
     ) -> None:
         """Use :meth:`Git.contents` or :meth:`Changes.contents`."""
         self._git = git
@@ -280,14 +382,15 @@ class Contents:
         self._big_bytes = big_bytes
         self._left = 0
         wanted = b"".join([b"%s\n" % oid for oid in oids])
-        self._tool = git._run(  # noqa: SLF001
-            "cat-file", "--batch", "--buffer", private=private, stdin=wanted)
+        self._tool = git.run("cat-file", "--batch", "--buffer", known=known, stdin=wanted)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         self._tool.__exit__(kind, error, trace)
@@ -297,7 +400,7 @@ class Contents:
         for oid in self._oids:
             answer = readline().split(b" ")
             if answer[-1] == b"missing\n":
-                raise self._git._missing(oid)  # noqa: SLF001
+                raise self._git.missing(oid)
             if len(answer) != 3 or answer[0] != oid:  # noqa: PLR2004
                 raise self._broken(oid)
             size = int(answer[2])
@@ -311,7 +414,7 @@ class Contents:
             if len(content) != size + 1:
                 raise self._broken(oid)
             yield oid, size, content[:-1]
-        self._git._expect_success(self._tool)  # noqa: SLF001
+        self._git.expect_success(self._tool)
 
     def chunks(self) -> Iterator[bytes]:
         """Yield the content of the big blob at hand, piece by piece."""
@@ -324,40 +427,80 @@ class Contents:
 
     def _broken(self, oid: bytes) -> HubError:
         if self._tool.wait() == 0:
-            return Corrupt(f"git gave no content for object {oid.decode('ascii', 'replace')}: "
-                           "`git fsck`", reason="repository-corrupt")
-        failure = self._git._failure(self._tool)  # noqa: SLF001
-        if failure.reason == "git" and "not allowed" in self._tool.said():
-            return self._git._missing(oid)  # noqa: SLF001 - it tried to fetch it
-        return failure
+            return Corrupt(
+                f"git gave no content for object {oid.decode('ascii', 'replace')}: `git fsck`",
+                reason="repository-corrupt",
+            )
+        return self._git.failure(self._tool)
 
 
 def explain(argv: list[str], status: int, said: str, root: str, scratch: str) -> HubError:
     """Return what a failed git means for the user; *said* is its standard error."""
     lines = [line for line in said.splitlines() if line]
-    telling = next((line for line in lines if line.startswith(("fatal:", "error:"))),
-                   lines[0] if lines else f"exit status {status}")
+    telling = next(
+        (line for line in lines if line.startswith(("fatal:", "error:"))),
+        lines[0] if lines else f"exit status {status}",
+    )
     if "dubious ownership" in said or "is owned by someone else" in said:
-        command = next((line.strip() for line in lines if "safe.directory" in line
-                        and line.strip().startswith("git config")),
-                       f"git config --global --add safe.directory {_shell_quoted(root)}")
-        return Refused(f"{root} belongs to another user, so git does not trust it; if you do: "
-                       f"`{command}`", reason="dubious-ownership")
+        command = next(
+            (
+                line.strip()
+                for line in lines
+                if "safe.directory" in line and line.strip().startswith("git config")
+            ),
+            f"git config --global --add safe.directory {_shell_quoted(root)}",
+        )
+        return Refused(
+            f"{root} belongs to another user, so git does not trust it; if you do: `{command}`",
+            reason="dubious-ownership",
+        )
     if "not a git repository" in said or "must be run in a work tree" in said:
-        return Refused(f"{root} is not a git work tree ({telling}): `git init` and commit there",
-                       reason="not-git")
-    if "No space left on device" in said or "Disk quota exceeded" in said:
+        return Refused(
+            f"{root} is not a git work tree ({telling}): `git init` and commit there",
+            reason="not-git",
+        )
+    if "lazy fetching disabled" in said or "promisor remote" in said:
+        return _partial(root, f"lacks what is needed ({telling})")
+    if any(sign in said for sign in _FULL):
         return place.disk_full(scratch)
     if any(sign in said for sign in _DAMAGE):
-        return Corrupt(f"the git repository of {root} is damaged ({telling}): `git fsck` there",
-                       reason="repository-corrupt")
+        return Corrupt(
+            f"the git repository of {root} is damaged ({telling}): `git fsck` there",
+            reason="repository-corrupt",
+        )
     return ToolFailed(argv, status, said, reason="git")
 
 
-_DAMAGE = ("corrupt", "bad object", "missing blob", "missing tree", "not a tree object",
-           "unable to read", "bad signature", "bad tree", "index file smaller", "inflate:",
-           "broken ref", "bad index file", "hash mismatch", "invalid sha1 pointer",
-           "could not read", "malformed", "truncated", "unable to find")
+_FULL = ("No space left on device", "Disk quota exceeded", "Out of diskspace")
+_DAMAGE = (
+    "corrupt",
+    "bad object",
+    "missing blob",
+    "missing tree",
+    "not a tree object",
+    "unable to read",
+    "bad signature",
+    "bad tree",
+    "index file smaller",
+    "inflate:",
+    "broken ref",
+    "bad index file",
+    "hash mismatch",
+    "invalid sha1 pointer",
+    "No such ref: HEAD",
+    "not a symbolic ref",
+    "malformed",
+    "truncated",
+    "unable to find",
+)
+
+
+def _partial(root: str, lack: str) -> Refused:
+    return Refused(
+        f"{root} is a partial clone and {lack}; seeding does not use the network: `git fetch "
+        "--refetch --no-filter` first",
+        reason="partial-clone",
+    )
 
 
 def _options(settings: dict[str, str]) -> list[str]:

@@ -12,6 +12,7 @@ import secrets
 import sqlite3
 import sys
 from collections import deque
+from contextlib import ExitStack
 from queue import SimpleQueue
 from threading import Thread
 from time import monotonic, time_ns
@@ -73,14 +74,18 @@ class Seeded(Record):
         """Return what the user should be told, one sentence an item."""
         told = []
         if self.secrets:
-            told.append(f"tracked files that look like secrets are now readable to every slot: "
-                        f"{_names(self.secrets)}; `git rm --cached` what does not belong")
+            told.append(
+                f"tracked files that look like secrets are now readable to every slot: "
+                f"{_names(self.secrets)}; `git rm --cached` what does not belong"
+            )
         for reason in dict.fromkeys(reason for _name, reason in self.left_out):
             names = [name for name, why in self.left_out if why == reason]
             told.append(f"left out ({reason}): {_names(names)}")
         if self.skipped_submodules:
-            told.append(f"{self.skipped_submodules} submodule(s) are not in the trunk: slots "
-                        "work without them")
+            told.append(
+                f"{self.skipped_submodules} submodule(s) are not in the trunk: slots "
+                "work without them"
+            )
         return told
 
     def to_json(self) -> dict[str, Any]:
@@ -124,15 +129,18 @@ def seed(workspace: Workspace, fossil: str, progress: Progress) -> Seeded:
 
 def _seed_in(scratch: str, workspace: Workspace, fossil: str, progress: _Throttled) -> Seeded:
     path = f"{scratch}/hub.fossil"
-    # Fossil makes its empty file while git answers.
-    with RepositoryFile.create(fossil, path, scratch) as creating:
+    with ExitStack() as running:
+        # Fossil makes its empty file, and git compares times, while we go on.
+        creating = running.enter_context(RepositoryFile.create(fossil, path, scratch))
         repository = git.Git(workspace, scratch)
         base = repository.head()
         changes = repository.start_changes(base)
+        if changes is not None:
+            running.enter_context(changes)
         entries = [] if base is None else list(repository.tree(base))
         RepositoryFile.created(creating, path)
-    hit("seed.created")
-    project_code, trees = _take(path, scratch, repository, changes, entries, progress)
+        hit("seed.created")
+        project_code, trees = _take(path, scratch, repository, changes, entries, progress)
     hit("seed.blobs")
 
     checkins = _checkins(trees, base, repository.user_name())
@@ -140,8 +148,9 @@ def _seed_in(scratch: str, workspace: Workspace, fossil: str, progress: _Throttl
     RepositoryFile.store(fossil, path, checkins, project_code, scratch)
     progress.always("writing", len(checkins), len(checkins))
     hit("seed.stored")
-    passwords = {name: secrets.token_urlsafe(24)
-                 for name in (fossil_repo.HUB_USER, fossil_repo.OPERATOR)}
+    passwords = {
+        name: secrets.token_urlsafe(24) for name in (fossil_repo.HUB_USER, fossil_repo.OPERATOR)
+    }
     with RepositoryFile(path) as file:
         file.finish(checkins, len(trees.root), passwords)
     hit("seed.finished")
@@ -153,9 +162,15 @@ def _seed_in(scratch: str, workspace: Workspace, fossil: str, progress: _Throttl
     _move_into_place(path, workspace)
     tip = trees.root if trees.changed is None else trees.changed
     return Seeded(
-        hub_id=project_code, base=base, root=checkins[0].hash, tip=checkins[-1].hash,
-        dirty=trees.changed is not None, files=len(tip), skipped_submodules=len(trees.submodules),
-        left_out=tuple(sorted(trees.left_out.items())), secrets=tuple(likely_secrets(sorted(tip))),
+        hub_id=project_code,
+        base=base,
+        root=checkins[0].hash,
+        tip=checkins[-1].hash,
+        dirty=trees.changed is not None,
+        files=len(tip),
+        skipped_submodules=len(trees.submodules),
+        left_out=tuple(sorted(trees.left_out.items())),
+        secrets=tuple(likely_secrets(sorted(tip))),
     )
 
 
@@ -187,26 +202,28 @@ class _Trees:
 
 
 def _take(
-    path: str, scratch: str, repository: git.Git, changes: git.Changes | None,
-    entries: list[Entry], progress: _Throttled,
+    path: str,
+    scratch: str,
+    repository: git.Git,
+    changes: git.Changes | None,
+    entries: list[Entry],
+    progress: _Throttled,
 ) -> tuple[str, _Trees]:
     """Put all contents into the file at *path*; return its project code and the trees."""
     trees = _Trees()
     with RepositoryFile(path) as file:
         intake = _Intake(file, f"{scratch}/big", progress)
-        if changes is None:
-            intake.read("reading", entries, repository)
-            _enter(entries, intake, trees.root, trees)
-        else:
-            with changes:
-                intake.read("reading", entries, repository)
-                _enter(entries, intake, trees.root, trees)
-                hit("seed.read")
-                changed, removed = changes.finish()
-                _apply_changes(changed, removed, intake, changes, trees)
+        intake.read("reading", entries, repository)
+        _enter(entries, intake, trees.root, trees)
+        hit("seed.read")
+        if changes is not None:
+            changed, removed = changes.finish()
+            _apply_changes(changed, removed, intake, changes, trees)
         if not (entries or trees.root or trees.changed or trees.left_out or trees.submodules):
-            raise Refused("git tracks no file here, so there is nothing to share: `git add` "
-                          "something first", reason="no-tracked-file")
+            raise Refused(
+                "git tracks no file here, so there is nothing to share: `git add` something first",
+                reason="no-tracked-file",
+            )
         project_code = file.project_code
         file.close()
     return project_code, trees
@@ -226,7 +243,10 @@ def _enter(entries: list[Entry], intake: _Intake, files: Files, trees: _Trees) -
 
 
 def _apply_changes(
-    changed: list[Entry], removed: list[bytes], intake: _Intake, changes: git.Changes,
+    changed: list[Entry],
+    removed: list[bytes],
+    intake: _Intake,
+    changes: git.Changes,
     trees: _Trees,
 ) -> None:
     """Set ``trees.changed`` if the uncommitted changes make a difference."""
@@ -259,13 +279,24 @@ def _checkins(trees: _Trees, base: str | None, user_name: str | None) -> list[Ch
     """
     now_ms = time_ns() // 1_000_000
     root = fossil_repo.checkin(
-        files=_sorted(trees.root), comment=f"session base: {base[:12] if base else 'none'}",
-        date=_date(now_ms - 1), user=fossil_repo.HUB_USER, parent=None)
+        files=_sorted(trees.root),
+        comment=f"session base: {base[:12] if base else 'none'}",
+        date=_date(now_ms - 1),
+        user=fossil_repo.HUB_USER,
+        parent=None,
+    )
     if trees.changed is None:
         return [root]
-    return [root, fossil_repo.checkin(
-        files=_sorted(trees.changed), comment="uncommitted changes of tracked files",
-        date=_date(now_ms), user=user_name or _login(), parent=root.hash)]
+    return [
+        root,
+        fossil_repo.checkin(
+            files=_sorted(trees.changed),
+            comment="uncommitted changes of tracked files",
+            date=_date(now_ms),
+            user=user_name or _login(),
+            parent=root.hash,
+        ),
+    ]
 
 
 def _sorted(files: Files) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -302,10 +333,15 @@ class _Intake:
 
     def read(self, phase: str, entries: list[Entry], source: git.Git | git.Changes) -> None:
         """Take the contents of *entries* that are wanted and not there yet."""
-        wanted = list(dict.fromkeys(
-            oid for mode, oid, path in entries
-            if mode != git.SUBMODULE and oid not in self.digests
-            and fossil_repo.unfit_name(path) is None))
+        wanted = list(
+            dict.fromkeys(
+                oid
+                for mode, oid, path in entries
+                if mode != git.SUBMODULE
+                and oid not in self.digests
+                and fossil_repo.unfit_name(path) is None
+            )
+        )
         total = len(entries)
         offset = total - len(wanted)
         self._progress.always(phase, offset, total)
@@ -376,8 +412,10 @@ def _batches(
 
 
 def _pack_all(batch: Batch) -> Packed:
-    return [(oid, None if fossil_repo.is_artifact(content) else fossil_repo.pack(content))
-            for oid, content in batch]
+    return [
+        (oid, None if fossil_repo.is_artifact(content) else fossil_repo.pack(content))
+        for oid, content in batch
+    ]
 
 
 class _Packers:
@@ -391,11 +429,14 @@ class _Packers:
     def __init__(self) -> None:
         self._ins: list[SimpleQueue[Batch | None]] = [SimpleQueue() for _ in range(_THREADS)]
         self._outs: list[SimpleQueue[Packed | BaseException]] = [
-            SimpleQueue() for _ in range(_THREADS)]
+            SimpleQueue() for _ in range(_THREADS)
+        ]
         self._turns: deque[int] = deque()
         self._next = 0
-        self._threads = [Thread(target=self._work, args=pair, daemon=True)
-                         for pair in zip(self._ins, self._outs, strict=True)]
+        self._threads = [
+            Thread(target=self._work, args=pair, daemon=True)
+            for pair in zip(self._ins, self._outs, strict=True)
+        ]
 
     @staticmethod
     def _work(
@@ -413,7 +454,9 @@ class _Packers:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         for batches in self._ins:
@@ -501,6 +544,7 @@ def main() -> None:
     …}`` (:meth:`Seeded.to_json`) or ``{"fail": {"kind", "reason", "message"}}``; the exit
     status is 0 or 1. It ends when nobody reads the report any more.
     """
+
     def report(message: dict[str, Any]) -> None:
         os.write(REPORT_FD, codec.dumps(message).encode() + b"\n")
 

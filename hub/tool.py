@@ -42,7 +42,8 @@ class Tool:
         given = stdin if isinstance(stdin, int) else _in_memory(stdin)
         try:
             self._child = spawn_child(
-                argv, env=env, cwd=cwd, files={0: given, 1: write, 2: self._said})
+                argv, env=env, cwd=cwd, files={0: given, 1: write, 2: self._said}
+            )
         except BaseException:
             os.close(read)
             os.close(self._said)
@@ -58,7 +59,9 @@ class Tool:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
         if self._status is None:

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -69,7 +70,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
                     f"hub {name}, running",
                     rounds,
                     interpreter,
-                    lambda name=name: verb(name),
+                    partial(verb, name),
                     quiet=quiet,
                     limit=1.6,
                 )
@@ -79,7 +80,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
                     f"hub {name}, running, from the wheel",
                     rounds,
                     interpreter,
-                    lambda name=name: run_ms([*entry, name], cwd=str(root), env=env),
+                    partial(run_ms, [*entry, name], cwd=str(root), env=env),
                     quiet=quiet,
                     limit=2.0,
                 )
@@ -89,19 +90,14 @@ def measure(directory: Path, rounds: int) -> list[Row]:
     finally:
         stop(str(root), force=True)
     servers = Servers(Workspace(str(root)))
-    starts: list[float] = []
-    stops: list[float] = []
-    floors: list[float] = []
 
     def floor_start() -> float:
-        up, down = servers.round()
-        floors.append(down)
+        up, _down = servers.round()
         return interpreter() + up
 
     def ours_start() -> float:
         took = verb("start", "--detach")
-        stops.append(verb("stop"))
-        starts.append(took)
+        verb("stop")
         return took
 
     rows.append(

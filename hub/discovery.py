@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SCHEMA = 1
 _LIMIT = 64 * 1024
-SERVERS = ("fossil", "nats")
+SERVERS = ("nats", "fossil")  # in the order of starting: the slower first
 
 
 class Discovery(Record):

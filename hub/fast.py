@@ -1,6 +1,6 @@
 """The fastest door: ask the running hub what to print, print it, leave.
 
-`hub status`, `hub url` and `hub start` beside a running hub take about as long as an
+`hub status`, `hub url`, `hub stop` and `hub start` beside a running hub take about as long as an
 interpreter needs to start. Nearly all of the rest would be imports (``os`` alone is a tenth),
 so this module takes the modules that are built in, and the supervisor, which has everything
 loaded, renders the answer. Whatever is not perfectly plain (no hub, another version, options,
@@ -14,6 +14,8 @@ import posix
 
 _PLAIN = frozenset(
     {
+        ("stop",),
+        ("stop", "--json"),
         ("status",),
         ("status", "--json"),
         ("url",),
@@ -29,6 +31,7 @@ _PLAIN = frozenset(
 _ADDRESS_LIMIT = 107  # unix(7): sun_path
 _ANSWER_LIMIT = 256 * 1024
 _ANSWER_WITHIN_S = 2.0
+_STOPPED_WITHIN_S = 10.0
 
 
 def answered(arguments: list[str]) -> int | None:
@@ -42,20 +45,49 @@ def answered(arguments: list[str]) -> int | None:
     if address is None:
         return None
     words = ",".join(f'"{word}"' for word in arguments)  # of _PLAIN: nothing to escape
-    answer = _ask(address, f'{{"v":1,"verb":"show","arguments":[{words}]}}\n'.encode())
-    if answer is None:
-        return None
-    from foundation.codec import loads_object  # noqa: PLC0415
-
+    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     try:
+        sock.settimeout(_ANSWER_WITHIN_S)
+        sock.connect(address)
+        sock.sendall(f'{{"v":1,"verb":"show","arguments":[{words}]}}\n'.encode())
+        answer = _receive(sock)
+        if answer is None:
+            return None
+        from foundation.codec import loads_object  # noqa: PLC0415
+
         shown = loads_object(answer)["data"]
         status, out, err = shown["status"], shown["stdout"].encode(), shown["stderr"].encode()
-    except (ValueError, KeyError, TypeError):
-        return None
+        if arguments[0] == "stop" and not _ended(sock, shown["pid"]):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None  # nobody there, nobody home, or no such answer: the full path knows
+    finally:
+        sock.close()
     for fd, text in ((1, out), (2, err)):
         while text:
             text = text[posix.write(fd, text) :]  # noqa: PLW2901
     return int(status)
+
+
+def _ended(sock: _socket.socket, pid: int) -> bool:
+    """Wait until the hub, which has answered that it stops, is gone; False: it takes long."""
+    from select import POLLIN, poll  # noqa: PLC0415
+
+    try:
+        pidfd = posix.pidfd_open(pid)
+    except ProcessLookupError:
+        return True
+    try:
+        # Of the right process: it was still there, for its end of the socket was, or it has
+        # closed it, and then all that it held is given back already.
+        sock.settimeout(_STOPPED_WITHIN_S)
+        if sock.recv(1):
+            return False
+        waiting = poll()
+        waiting.register(pidfd, POLLIN)
+        return bool(waiting.poll(_STOPPED_WITHIN_S * 1000))
+    finally:
+        posix.close(pidfd)
 
 
 def _address() -> str | None:
@@ -76,20 +108,11 @@ def _address() -> str | None:
         return None
 
 
-def _ask(address: str, request: bytes) -> bytes | None:
-    sock = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    try:
-        sock.settimeout(_ANSWER_WITHIN_S)
-        sock.connect(address)
-        sock.sendall(request)
-        answer = b""
-        while not answer.endswith(b"\n"):
-            chunk = sock.recv(65536)
-            answer += chunk
-            if not chunk or len(answer) > _ANSWER_LIMIT:
-                return None
-    except OSError:  # nobody there, or nobody home: the full path knows what that means
-        return None
-    finally:
-        sock.close()
+def _receive(sock: _socket.socket) -> bytes | None:
+    answer = b""
+    while not answer.endswith(b"\n"):
+        chunk = sock.recv(65536)
+        answer += chunk
+        if not chunk or len(answer) > _ANSWER_LIMIT:
+            return None
     return answer

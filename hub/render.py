@@ -9,6 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hub.info import HubInfo
     from hub.status import HubStatus
+    from hub.stop import Stopped
 
 
 class Shown(Record):
@@ -29,6 +30,19 @@ def started(info: HubInfo, *, as_json: bool, verb: str = "hub.start") -> Shown:
             f"{already}fossil at {info.fossil_url}, nats at {info.nats_url} (pid {info.pid})"
         )
     )
+
+
+def stopped(what: Stopped, *, as_json: bool) -> Shown:
+    """Show what a stop did."""
+    if as_json:
+        return Shown(stdout=output.envelope("hub.stop", what.as_dict()))
+    if what.killed:
+        return Shown(
+            stderr=output.talk(f"the hub did not answer and was killed (pid {what.pids[0]})")
+        )
+    if not what.was_running:
+        return Shown(stderr=output.talk(f"no hub runs in {what.root}"))
+    return Shown(stderr=output.talk("stopped"))
 
 
 def url(info: HubInfo, *, as_json: bool) -> Shown:

@@ -66,7 +66,8 @@ def _stop_running(
         identity = _recorded(workspace)
     if identity is not None and identity.pid == os.getpid():
         return Stopped(root=workspace.root, was_running=False)
-    _refuse_live_slots(workspace, force=force)
+    if not force:
+        refuse_live_slots(workspace)
     pidfd = None if identity is None else identity.open()
     try:
         try:
@@ -116,7 +117,8 @@ def _by_force(workspace: Workspace, *, force: bool, why: str) -> Stopped:
     try:
         if identity.pid == os.getpid():
             return Stopped(root=workspace.root, was_running=False)
-        _refuse_live_slots(workspace, force=force)
+        if not force:
+            refuse_live_slots(workspace)
         if not has_exited(pidfd):
             send_signal(pidfd, 9)
         if not wait_exit(pidfd, _KILL_WAIT_S):
@@ -138,8 +140,13 @@ def _recorded(workspace: Workspace) -> Identity | None:
     return None if record is None else record.identity
 
 
-def _refuse_live_slots(workspace: Workspace, *, force: bool) -> None:
-    if force or not os.path.isdir(workspace.swarm):
+def refuse_live_slots(workspace: Workspace) -> None:
+    """Refuse to stop under a slot that works.
+
+    Raises:
+        Refused: slots are alive; it names them.
+    """
+    if not os.path.isdir(workspace.swarm):
         return
     from slotgc.slots import live_slots  # noqa: PLC0415
 

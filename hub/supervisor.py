@@ -33,6 +33,7 @@ from hub.preparation import Preparation
 from hub.reactor import Reactor
 from hub.servers import Servers
 from hub.status import decode
+from hub.stop import Stopped, refuse_live_slots
 from hub.systemd import notify
 
 TYPE_CHECKING = False
@@ -44,7 +45,6 @@ if TYPE_CHECKING:
     from hub.clients import Client
     from hub.lifecycle import HubEvent, HubPhase
     from hub.reactor import Timer
-    from hub.render import Shown
 
 HEALTH_EVERY_S = 5.0
 PORT_ATTEMPTS = 5
@@ -424,7 +424,7 @@ class Supervisor:
             if verb == "status":
                 client.send({"data": self.status()})
             elif verb == "show":
-                client.send({"data": self._show(request.get("arguments")).as_dict()})
+                self._show(client, request.get("arguments"))
             elif verb == "start":
                 self._clients.wait(client)
                 self._revive_failed()
@@ -474,8 +474,8 @@ class Supervisor:
             "events_lost": 0 if self._outbox is None else self._outbox.lost,
         }
 
-    def _show(self, arguments: object) -> Shown:
-        """Return what the command line *arguments* print; see :mod:`hub.fast`.
+    def _show(self, client: Client, arguments: object) -> None:
+        """Answer with what the command line *arguments* print; see :mod:`hub.fast`.
 
         Raises:
             HubError: that takes more than showing; the client does it the long way.
@@ -483,15 +483,27 @@ class Supervisor:
         words = arguments if isinstance(arguments, list) else []
         as_json = "--json" in words
         now = decode(self.workspace.root, self.status())
-        if words[:1] == ["status"]:
-            return render.status(now, as_json=as_json)
-        if self.info is None or now.state != "running":
+        verb = words[0] if words else None
+        if verb == "status":
+            shown = render.status(now, as_json=as_json)
+        elif self.info is None or now.state != "running":
             raise Unavailable("not ready", reason="not-ready")
-        if words[:1] == ["url"]:
-            return render.url(self.info, as_json=as_json)
-        if words[:1] == ["start"]:
-            return render.started(self.info.replace(already_running=True), as_json=as_json)
-        raise Refused(f"nothing shows {words!r}", reason="unknown-verb")
+        elif verb == "url":
+            shown = render.url(self.info, as_json=as_json)
+        elif verb == "start":
+            shown = render.started(self.info.replace(already_running=True), as_json=as_json)
+        elif verb == "stop":
+            refuse_live_slots(self.workspace)
+            shown = render.stopped(self._stopped(), as_json=as_json)
+        else:
+            raise Refused(f"nothing shows {words!r}", reason="unknown-verb")
+        client.send({"data": {**shown.as_dict(), "pid": os.getpid()}})
+        if verb == "stop":
+            self.stop("asked to")
+
+    def _stopped(self) -> Stopped:
+        servers = [child.pid for child in self._children.values() if child.pid]
+        return Stopped(root=self.workspace.root, was_running=True, pids=(os.getpid(), *servers))
 
     # --- stopping --------------------------------------------------------------------------
 
@@ -546,6 +558,7 @@ class Supervisor:
             self._outbox.close()
         for log in self._logs.values():
             log.close()
+        self._reactor.close()
 
 
 def _own_identity() -> Identity:

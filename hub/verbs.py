@@ -116,15 +116,7 @@ def stop(
         )
     except HubError as error:
         return output.print_error("hub.stop", error, as_json=as_json)
-    if as_json:
-        output.print_data("hub.stop", stopped.as_dict())
-    elif stopped.killed:
-        output.say(f"the hub did not answer and was killed (pid {stopped.pids[0]})")
-    elif not stopped.was_running:
-        output.say(f"no hub runs in {stopped.root}")
-    else:
-        output.say("stopped")
-    return 0
+    return output.show(render.stopped(stopped, as_json=as_json))
 
 
 def restart(

@@ -58,6 +58,10 @@ class Record:
         """Refuse: a record never changes; see :meth:`replace`."""
         raise AttributeError(f"{type(self).__name__}.{name} cannot change")
 
+    def __delattr__(self, name: str) -> None:
+        """Refuse, as any change."""
+        raise AttributeError(f"{type(self).__name__}.{name} cannot change")
+
     def __eq__(self, other: object) -> bool:
         """Compare by type and content."""
         if type(other) is not type(self):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from hub.stop import stop
 from tests.support import (
@@ -24,6 +25,12 @@ from tests.support import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+# A loaded machine is slow at times; what must be fast is measured by the test that says so.
+settings.register_profile(
+    "ours", deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("ours")
 
 _DYING_FOR_S = 1.0
 """A process that was killed by the test's last line may still be on its way out."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import stat
 
@@ -13,7 +14,7 @@ def write_file(path: str, content: bytes, *, mode: int = 0o600, durable: bool = 
     a power cut (fsync of the file before the rename and of the directory after it); without,
     they survive any kill, which is enough for what a reboot makes meaningless anyway.
     """
-    temporary = f"{path}.{os.getpid()}.tmp"
+    temporary = f"{path}.{_thread.get_native_id()}.{os.getpid()}.tmp"
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         try:

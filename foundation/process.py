@@ -163,8 +163,8 @@ def open_pidfd(pid: int) -> int | None:
     try:
         return os.pidfd_open(pid)
     except OSError as error:
-        # EINVAL: the number is of a thread, not of a process.
-        if error.errno in (errno.ESRCH, errno.EINVAL):
+        # EINVAL, since Linux 6.16 ENOENT: the number is of a thread, not of a process.
+        if error.errno in (errno.ESRCH, errno.EINVAL, errno.ENOENT):
             return None
         raise
 

@@ -15,6 +15,11 @@ if TYPE_CHECKING:
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ABOVE_TARGETS = 20  # descriptors are first moved here, so that no dup2 overwrites a source
 
+_NO_MORE_DESCRIPTORS = 65536
+_DEFAULTED = (1, 2, 3, 13, 15, 17)
+"""HUP INT QUIT PIPE TERM CHLD: Python ignores SIGPIPE, our starter may ignore the others, and
+exec keeps what is ignored; who ignores SIGCHLD cannot wait for a child."""
+
 
 class SpawnedChild(Record):
     """A child of this process; whoever spawned it closes ``pidfd`` and reaps ``pid``."""
@@ -43,8 +48,10 @@ def spawn_child(
     try:
         pid = os.fork()
         if pid == 0:
+            # Away from the numbers that the child's files will have.
+            report_write = fcntl.fcntl(report_write, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
             try:
-                _become(argv, env, cwd, files, parent, blocked)
+                _become(argv, env, cwd, files, parent, blocked, report_write)
             except OSError as error:
                 os.write(report_write, str(error.errno).encode())
             finally:
@@ -67,12 +74,13 @@ def _become(
     files: Mapping[int, int],
     parent: int,
     mask: set[int],
+    report: int,
 ) -> None:
     """In the child: turn into *argv*, or raise OSError."""
     os.setpgid(0, 0)
     die_with_parent(parent)
     _signal.set_wakeup_fd(-1)
-    for number in (1, 2, 3, 13, 15):  # HUP INT QUIT PIPE TERM; Python ignores SIGPIPE, exec keeps
+    for number in _DEFAULTED:
         _signal.signal(number, _signal.SIG_DFL)
     moved = {
         target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
@@ -80,9 +88,20 @@ def _become(
     }
     for target, source in moved.items():
         os.dup2(source, target)
+    _close_all_but({*files, report})
     os.chdir(cwd)
     _signal.pthread_sigmask(_signal.SIG_SETMASK, mask)
     os.execve(argv[0], argv, dict(env))
+
+
+def _close_all_but(kept: set[int]) -> None:
+    """Close every descriptor but *kept*: whoever started us may have left us some of his."""
+    below = 0
+    for fd in sorted(kept):
+        if below < fd:  # CPython takes closerange(0, 0) for all there are
+            os.closerange(below, fd)
+        below = fd + 1
+    os.closerange(below, _NO_MORE_DESCRIPTORS)
 
 
 def die_with_parent(parent: int) -> None:
@@ -127,7 +146,7 @@ def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int,
             dict(env),
             setsid=True,
             setsigmask=(),
-            setsigdef=(1, 2, 3, 13, 15),
+            setsigdef=_DEFAULTED,
             file_actions=[(os.POSIX_SPAWN_DUP2, fd, target) for target, fd in moved.items()],
         )
     finally:

@@ -18,6 +18,7 @@ def write_file(path: str, content: bytes, *, mode: int = 0o600, durable: bool = 
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, mode)
     try:
         try:
+            os.fchmod(fd, mode)  # the umask took from it
             write_all(fd, content)
             if durable:
                 os.fsync(fd)

@@ -82,7 +82,7 @@ class Workspace:
             return entry
         try:
             line = read_bounded(entry, 8192).decode("utf-8", "surrogateescape").strip()
-            if not line.startswith("gitdir:"):
+            if not line.startswith("gitdir:") or "\0" in line:
                 raise ValueError("no gitdir line")
             git_dir = os.path.join(self.root, line.removeprefix("gitdir:").strip())
         except (OSError, ValueError) as error:
@@ -133,7 +133,7 @@ class Workspace:
         os.makedirs(info, exist_ok=True)
         if content and not content.endswith(b"\n"):
             content += b"\n"
-        mode = os.stat(exclude).st_mode & 0o777 if lines else 0o644
+        mode = os.stat(exclude).st_mode & 0o777 if os.path.exists(exclude) else 0o644
         added = b"\n".join([_EXCLUDE_COMMENT.encode(), *missing, b""])
         # Through a symbolic link to the file that it names, so that the link stays one.
         write_file(os.path.realpath(exclude), content + added, mode=mode, durable=False)
@@ -160,8 +160,8 @@ def make_private(directory: str) -> None:
 
 def _outside_state(path: str) -> str:
     """Return the work tree that *path* serves if it lies in our state, else *path*."""
-    for name in (STATE, SLOTS):
-        before, found, _after = f"{path}/".partition(f"/{name}/")
-        if found and os.path.lexists(f"{before}/.git"):
-            return before or "/"
+    names = path.split("/")
+    for depth, name in enumerate(names):  # the outermost: a slot's worktree is a repository too
+        if name in (STATE, SLOTS) and os.path.lexists("/".join([*names[:depth], ".git"])):
+            return "/".join(names[:depth]) or "/"
     return path

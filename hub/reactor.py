@@ -71,10 +71,12 @@ class Reactor:
                     timer.call()
             if self._stopped:
                 return
-            for fd, events in self._epoll.poll(self._patience_s()):
-                # An earlier callback of this round may have forgotten this descriptor.
-                call = self._callbacks.get(fd)
-                if call is not None:
+            ready = self._epoll.poll(self._patience_s())
+            meant = [(self._callbacks.get(fd), fd, events) for fd, events in ready]
+            for call, fd, events in meant:
+                # An earlier callback of this round may have closed this descriptor, and even
+                # have opened another under its number.
+                if call is not None and self._callbacks.get(fd) is call:
                     call(events)
                 if self._stopped:
                     return

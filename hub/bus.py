@@ -162,13 +162,18 @@ class Bus:
 
     async def close(self) -> None:
         """End the connection."""
+        client = self._client
         try:
-            await self._client.close()
+            await client.close()
         except OSError:
             # It had something to send and nobody to send it to, and stopped half way. What
             # it wanted to send is gone now, so the second time it gets to its end.
-            self._client._status = Client.DISCONNECTED  # noqa: SLF001
-            await self._client.close()
+            client._status = Client.DISCONNECTED  # noqa: SLF001
+            await client.close()
+        # Cancelled while it closed a connection that was refused, it takes that for done.
+        if (transport := client._transport) is not None:  # noqa: SLF001
+            transport.close()  # type: ignore[no-untyped-call]
+            await asyncio.sleep(0)
 
     async def _until_connected(self) -> None:
         if self._connected.is_set():

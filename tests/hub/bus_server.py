@@ -92,6 +92,7 @@ class Trunk:
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-I", *self.options, "-c", TRUNK, self.workspace.root],
+                bufsize=0,  # what readline would read ahead, select does not see
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,

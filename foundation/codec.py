@@ -51,6 +51,8 @@ def _with_accelerator() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
             value, end = scan(text, start)
         except StopIteration as stop:
             raise DecodeError(f"no JSON value at offset {stop.value}") from None
+        except SystemError:  # it looks for an exception class of json.decoder, not imported here
+            raise DecodeError("no JSON value") from None
         if text[end:].strip(" \t\r\n"):
             raise DecodeError(f"text after the JSON value at offset {end}")
         return value

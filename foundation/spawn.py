@@ -5,12 +5,13 @@ from __future__ import annotations
 import _signal
 import fcntl
 import os
+import sys
 
 from foundation.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ABOVE_TARGETS = 20  # descriptors are first moved here, so that no dup2 overwrites a source
@@ -40,6 +41,7 @@ def spawn_child(
     Raises:
         OSError: the program could not be executed (the child's own errno).
     """
+    _load_prctl()
     parent = os.getpid()
     report_read, report_write = os.pipe()
     # A signal that arrives between fork and exec would run our handler in the child, and its
@@ -116,17 +118,28 @@ def die_with_parent(parent: int) -> None:
 
 
 def _prctl(option: int, value: int) -> None:
-    try:
-        import _ctypes  # noqa: PLC0415 - 0.9 ms; ctypes itself takes 3.5
-
-        address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type] # None: dlopen(3)
-        result = _ctypes.call_function(address, (option, value, 0, 0, 0))
-    except (ImportError, AttributeError):
-        import ctypes  # noqa: PLC0415
-
-        result = ctypes.CDLL(None).prctl(option, value, 0, 0, 0)
-    if result != 0:
+    if _load_prctl()(option, value) != 0:
         raise OSError(22, "prctl")
+
+
+def _load_prctl() -> Callable[[int, int], int]:
+    """Return prctl(2); found once, by the parent, so that a fork need not look for it."""
+    if not _loaded:
+        try:
+            import _ctypes  # noqa: PLC0415 - 0.9 ms; ctypes itself takes 3.5
+
+            address = _ctypes.dlsym(_ctypes.dlopen(None, 0), "prctl")  # type: ignore[arg-type] # None: dlopen(3)
+            call = _ctypes.call_function
+            _loaded.append(lambda option, value: call(address, (option, value, 0, 0, 0)))
+        except (ImportError, AttributeError):
+            import ctypes  # noqa: PLC0415
+
+            library = ctypes.CDLL(None)
+            _loaded.append(lambda option, value: int(library.prctl(option, value, 0, 0, 0)))
+    return _loaded[0]
+
+
+_loaded: list[Callable[[int, int], int]] = []
 
 
 def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int, int]) -> int:
@@ -152,6 +165,40 @@ def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int,
     finally:
         for fd in moved.values():
             os.close(fd)
+
+
+def fork_daemon(serve: Callable[[], int], *, files: Mapping[int, int]) -> int:
+    """Detach a fork of this process that ends with what *serve* returns; return its pid.
+
+    Only for a process that is ours alone, has one thread and has imported little: it saves
+    the daemon an interpreter's start and the imports that both need, a quarter of a start.
+    Anybody else: :func:`spawn_daemon`. *files* as in :func:`spawn_child`; the other
+    descriptors stay open, for *serve* to close.
+    """
+    blocked = _signal.pthread_sigmask(_signal.SIG_BLOCK, range(1, 32))
+    try:
+        pid = os.fork()
+        if pid == 0:
+            status = 1
+            try:
+                os.setsid()
+                moved = {
+                    target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+                    for target, source in files.items()
+                }
+                for target, source in moved.items():
+                    os.dup2(source, target)
+                for number in _DEFAULTED:
+                    _signal.signal(number, _signal.SIG_DFL)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+                status = serve()
+            except BaseException:  # noqa: BLE001 - the last stop: into its log, then out
+                sys.excepthook(*sys.exc_info())
+            finally:
+                os._exit(status)
+    finally:
+        _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+    return pid
 
 
 def describe_exit(status: int) -> str:

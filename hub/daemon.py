@@ -10,7 +10,7 @@ from foundation.control import Connection
 from foundation.errors import HubError, Unavailable
 from foundation.lock import try_lock
 from foundation.process import signal_group
-from foundation.spawn import describe_exit, spawn_daemon
+from foundation.spawn import describe_exit, fork_daemon, spawn_daemon
 from hub import place
 from hub.info import HubInfo
 
@@ -64,29 +64,45 @@ def run_detached(
     listener: _socket.socket,
     timeout_s: float,
     progress: Progress | None,
+    lean: bool,
 ) -> HubInfo:
-    """Spawn the supervisor, hand it *lock* and *listener*, and wait until it is ready.
+    """Detach a supervisor, hand it *lock* and *listener*, and wait until it is ready.
+
+    *lean*: this process is a command line of ours that has imported nothing else, so that a
+    fork of it will do as supervisor.
 
     Raises:
         HubError: it could not start, and has ended; see :func:`hub.start.start`.
     """
-    request = {
-        "root": os.fsencode(workspace.root).hex(),
-        "fossil_port": fossil_port,
-        "nats_port": nats_port,
-    }
     log_path = f"{workspace.logs}/hub.log"
-    # The socket listens already, so the connection is queued until the daemon gets to it.
-    connection = Connection.open(workspace.socket)
-    log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    try:
+        # The socket listens already: the connection is queued until the daemon gets to it.
+        connection = Connection.open(workspace.socket)
+        log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    except OSError as error:
+        listener.close()
+        os.close(lock)
+        raise place.explain(error, log_path) from None
     null = os.open(os.devnull, os.O_RDONLY)
     log_start = os.fstat(log).st_size
+    files = {0: null, 1: log, 2: log, LISTENER_FD: listener.fileno(), LOCK_FD: lock}
+
+    def serve() -> int:
+        from hub.supervisor import serve_detached  # noqa: PLC0415 - not in the starter
+
+        return serve_detached(workspace, fossil_port, nats_port)
+
     try:
-        pid = spawn_daemon(
-            [sys.executable, "-I", "-S", "-c", _PROGRAM, _HERE, codec.dumps(request)],
-            env={**os.environ, MARK: workspace.root},
-            files={0: null, 1: log, 2: log, LISTENER_FD: listener.fileno(), LOCK_FD: lock},
-        )
+        if lean:
+            pid = fork_daemon(serve, files=files)
+        else:
+            root = os.fsencode(workspace.root).hex()
+            request = {"root": root, "fossil_port": fossil_port, "nats_port": nats_port}
+            pid = spawn_daemon(
+                [sys.executable, "-I", "-S", "-c", _PROGRAM, _HERE, codec.dumps(request)],
+                env={**os.environ, MARK: workspace.root},
+                files=files,
+            )
     finally:
         listener.close()
         for fd in (lock, log, null):

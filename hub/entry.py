@@ -71,6 +71,8 @@ def main(arguments: list[str] | None = None, *, program: str = "hub") -> None:
         from hub import verbs  # noqa: PLC0415
 
         verb, options = plain
+        if verb == "start":  # nothing but ours is loaded, and nobody else's threads run
+            options["lean"] = "site" not in sys.modules
         status = getattr(verbs, verb)(**options)
         sys.stdout.flush()
         sys.stderr.flush()

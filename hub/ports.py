@@ -10,7 +10,7 @@ from foundation.errors import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 LOOPBACK = "127.0.0.1"
 HIGHEST = 65535
@@ -103,15 +103,24 @@ def holder_of(port: int) -> str | None:
     if not wanted:
         return None
     for entry in os.listdir("/proc"):
-        if not entry.isdigit():
-            continue
-        try:
-            links = {
-                os.readlink(f"/proc/{entry}/fd/{fd}") for fd in os.listdir(f"/proc/{entry}/fd")
-            }
-            if links & wanted:
+        if entry.isdigit() and not wanted.isdisjoint(_open_files(entry)):
+            try:
                 with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
                     return f"pid {entry} ({file.read().strip()})"
-        except OSError:
-            continue  # it ended meanwhile, or is another user's
+            except OSError:
+                continue  # it ended meanwhile
     return None
+
+
+def _open_files(pid: str) -> Iterator[str]:
+    """Yield what the descriptors of *pid* refer to, as far as we may see them."""
+    directory = f"/proc/{pid}/fd"
+    try:
+        descriptors = os.listdir(directory)
+    except OSError:
+        return
+    for fd in descriptors:
+        try:
+            yield os.readlink(f"{directory}/{fd}")
+        except OSError:
+            continue  # closed meanwhile, as this listing's own is

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 
-from foundation.errors import HubError
+from foundation.errors import Corrupt, HubError
 from hub import discovery, fossil, nats, ports
 from hub.child import ChildSpec
 from hub.daemon import MARK
@@ -57,9 +57,10 @@ class Servers:
 
     def prepared(self) -> bool:
         """Tell whether the repository and the credentials are there."""
-        return os.path.lexists(self._workspace.repository) and os.path.exists(
-            nats.users_path(self._workspace)
-        )
+        seeds = (f"{self._workspace.creds}/nats-{role}.nk" for role in nats.ROLES)
+        files = (nats.users_path(self._workspace), *seeds)
+        there = os.path.lexists(self._workspace.repository)
+        return there and all(os.path.exists(path) for path in files)
 
     def port(self, name: str) -> int:
         """Return the port that server *name* was given, 0 before that."""
@@ -167,6 +168,15 @@ class Servers:
         if name == "fossil":
             return fossil.PORT_TAKEN in said
         return b"address already in use" in said
+
+
+def repository_corrupt(path: str) -> Corrupt:
+    """Return the error for a trunk that is none."""
+    return Corrupt(
+        f"{path} is not a Fossil repository any more. Move it away to have a new one seeded from "
+        "git, or put a backup in its place; `hub doctor` says more",
+        reason="repository-corrupt",
+    )
 
 
 def _judge_http(answer: bytes) -> str:

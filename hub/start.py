@@ -31,6 +31,7 @@ def start(
     cancel: int | None = None,
     progress: Progress | None = None,
     on_ready: Callable[[HubInfo], None] | None = None,
+    _lean: bool = False,
 ) -> HubInfo | None:
     """Have a hub run in the workspace around *root* (None: the current directory).
 
@@ -89,6 +90,7 @@ def start(
         listener=listener,
         timeout_s=timeout_s,
         progress=progress,
+        lean=_lean,
     )
 
 

@@ -14,13 +14,13 @@ import time
 
 from foundation import codec, control
 from foundation.clock import utc_now
-from foundation.errors import Corrupt, HubError, Refused, Unavailable, to_wire
+from foundation.errors import HubError, Refused, Unavailable, to_wire
 from foundation.failpoint import hit
 from foundation.process import Identity
 from foundation.record import Record
 from foundation.spawn import describe_exit
 from foundation.workspace import Workspace
-from hub import discovery, place, ports, render
+from hub import discovery, ports
 from hub.child import Child
 from hub.clients import Clients
 from hub.daemon import LISTENER_FD, LOCK_FD
@@ -28,13 +28,8 @@ from hub.discovery import Discovery
 from hub.info import HubInfo
 from hub.lifecycle import hub_step
 from hub.logs import HubLog, LogFile
-from hub.outbox import Outbox
-from hub.preparation import Preparation
 from hub.reactor import Reactor
-from hub.servers import Servers
-from hub.status import decode
-from hub.stop import Stopped, refuse_live_slots
-from hub.systemd import notify
+from hub.servers import Servers, repository_corrupt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -44,6 +39,8 @@ if TYPE_CHECKING:
     from hub.child import Exit
     from hub.clients import Client
     from hub.lifecycle import HubEvent, HubPhase
+    from hub.outbox import Outbox
+    from hub.preparation import Preparation
     from hub.reactor import Timer
 
 HEALTH_EVERY_S = 5.0
@@ -164,7 +161,9 @@ class Supervisor:
         except HubError as error:
             self.fail(error)
         except OSError as error:
-            self.fail(place.explain(error, self.workspace.state))
+            from hub.place import explain  # noqa: PLC0415 - only for a failure
+
+            self.fail(explain(error, self.workspace.state))
 
     def _prepare(self) -> None:
         discovery.remove_pids(self.workspace)  # a predecessor that was killed left them
@@ -172,6 +171,8 @@ class Supervisor:
         if self._servers.prepared():
             self._start_servers()
             return
+        from hub.preparation import Preparation  # noqa: PLC0415 - a first start only
+
         self._preparation = Preparation(
             self._reactor,
             self.workspace,
@@ -192,6 +193,7 @@ class Supervisor:
     def _start_servers(self) -> None:
         for name in discovery.SERVERS:
             self._start_server(name)
+        _load_rest()
 
     def _start_server(self, name: str) -> None:
         pinned = self.options.fossil_port if name == "fossil" else self.options.nats_port
@@ -264,6 +266,8 @@ class Supervisor:
         if self.phase != "ready":
             return
         assert self.info is not None
+        from hub.outbox import Outbox  # noqa: PLC0415 - loaded by _load_rest
+
         try:
             self._outbox = Outbox(self.workspace.outbox, epoch=self._epoch)
         except OSError as error:
@@ -359,12 +363,7 @@ class Supervisor:
                 self._start_server(name)
                 return
         if name == "fossil" and any(b"not a valid repository" in line for line in exit_.output):
-            raise Corrupt(
-                f"{self.workspace.repository} is not a Fossil repository any more. Move it away to "
-                "have a new one seeded from git, or put a backup in its place; "
-                "`hub doctor` says more",
-                reason="repository-corrupt",
-            )
+            raise repository_corrupt(self.workspace.repository)
         raise HubError(
             f"{name} {describe_exit(exit_.status)} before it was ready: {_last_words(exit_)}",
             reason=f"{name}-failed",
@@ -475,35 +474,18 @@ class Supervisor:
         }
 
     def _show(self, client: Client, arguments: object) -> None:
-        """Answer with what the command line *arguments* print; see :mod:`hub.fast`.
+        """Answer with what the command line *arguments* prints; see :mod:`hub.fast`.
 
         Raises:
-            HubError: that takes more than showing; the client does it the long way.
+            HubError: that takes more than showing.
         """
-        words = arguments if isinstance(arguments, list) else []
-        as_json = "--json" in words
-        now = decode(self.workspace.root, self.status())
-        verb = words[0] if words else None
-        if verb == "status":
-            shown = render.status(now, as_json=as_json)
-        elif self.info is None or now.state != "running":
-            raise Unavailable("not ready", reason="not-ready")
-        elif verb == "url":
-            shown = render.url(self.info, as_json=as_json)
-        elif verb == "start":
-            shown = render.started(self.info.replace(already_running=True), as_json=as_json)
-        elif verb == "stop":
-            refuse_live_slots(self.workspace)
-            shown = render.stopped(self._stopped(), as_json=as_json)
-        else:
-            raise Refused(f"nothing shows {words!r}", reason="unknown-verb")
-        client.send({"data": {**shown.as_dict(), "pid": os.getpid()}})
-        if verb == "stop":
-            self.stop("asked to")
+        from hub.showing import show  # noqa: PLC0415 - loaded by _load_rest
 
-    def _stopped(self) -> Stopped:
-        servers = [child.pid for child in self._children.values() if child.pid]
-        return Stopped(root=self.workspace.root, was_running=True, pids=(os.getpid(), *servers))
+        words = arguments if isinstance(arguments, list) else []
+        shown = show(words, self.workspace, self.status())
+        client.send({"data": {**shown.as_dict(), "pid": os.getpid()}})
+        if words[0] == "stop":
+            self.stop("asked to")
 
     # --- stopping --------------------------------------------------------------------------
 
@@ -561,6 +543,22 @@ class Supervisor:
         self._reactor.close()
 
 
+def _load_rest() -> None:
+    """Import what is needed only later, in the time that the servers take to start.
+
+    Before readiness nevertheless: an upgrade must not load new modules into a running hub.
+    """
+    from hub import outbox, place, showing, systemd  # noqa: F401, PLC0415
+
+
+def notify(state: str) -> None:
+    """Tell the service manager, if there is one."""
+    if "NOTIFY_SOCKET" in os.environ:
+        from hub import systemd  # noqa: PLC0415 - loaded by _load_rest
+
+        systemd.notify(state)
+
+
 def _own_identity() -> Identity:
     identity = Identity.of(os.getpid())
     assert identity is not None
@@ -588,22 +586,28 @@ def _last_words(exit_: Exit | None) -> str:
 
 
 def daemon_main() -> None:
-    """Be the detached supervisor: descriptor 3 listens, 4 holds the lock, argv[1] is the rest."""
+    """Be the detached supervisor, executed as one: the last argument says of what."""
+    request = codec.loads_object(sys.argv[1])
+    workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
+    status = serve_detached(workspace, request["fossil_port"], request["nats_port"])
+    os._exit(status)  # skips 0.6 ms of interpreter teardown
+
+
+def serve_detached(workspace: Workspace, fossil_port: int | None, nats_port: int | None) -> int:
+    """Be the detached supervisor until it ends; return the exit status.
+
+    Descriptor 3 listens, 4 holds the lock, 0 to 2 are the null device and the log.
+    """
     for fd in (LISTENER_FD, LOCK_FD):
         os.set_inheritable(fd, False)
     os.closerange(max(LISTENER_FD, LOCK_FD) + 1, 65536)
     os.umask(0o077)
-    request = codec.loads_object(sys.argv[1])
-    workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
     os.chdir(workspace.state)
-    options = Options(
-        fossil_port=request["fossil_port"], nats_port=request["nats_port"], detached=True
-    )
-    status = 0
+    options = Options(fossil_port=fossil_port, nats_port=nats_port, detached=True)
     try:
         Supervisor(
             workspace, options, lock=LOCK_FD, listener=_socket.socket(fileno=LISTENER_FD)
         ).run()
     except HubError:
-        status = 1  # logged, and told to everybody who waits
-    os._exit(status)  # skips 0.6 ms of interpreter teardown
+        return 1  # logged, and told to everybody who waits
+    return 0

@@ -32,6 +32,7 @@ def start(
     as_json: bool = False,
     exclusive: bool = False,
     verb: str = "hub.start",
+    lean: bool = False,
 ) -> int:
     """Start a hub, or say that one runs; with *exclusive* that is an error (exit 100)."""
     from hub import start as starting  # noqa: PLC0415
@@ -49,6 +50,7 @@ def start(
             timeout_s=starting.TIMEOUT_S if timeout_s is None else timeout_s,
             progress=progress,
             on_ready=ready,
+            _lean=lean,
         )
         progress.end()
         if info is None:

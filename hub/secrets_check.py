@@ -8,6 +8,7 @@ if TYPE_CHECKING:
 
 _NAMES = frozenset(
     (
+        b".envrc",
         b".netrc",
         b"_netrc",
         b".npmrc",

@@ -101,7 +101,9 @@ def stop(
     force: Annotated[bool, typer.Option("--force", help="Even while slots are alive.")] = False,
     timeout: Timeout = None,
 ) -> NoReturn:
-    """Stop the hub; return when its processes are gone and its ports free.
+    """Stop the hub and wait until it is gone.
+
+    All its processes have ended then and its ports are free.
 
     Example:  hub stop
     """
@@ -117,9 +119,9 @@ def restart(
     nats_port: NatsPort = None,
     timeout: Timeout = None,
 ) -> NoReturn:
-    """Stop the hub if it runs, and start it detached, on the same ports.
+    """Stop the hub if it runs, and start it anew.
 
-    Slots are not disturbed. Also brings an older hub to this version.
+    Detached, on the same ports. Slots are not disturbed. Also brings an older hub to this version.
 
     Example:  hub restart
     """
@@ -188,7 +190,9 @@ def events(
     after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only newer ones.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
 ) -> NoReturn:
-    """Print what happened, from the durable EVENTS stream; the hub must run.
+    """Print what happened; the hub must run.
+
+    From the durable stream EVENTS, oldest first.
 
     Example:  hub events --follow --json
     """
@@ -211,9 +215,9 @@ def events(
 
 @app.command()
 def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
-    """Look for what is wrong here; say what was seen and the command that mends it.
+    """Look for what is wrong here.
 
-    Changes nothing. Exit code 1 if there is a problem.
+    Says what was seen and the command that mends it. Changes nothing. Exit code 1 if there is a problem.
 
     Example:  hub doctor
     """

@@ -1,0 +1,30 @@
+"""The documents tell the truth about the program."""
+
+from __future__ import annotations
+
+import re
+import runpy
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_the_command_reference_is_what_the_program_says() -> None:
+    generate = runpy.run_path(str(ROOT / "docs" / "generate.py"))["generate"]
+    assert (ROOT / "docs" / "cli.md").read_text() == generate()
+
+
+def test_every_link_between_the_documents_leads_somewhere() -> None:
+    documents = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")]
+    assert documents
+    for document in documents:
+        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", document.read_text()):
+            assert (document.parent / target).exists(), f"{document.name} links to {target}"
+
+
+def test_the_architecture_names_every_module_that_there_is() -> None:
+    told = (ROOT / "ARCHITECTURE.md").read_text()
+    for package in ("foundation", "slotgc", "hub", "orchestrator"):
+        for module in (ROOT / package).glob("*.py"):
+            if module.stem != "__init__":
+                assert f"`{module.stem}`" in told, f"{package}/{module.name} is not explained"

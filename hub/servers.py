@@ -56,10 +56,17 @@ class Servers:
             self.versions["fossil"] = fossil.version_of(self.fossil)
 
     def prepared(self) -> bool:
-        """Tell whether the repository and the credentials are there."""
+        """Tell whether the repository and the credentials are there.
+
+        Raises:
+            Corrupt: something else stands in the repository's place.
+        """
+        repository = self._workspace.repository
+        there = os.path.lexists(repository)
+        if there and not os.path.isfile(repository):  # fossil would serve what is in a directory
+            raise repository_corrupt(repository)
         seeds = (f"{self._workspace.creds}/nats-{role}.nk" for role in nats.ROLES)
         files = (nats.users_path(self._workspace), *seeds)
-        there = os.path.lexists(self._workspace.repository)
         return there and all(os.path.exists(path) for path in files)
 
     def port(self, name: str) -> int:

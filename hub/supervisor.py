@@ -191,6 +191,9 @@ class Supervisor:
         self._start_servers()
 
     def _start_servers(self) -> None:
+        for pinned in (self.options.nats_port, self.options.fossil_port):
+            if pinned is not None:
+                self._servers.avoid(pinned)  # the other server's habit may be this very port
         for name in discovery.SERVERS:
             self._start_server(name)
         _load_rest()

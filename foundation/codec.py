@@ -42,7 +42,7 @@ def _with_accelerator() -> tuple[Callable[[Any], str], Callable[[str], Any]]:
         if isinstance(value, str):
             return quote(value)  # the encoder takes containers and bare scalars but for this
         # A new one each time: what it fails on would stay in its memory of what it is inside of.
-        encode = _json.make_encoder({}, _refuse, quote, None, ":", ",", False, False, False)
+        encode = _json.make_encoder(None, _refuse, quote, None, ":", ",", False, False, False)
         return "".join(encode(value, 0))
 
     def loads(text: str) -> Any:

@@ -11,6 +11,7 @@ import typer
 from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import __version__, output, verbs
+from hub.status import wait_for_trunk
 
 app = typer.Typer(
     name="hub",
@@ -52,6 +53,9 @@ Timeout = Annotated[
         min=0.1, metavar="SECONDS", help="Give up this long after the last sign of progress."
     ),
 ]
+
+
+TRUNK_WITHIN_S = 5.0
 
 
 class LogName(StrEnum):
@@ -197,15 +201,11 @@ def events(
     Example:  hub events --follow --json
     """
     try:
+        workspace = Workspace.find(verbs.root_or_default(root))
+        wait_for_trunk(workspace, TRUNK_WITHIN_S)
         from hub.events import print_events  # noqa: PLC0415
 
-        print_events(
-            Workspace.find(verbs.root_or_default(root)),
-            after=after,
-            follow=follow,
-            as_json=as_json,
-            out=sys.stdout,
-        )
+        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
     except HubError as error:
         sys.exit(output.print_error("hub.events", error, as_json=as_json))
     except KeyboardInterrupt:

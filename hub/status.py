@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 from foundation.control import Connection
 from foundation.errors import HubError, NotRunning, Unavailable
 from foundation.record import Record
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     State = Literal["running", "starting", "degraded", "failed", "stopping", "stopped", "unknown"]
 
 ANSWER_WITHIN_S = 5.0
+_LOOK_EVERY_S = 0.02
 
 EXIT_CODES: dict[State, int] = {
     "running": 0,
@@ -127,6 +130,19 @@ def _judge(phase: str, children: tuple[ChildStatus, ...]) -> tuple[State, str]:
     if down:
         return "degraded", f"{', '.join(down)} is being restarted"
     return "running", ""
+
+
+def wait_for_trunk(workspace: Workspace, within_s: float) -> None:
+    """Wait until trunk, which starts after readiness, has published what there was to say.
+
+    Not for ever, and not for one that keeps failing.
+    """
+    deadline_s = time.monotonic() + within_s
+    while time.monotonic() < deadline_s:
+        phases = [child.phase for child in status_of(workspace).children if child.name == "trunk"]
+        if phases != ["starting"]:
+            return
+        time.sleep(_LOOK_EVERY_S)
 
 
 def is_running(root: str | None = None) -> bool:

@@ -217,7 +217,8 @@ def events(
 def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
     """Look for what is wrong here.
 
-    Says what was seen and the command that mends it. Changes nothing. Exit code 1 if there is a problem.
+    Says what was seen and the command that mends it. Changes nothing. Exit code
+    1 if there is a problem.
 
     Example:  hub doctor
     """

@@ -10,7 +10,7 @@ import typer
 
 from foundation.errors import HubError
 from foundation.workspace import Workspace
-from hub import __version__, output, verbs
+from hub import __version__, output, ports, verbs
 from hub.status import wait_for_trunk
 
 app = typer.Typer(
@@ -35,16 +35,29 @@ Root = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+
+
+def _port(text: str) -> int:
+    """Read a port as the fast path does; name it if it is none."""
+    if text.isascii() and text.isdigit() and 0 < int(text) <= ports.HIGHEST:
+        return int(text)
+    raise typer.BadParameter(f"{text}: a port is a number from 1 to {ports.HIGHEST}")
+
+
 FossilPort = Annotated[
     int | None,
     typer.Option(
-        min=1, max=65535, help="Use this port or fail. [default: the last one, 8765, any]"
+        parser=_port,
+        metavar="PORT",
+        help="Use this port or fail. [default: the last one, 8765, any]",
     ),
 ]
 NatsPort = Annotated[
     int | None,
     typer.Option(
-        min=1, max=65535, help="Use this port or fail. [default: the last one, 4222, any]"
+        parser=_port,
+        metavar="PORT",
+        help="Use this port or fail. [default: the last one, 4222, any]",
     ),
 ]
 Timeout = Annotated[

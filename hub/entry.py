@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from typing import Any
 
 _FLAG = object()
+_HIGHEST_PORT = 65535
 _ROOT: dict[str, tuple[str, object]] = {"--root": ("root", str), "--json": ("as_json", _FLAG)}
 _PLAIN: dict[str, dict[str, tuple[str, object]]] = {
     "start": {
@@ -53,9 +54,14 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
             options[field] = True
             continue
         text = value if equals else next(rest, None)
-        if text is None or (kind is int and not (text.isascii() and text.isdigit())):
+        if text is None:
             return None
-        options[field] = int(text) if kind is int else text
+        if kind is int:
+            if not (text.isascii() and text.isdigit() and 0 < int(text) <= _HIGHEST_PORT):
+                return None
+            options[field] = int(text)
+        else:
+            options[field] = text
     return arguments[0], options
 
 

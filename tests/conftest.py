@@ -27,9 +27,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 # A loaded machine is slow at times; what must be fast is measured by the test that says so.
-settings.register_profile(
-    "ours", deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+settings.register_profile("ours", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("ours")
 
 _DYING_FOR_S = 1.0
@@ -73,15 +71,22 @@ def _words(mark: str, place: Path) -> list[str]:
 
 def _isolate(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the caller's git, home and hub away."""
+    (home / ".gitconfig").touch()  # not /dev/null: git writes by renaming over it
     for name in list(os.environ):
         if name.startswith(("GIT_", "HUB_", "BONES_", "FOSSIL")) and name != MARK:
             monkeypatch.delenv(name)
     for name, value in {
-        "HOME": home, "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_CONFIG_SYSTEM": "/dev/null",
-        "XDG_STATE_HOME": home / "state", "XDG_CONFIG_HOME": home / "config",
-        "XDG_CACHE_HOME": home / "cache", "XDG_DATA_HOME": home / "data",
-        "GIT_AUTHOR_NAME": "Ada", "GIT_AUTHOR_EMAIL": "ada@example.org",
-        "GIT_COMMITTER_NAME": "Ada", "GIT_COMMITTER_EMAIL": "ada@example.org",
+        "HOME": home,
+        "GIT_CONFIG_GLOBAL": home / ".gitconfig",
+        "GIT_CONFIG_NOSYSTEM": "1",
+        "XDG_STATE_HOME": home / "state",
+        "XDG_CONFIG_HOME": home / "config",
+        "XDG_CACHE_HOME": home / "cache",
+        "XDG_DATA_HOME": home / "data",
+        "GIT_AUTHOR_NAME": "Ada",
+        "GIT_AUTHOR_EMAIL": "ada@example.org",
+        "GIT_COMMITTER_NAME": "Ada",
+        "GIT_COMMITTER_EMAIL": "ada@example.org",
     }.items():
         monkeypatch.setenv(name, str(value))
     monkeypatch.delenv("SUDO_UID", raising=False)
@@ -109,8 +114,18 @@ def _seeded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
         hub = Hub(make_repository(root))
         hub.start()
         hub.stop()
-    for name in ("hub.json", "hub-fossil-url", "hub-nats-url", "hub.sock", "logs/hub.log",
-                 "logs/fossil.log", "logs/nats.log", "logs/trunk.log", "outbox/current"):
+    for name in (
+        "hub.json",
+        "hub-fossil-url",
+        "hub-nats-url",
+        "hub.sock",
+        "logs/hub.log",
+        "logs/fossil.log",
+        "logs/nats.log",
+        "logs/trunk.log",
+        "outbox/current",
+        "nats/events.mark",
+    ):
         (root / ".orchestrator" / name).unlink(missing_ok=True)
     shutil.rmtree(root / ".orchestrator/nats/jetstream")
     return root

@@ -1,0 +1,25 @@
+"""The benchmarks run: a figure that nobody can reproduce is none."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.support import run_python
+
+
+@pytest.mark.slow
+@pytest.mark.real
+@pytest.mark.parametrize("name", ["start", "seed"])
+def test_a_benchmark_measures_ours_beside_its_floor(name: str) -> None:
+    done = run_python(
+        "import sys; sys.argv[1:] = [sys.argv[1], '--smoke', '--json']\n"
+        "from bench.__main__ import main; main()",
+        name,
+    )
+    rows = json.loads(done.stdout)
+    assert rows
+    for row in rows:
+        assert row["ours"] > 0
+        assert row["floor"] > 0

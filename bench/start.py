@@ -25,6 +25,7 @@ from bench.measure import INTERPRETER, Quiet, Row, paired, report, run_ms
 from foundation.workspace import Workspace
 from hub import fossil, nats, ports
 from hub.start import start
+from hub.status import wait_for_trunk
 from hub.stop import stop
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -89,7 +90,8 @@ def measure(directory: Path, rounds: int) -> list[Row]:
         rows.append(death(root))
     finally:
         stop(str(root), force=True)
-    servers = Servers(Workspace(str(root)))
+    workspace = Workspace(str(root))
+    servers = Servers(workspace)
 
     def floor_start() -> float:
         up, _down = servers.round()
@@ -112,6 +114,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
 
     def ours_stop() -> float:
         verb("start", "--detach")
+        wait_for_trunk(workspace, 10)  # it loads for a while, on a processor that stop wants
         return verb("stop")
 
     rows.append(paired("hub stop", rounds, floor_stop, ours_stop, quiet=quiet, limit=2.0))

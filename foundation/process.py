@@ -215,6 +215,39 @@ def signal_group(leader: int, number: int) -> None:
         pass
 
 
+def children_of(parent: int) -> dict[int, int]:
+    """Return the pid and an open pidfd of every living child of *parent*."""
+    children = {}
+    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+        pidfd = open_pidfd(pid) if _parent_of(pid) == parent else None
+        if pidfd is None:
+            continue
+        if has_exited(pidfd) or _parent_of(pid) != parent:  # looked at again: this very process
+            os.close(pidfd)
+        else:
+            children[pid] = pidfd
+    return children
+
+
+def _parent_of(pid: int) -> int | None:
+    """Return the parent's pid. Source: proc_pid_stat(5), field 4."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            return int(file.read().rpartition(b")")[2].split()[1])
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+
+
+def holds_open(pid: int, path: str) -> bool:
+    """Tell whether *pid* has the file *path* open, also if its name was removed meanwhile."""
+    try:
+        fds = os.listdir(f"/proc/{pid}/fd")
+        links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in fds}
+    except OSError:
+        return False
+    return not links.isdisjoint((path, f"{path} (deleted)"))
+
+
 def terminate(pidfd: int, *, grace_s: float, kill_wait_s: float = 2.0) -> bool:
     """End the process: SIGTERM, up to *grace_s* to comply, SIGKILL; return whether it is gone."""
     for number, patience_s in ((15, grace_s), (9, kill_wait_s)):

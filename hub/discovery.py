@@ -104,12 +104,17 @@ def write_pid(workspace: Workspace, name: str, pid: int) -> None:
     write_file(f"{workspace.pids}/{name}.pid", f"{pid}\n".encode(), durable=False)
 
 
-def remove_pids(workspace: Workspace) -> None:
-    """Remove every pid file. Only the supervisor does it, or whoever holds ``hub.lock``."""
+def remove_pids(workspace: Workspace) -> bool:
+    """Remove every pid file; return whether there were any.
+
+    Only the supervisor does it, or whoever holds ``hub.lock``. If there were any when a hub
+    begins, its predecessor was killed.
+    """
     try:
         names = os.listdir(workspace.pids)
     except FileNotFoundError:
-        return
+        return False
     for name in names:
         if name.endswith((".pid", ".tmp")):
             remove(f"{workspace.pids}/{name}")
+    return bool(names)

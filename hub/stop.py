@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import os
+import time
 
 from foundation.control import Connection
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.lock import try_lock
-from foundation.process import Identity, has_exited, send_signal, wait_exit
+from foundation.process import (
+    Identity,
+    children_of,
+    holds_open,
+    send_signal,
+    wait_exit,
+)
 from foundation.record import Record
 from foundation.workspace import Workspace
 
 TIMEOUT_S = 30.0
 _KILL_WAIT_S = 5.0
+_LISTENS_WITHIN_S = 1.0
+"""How long a held lock may be without a listener before it counts as a hub that lost its socket."""
+_RETRY_S = 0.002
 
 
 class Stopped(Record):
@@ -38,16 +48,29 @@ def stop(root: str | None = None, *, force: bool = False, timeout_s: float = TIM
         Unavailable: the hub cannot be judged from here, or outlived SIGKILL.
     """
     workspace = Workspace.find(root)
-    try:
-        connection = Connection.open(workspace.socket)
-    except OSError as error:
-        from hub.place import explain  # noqa: PLC0415
+    deadline_s = time.monotonic() + _LISTENS_WITHIN_S
+    while True:
+        try:
+            connection = Connection.open(workspace.socket)
+        except OSError as error:
+            from hub.place import explain  # noqa: PLC0415
 
-        raise explain(error, workspace.socket) from None
-    if connection is None:
-        return _without_socket(workspace, force=force)
-    with connection:
-        return _stop_running(workspace, connection, force=force, timeout_s=timeout_s)
+            raise explain(error, workspace.socket) from None
+        if connection is not None:
+            with connection:
+                return _stop_running(workspace, connection, force=force, timeout_s=timeout_s)
+        cleared = _clear(workspace)
+        if cleared is not None:
+            return cleared
+        if time.monotonic() > deadline_s:
+            return _by_force(
+                workspace,
+                None,
+                force=force,
+                grace_s=timeout_s,
+                why="it holds its lock but does not listen",
+            )
+        time.sleep(_RETRY_S)  # one that starts listens in a moment, another stop lets go
 
 
 def _stop_running(
@@ -60,7 +83,7 @@ def _stop_running(
         pids = tuple(child["pid"] for child in answer["children"] if child["pid"])
     except Unavailable as error:
         if error.reason == "no-answer":
-            return _by_force(workspace, force=force, why=str(error))
+            return _by_force(workspace, None, force=force, grace_s=0, why=str(error))
         identity = _recorded(workspace)  # another version, or on its way out
     except HubError:
         identity = _recorded(workspace)
@@ -81,63 +104,97 @@ def _stop_running(
         if pidfd is not None:
             os.close(pidfd)
     if not ended:
-        return _by_force(workspace, force=force, why=f"it did not drain within {timeout_s:g} s")
+        return _by_force(
+            workspace,
+            identity,
+            force=force,
+            grace_s=0,
+            why=f"it did not drain within {timeout_s:g} s",
+        )
     known = () if identity is None else (identity.pid,)
     _reap_own(known)
     return Stopped(root=workspace.root, was_running=True, pids=(*known, *pids))
 
 
-def _without_socket(workspace: Workspace, *, force: bool) -> Stopped:
-    """Nobody listens: clear what a killed hub left, or end one that lost its socket."""
+def _clear(workspace: Workspace) -> Stopped | None:
+    """Clear what a killed hub left; None if somebody holds the lock."""
     if not os.path.isdir(workspace.state):
         return Stopped(root=workspace.root, was_running=False)
     lock = try_lock(workspace.lock)
     if lock is None:
-        return _by_force(workspace, force=force, why="it holds its lock but does not listen")
+        return None
     try:
         from hub import discovery  # noqa: PLC0415
 
-        discovery.remove_pids(workspace)
+        if discovery.remove_pids(workspace):
+            from hub.orphans import end_orphans  # noqa: PLC0415
+
+            end_orphans(workspace)
     finally:
         os.close(lock)
     return Stopped(root=workspace.root, was_running=False)
 
 
-def _by_force(workspace: Workspace, *, force: bool, why: str) -> Stopped:
-    """Kill the supervisor that hub.json names, if it is that very process; its servers follow."""
-    identity = _recorded(workspace)
+def _by_force(
+    workspace: Workspace, proven: Identity | None, *, force: bool, grace_s: float, why: str
+) -> Stopped:
+    """End the supervisor and see its children gone; SIGTERM and *grace_s* first, if there is any.
+
+    *proven* is who answered on our socket. Without one it is whom hub.json names, if that very
+    process lives and has this workspace's hub.lock open: anybody can be named.
+    """
+    identity = proven or _recorded(workspace)
     pidfd = None if identity is None else identity.open()
     if identity is None or pidfd is None:
-        raise Unavailable(
-            f"the hub of {workspace.root} does not answer ({why}), and {workspace.discovery} does "
-            "not name a process that is provably it: find who holds hub.lock with "
-            f"`fuser {workspace.lock}`",
-            reason="not-provable",
-        )
+        raise _not_provable(workspace, why)
+    children: dict[int, int] = {}
     try:
         if identity.pid == os.getpid():
             return Stopped(root=workspace.root, was_running=False)
+        if proven is None and not holds_open(identity.pid, workspace.lock):
+            raise _not_provable(workspace, why)
         if not force:
             refuse_live_slots(workspace)
-        if not has_exited(pidfd):
+        children = children_of(identity.pid)
+        obeyed = grace_s > 0 and send_signal(pidfd, 15) and wait_exit(pidfd, grace_s)
+        if not obeyed:
             send_signal(pidfd, 9)
-        if not wait_exit(pidfd, _KILL_WAIT_S):
-            raise Unavailable(
-                f"pid {identity.pid} outlived SIGKILL (is its disk hanging?)", reason="not-killed"
-            )
+        for pid, fd in {identity.pid: pidfd, **children}.items():
+            if not wait_exit(fd, _KILL_WAIT_S):
+                raise Unavailable(
+                    f"pid {pid} outlived SIGKILL (is its disk hanging?)", reason="not-killed"
+                )
     finally:
-        os.close(pidfd)
+        for fd in (pidfd, *children.values()):
+            os.close(fd)
     _reap_own((identity.pid,))
-    return _without_socket(workspace, force=True).replace(
-        was_running=True, pids=(identity.pid,), killed=True
+    _clear(workspace)
+    return Stopped(
+        root=workspace.root,
+        was_running=True,
+        pids=(identity.pid, *children),
+        killed=not obeyed,
+    )
+
+
+def _not_provable(workspace: Workspace, why: str) -> Unavailable:
+    return Unavailable(
+        f"the hub of {workspace.root} does not answer ({why}), and {workspace.discovery} does "
+        "not name a process that is provably it: find who holds hub.lock with "
+        f"`fuser {workspace.lock}`",
+        reason="not-provable",
     )
 
 
 def _recorded(workspace: Workspace) -> Identity | None:
+    """Return whom hub.json names, unless it came with a copy of another directory."""
     from hub import discovery  # noqa: PLC0415
 
     record = discovery.read(workspace)
-    return None if record is None else record.identity
+    here = os.stat(workspace.state)
+    if record is None or record.directory != [here.st_dev, here.st_ino]:
+        return None
+    return record.identity
 
 
 def refuse_live_slots(workspace: Workspace) -> None:

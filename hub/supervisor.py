@@ -166,7 +166,11 @@ class Supervisor:
             self.fail(explain(error, self.workspace.state))
 
     def _prepare(self) -> None:
-        discovery.remove_pids(self.workspace)  # a predecessor that was killed left them
+        if discovery.remove_pids(self.workspace):  # a predecessor that was killed left them
+            from hub.orphans import end_orphans  # noqa: PLC0415
+
+            ended = end_orphans(self.workspace)
+            self._log.write("warning", "predecessor-killed", ended=ended)
         self._servers.find()
         if self._servers.prepared():
             self._start_servers()

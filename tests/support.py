@@ -222,7 +222,8 @@ class Hub:
         *arguments: str,
         cwd: Path | None = None,
         timeout_s: float = 50,
-        **environment: str,
+        environment: dict[str, str] | None = None,
+        **variables: str,
     ) -> subprocess.CompletedProcess[str]:
         """Run ``hub`` with *arguments* in the workspace."""
         return subprocess.run(
@@ -233,7 +234,7 @@ class Hub:
             errors="surrogateescape",
             check=False,
             timeout=timeout_s,
-            env={**os.environ, **environment},
+            env={**os.environ, **(environment or {}), **variables},
         )
 
     def begin(self, *arguments: str, **environment: str) -> subprocess.Popen[str]:
@@ -250,13 +251,13 @@ class Hub:
 
     def start(self, *arguments: str, **environment: str) -> dict[str, Any]:
         """Start it detached and return what ``hub start`` says."""
-        done = self.run("start", "--detach", "--json", *arguments, **environment)
+        done = self.run("start", "--detach", "--json", *arguments, environment=environment)
         assert done.returncode == 0, done.stdout + done.stderr + self.log("hub")
         return data_of(done.stdout)
 
     def refused(self, *arguments: str, **environment: str) -> dict[str, Any]:
         """Start it, which must fail; return the error, its exit code among it."""
-        done = self.run("start", "--detach", "--json", *arguments, **environment)
+        done = self.run("start", "--detach", "--json", *arguments, environment=environment)
         assert done.returncode != 0, done.stdout
         assert "Traceback" not in done.stderr, done.stderr
         error: dict[str, Any] = json.loads(done.stdout)["error"]

@@ -21,8 +21,10 @@ from foundation.control import Connection, LineBuffer
 from foundation.errors import HubError, Refused, Unavailable
 
 
-@given(st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=6),
-       st.binary(max_size=5).map(lambda rest: rest.replace(b"\n", b"")))
+@given(
+    st.lists(st.binary(max_size=20).map(lambda line: line.replace(b"\n", b"")), max_size=6),
+    st.binary(max_size=5).map(lambda rest: rest.replace(b"\n", b"")),
+)
 def test_lines_are_whole_wherever_the_bytes_are_cut(lines: list[bytes], rest: bytes) -> None:
     stream = b"".join(line + b"\n" for line in lines) + rest
     for cut in range(len(stream) + 1):
@@ -115,7 +117,11 @@ def test_a_bad_answer_has_a_name(tmp_path: Path, line: bytes, reason: str) -> No
 
 def test_an_answer_that_does_not_come_is_a_time_out(tmp_path: Path) -> None:
     done = threading.Event()
-    with serving(str(tmp_path / "s"), lambda _client, _request: bool(done.wait(10)) and None):
+
+    def waits(_client: socket.socket, _request: bytes) -> None:
+        done.wait(10)
+
+    with serving(str(tmp_path / "s"), waits):
         try:
             with pytest.raises(Unavailable) as raised:
                 ask(tmp_path / "s", timeout_s=0.05)
@@ -174,8 +180,10 @@ def test_the_socket_is_its_owner_s_alone_whatever_the_umask(tmp_path: Path) -> N
 def test_a_path_of_any_length_will_do(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["directory-with-a-long-name"] * 20)
     deep.mkdir(parents=True)
-    with serving(str(deep / "s"), lambda client, _request: client.sendall(
-        control.encode({"data": {"deep": True}}))):
+    with serving(
+        str(deep / "s"),
+        lambda client, _request: client.sendall(control.encode({"data": {"deep": True}})),
+    ):
         assert ask(deep / "s") == {"deep": True}
 
 

@@ -12,8 +12,13 @@ from foundation import codec, errors
 from foundation.errors import HubError, ToolFailed, from_wire, to_wire
 
 KINDS = [
-    HubError, errors.Refused, errors.Usage, errors.Unavailable, errors.NotRunning,
-    errors.OwnedByAnother, errors.Corrupt,
+    HubError,
+    errors.Refused,
+    errors.Usage,
+    errors.Unavailable,
+    errors.NotRunning,
+    errors.OwnedByAnother,
+    errors.Corrupt,
 ]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.text(),
@@ -22,9 +27,7 @@ JSON = st.recursive(
 
 
 @given(st.sampled_from(KINDS), st.text(st.characters(exclude_categories=())), st.text())
-def test_an_error_arrives_as_what_it_was(
-    kind: type[HubError], message: str, reason: str
-) -> None:
+def test_an_error_arrives_as_what_it_was(kind: type[HubError], message: str, reason: str) -> None:
     arrived = from_wire(codec.loads(codec.dumps(to_wire(kind(message, reason=reason)))))
     assert type(arrived) is kind
     assert (str(arrived), arrived.reason) == (message, reason)
@@ -33,8 +36,11 @@ def test_an_error_arrives_as_what_it_was(
 
 def test_every_class_of_error_arrives_as_itself_or_as_its_nearest_base() -> None:
     wire = to_wire(ToolFailed(["git", "status"], -9, "words\n", reason="git"))
-    assert wire == {"kind": "HubError", "reason": "git",
-                    "message": "git was killed by signal 9: words"}
+    assert wire == {
+        "kind": "HubError",
+        "reason": "git",
+        "message": "git was killed by signal 9: words",
+    }
     subclasses = {cls for cls in vars(errors).values() if isinstance(cls, type)}
     assert subclasses == {*KINDS, ToolFailed}, "a class was added: does it cross the wire?"
 

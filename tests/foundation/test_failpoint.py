@@ -23,8 +23,15 @@ def run(**environment: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize(
     ("wanted", "turns", "status"),
-    [("a", 0, -9), ("b", 0, -9), ("b@2", 1, -9), ("a@3", 2, -9), ("a@4", 3, 0), ("c", 3, 0),
-     ("", 3, 0)],
+    [
+        ("a", 0, -9),
+        ("b", 0, -9),
+        ("b@2", 1, -9),
+        ("a@3", 2, -9),
+        ("a@4", 3, 0),
+        ("c", 3, 0),
+        ("", 3, 0),
+    ],
 )
 def test_it_dies_there(wanted: str, turns: int, status: int) -> None:
     done = run(HUB_FAILPOINT=wanted)

@@ -68,14 +68,49 @@ VALID = {"pid": 4242, "inode": 7, "start": 9, "boot": "b", "namespace": 11, "uid
 @pytest.mark.parametrize(
     "value",
     [
-        None, True, 0, 1, "4242", 1e3, [], [VALID], "", "self", b"4242", {},
-        {"pid": 4242}, {**VALID, "more": 1}, {k: v for k, v in VALID.items() if k != "boot"},
-        *({**VALID, "pid": pid} for pid in (
-            0, 1, -1, -4242, process.PID_MAX + 1, 2**31, 2**64, 4242.0, 1e3, True, None, "4242",
-            "self", [4242], float("nan"))),
-        *({**VALID, name: wrong} for name in ("inode", "start", "namespace", "uid")
-          for wrong in (-1, 1.5, True, None, "1")),
-        {**VALID, "boot": None}, {**VALID, "boot": 1}, {**VALID, "boot": b"b"},
+        None,
+        True,
+        0,
+        1,
+        "4242",
+        1e3,
+        [],
+        [VALID],
+        "",
+        "self",
+        b"4242",
+        {},
+        {"pid": 4242},
+        {**VALID, "more": 1},
+        {k: v for k, v in VALID.items() if k != "boot"},
+        *(
+            {**VALID, "pid": pid}
+            for pid in (
+                0,
+                1,
+                -1,
+                -4242,
+                process.PID_MAX + 1,
+                2**31,
+                2**64,
+                4242.0,
+                1e3,
+                True,
+                None,
+                "4242",
+                "self",
+                [4242],
+                float("nan"),
+            )
+        ),
+        *(
+            {**VALID, name: wrong}
+            for name in ("inode", "start", "namespace", "uid")
+            for wrong in (-1, 1.5, True, None, "1")
+        ),
+        {**VALID, "boot": None},
+        {**VALID, "boot": 1},
+        {**VALID, "boot": b"b"},
         dict(zip(VALID.values(), VALID, strict=True)),
     ],
 )
@@ -240,7 +275,9 @@ def in_pid_namespace(*argv: str) -> list[str]:
 
 
 def has_pid_namespaces() -> bool:
-    return subprocess.run(in_pid_namespace("true"), capture_output=True, check=False).returncode == 0
+    return (
+        subprocess.run(in_pid_namespace("true"), capture_output=True, check=False).returncode == 0
+    )
 
 
 @pytest.mark.skipif(not has_pid_namespaces(), reason="no unprivileged pid namespaces here")
@@ -248,7 +285,9 @@ def test_a_stranger_with_the_same_pid_is_not_taken_for_the_dead() -> None:
     if own().inode == 0:
         pytest.skip("this kernel's pidfds share one inode: ticks alone may be equal")
     done = subprocess.run(
-        in_pid_namespace(sys.executable, "-c", REUSE, str(CODE)), capture_output=True, text=True,
+        in_pid_namespace(sys.executable, "-c", REUSE, str(CODE)),
+        capture_output=True,
+        text=True,
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, "safe\n"), done.stderr
@@ -266,7 +305,9 @@ print(Identity.from_json(json.loads(sys.argv[2])).state())
 
     done = subprocess.run(
         in_pid_namespace(sys.executable, "-c", program, str(CODE), codec.dumps(own().as_dict())),
-        capture_output=True, text=True, check=True,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert done.stdout == "unknown\n"
 

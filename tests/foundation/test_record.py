@@ -35,7 +35,7 @@ def test_fields_come_by_name_and_must_all_be_there() -> None:
     with pytest.raises(TypeError, match="no field 'z'"):
         Point(x=1, z=2)  # type: ignore[call-arg]
     with pytest.raises(TypeError):
-        Point(1)  # type: ignore[misc]
+        Point(1)  # type: ignore[call-arg]
 
 
 def test_a_record_never_changes() -> None:
@@ -43,7 +43,7 @@ def test_a_record_never_changes() -> None:
     with pytest.raises(AttributeError, match=r"Point\.x cannot change"):
         point.x = 2  # type: ignore[misc]
     with pytest.raises(AttributeError):
-        point.other = 2  # type: ignore[attr-defined]
+        point.other = 2
     with pytest.raises(AttributeError):
         del point.x
     assert point.x == 1

@@ -59,7 +59,9 @@ def look(tmp_path: Path, **files: int) -> dict[str, Any]:
     read, write = os.pipe()
     null = os.open(os.devnull, os.O_RDONLY)
     child = spawn_child(
-        [sys.executable, "-I", "-S", "-c", LOOK], env={"MARK": "here"}, cwd=str(tmp_path),
+        [sys.executable, "-I", "-S", "-c", LOOK],
+        env={"MARK": "here"},
+        cwd=str(tmp_path),
         files={0: null, 1: write, 2: 2} | {int(n[2:]): fd for n, fd in files.items()},
     )
     os.close(write)
@@ -86,7 +88,8 @@ def test_a_child_has_its_own_group_and_what_it_was_given(tmp_path: Path) -> None
     assert seen["sid"] == os.getsid(0)
     assert seen["cwd"] == str(tmp_path)
     assert seen["environment"] == {"MARK": "here", "LC_CTYPE": "C.UTF-8"} or seen[
-        "environment"] == {"MARK": "here"}
+        "environment"
+    ] == {"MARK": "here"}
     assert seen["parent"] == os.getpid()
 
 
@@ -142,8 +145,10 @@ def test_no_other_descriptor_reaches_a_child(tmp_path: Path) -> None:
 def test_files_may_trade_places() -> None:
     read, write = os.pipe()
     one, two = os.open("/dev/null", os.O_RDONLY), os.open("/dev/zero", os.O_RDONLY)
-    child = spawn(["/bin/sh", "-c", f"readlink /proc/$$/fd/{one} /proc/$$/fd/{two}"],
-                  files={1: write, one: two, two: one})
+    child = spawn(
+        ["/bin/sh", "-c", f"readlink /proc/$$/fd/{one} /proc/$$/fd/{two}"],
+        files={1: write, one: two, two: one},
+    )
     os.close(write)
     with os.fdopen(read) as output:
         assert output.read() == "/dev/zero\n/dev/null\n"
@@ -235,7 +240,8 @@ os._exit(0)
 def test_a_child_whose_parent_is_dead_already_ends_itself() -> None:
     gate_read, gate_write = os.pipe()
     done = subprocess.Popen(
-        [sys.executable, "-c", QUICK_PARENT, CODE, str(gate_read)], stdout=subprocess.PIPE,
+        [sys.executable, "-c", QUICK_PARENT, CODE, str(gate_read)],
+        stdout=subprocess.PIPE,
         pass_fds=(gate_read,),
     )
     assert done.wait() == 0
@@ -278,7 +284,10 @@ print(ends)
 @pytest.mark.faults
 def test_signals_during_the_fork_neither_get_lost_nor_reach_the_child() -> None:
     done = subprocess.run(
-        [sys.executable, "-c", STORM, CODE], capture_output=True, text=True, check=True,
+        [sys.executable, "-c", STORM, CODE],
+        capture_output=True,
+        text=True,
+        check=True,
         start_new_session=True,
     )
     assert done.stdout == "{0: 100}\n", done.stderr
@@ -299,8 +308,12 @@ os.waitpid(pid, 0)
     out = tmp_path / "out"
     master, slave = pty.openpty()
     subprocess.run(
-        [sys.executable, "-c", program, CODE, out, LOOK], check=True, stdin=slave,
-        stdout=slave, start_new_session=True, cwd=tmp_path,
+        [sys.executable, "-c", program, CODE, out, LOOK],
+        check=True,
+        stdin=slave,
+        stdout=slave,
+        start_new_session=True,
+        cwd=tmp_path,
     )
     os.close(slave)
     os.close(master)
@@ -316,8 +329,9 @@ def test_a_daemon_can_wait_for_its_children_though_its_starter_ignores_theirs(
     before = signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     out = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
     try:
-        pid = spawn_daemon([sys.executable, "-I", "-S", "-c", LOOK], env=environment(),
-                           files={1: out})
+        pid = spawn_daemon(
+            [sys.executable, "-I", "-S", "-c", LOOK], env=environment(), files={1: out}
+        )
         eventually(lambda: is_gone(pid))
     finally:
         signal.signal(signal.SIGCHLD, before)

@@ -39,16 +39,30 @@ def test_a_linked_worktree_is_a_workspace_of_its_own(repo: Path, tmp_path: Path)
 
 def test_a_submodule_is_a_workspace_of_its_own(repo: Path, tmp_path: Path) -> None:
     make_repository(tmp_path / "other")
-    git(repo, "-c", "protocol.file.allow=always", "submodule", "-q", "add",
-        str(tmp_path / "other"), "sub")
+    git(
+        repo,
+        "-c",
+        "protocol.file.allow=always",
+        "submodule",
+        "-q",
+        "add",
+        str(tmp_path / "other"),
+        "sub",
+    )
     assert found(repo / "sub/src") == repo / "sub"
     assert Path(Workspace(str(repo / "sub")).git_dir()) == repo / ".git/modules/sub"
 
 
 @pytest.mark.parametrize(
     "inside",
-    [".orchestrator", ".orchestrator/logs", ".bones/swarm/a/wt", ".bones/swarm/a/wt/src",
-     ".bones/rescue/x", ".bones/swarm/a/wt/.orchestrator/logs"],
+    [
+        ".orchestrator",
+        ".orchestrator/logs",
+        ".bones/swarm/a/wt",
+        ".bones/swarm/a/wt/src",
+        ".bones/rescue/x",
+        ".bones/swarm/a/wt/.orchestrator/logs",
+    ],
 )
 def test_our_own_state_belongs_to_its_workspace(repo: Path, inside: str) -> None:
     Workspace(str(repo)).make_state()
@@ -217,8 +231,15 @@ def test_git_clean_passes_our_state_by(repo: Path, options: str) -> None:
 
 @pytest.mark.parametrize(
     "verb",
-    [["add", "-A"], ["add", "."], ["stash", "-a"], ["stash", "-u"], ["checkout", "-f"],
-     ["reset", "-q", "--hard"], ["gc", "-q"]],
+    [
+        ["add", "-A"],
+        ["add", "."],
+        ["stash", "-a"],
+        ["stash", "-u"],
+        ["checkout", "-f"],
+        ["reset", "-q", "--hard"],
+        ["gc", "-q"],
+    ],
 )
 def test_no_common_verb_takes_our_state(repo: Path, verb: list[str]) -> None:
     Workspace(str(repo)).make_state()
@@ -244,10 +265,10 @@ def test_state_is_its_owner_s_alone(repo: Path) -> None:
 @pytest.mark.parametrize("made", range(4))
 def test_a_half_made_directory_is_completed(tmp_path: Path, made: int) -> None:
     steps: list[Callable[[], object]] = [
-        lambda: (tmp_path / "state").mkdir(),
-        lambda: (tmp_path / "state/.git").mkdir(),
-        lambda: (tmp_path / "state/.git/objects").mkdir(),
-        lambda: (tmp_path / "state/.git/refs").mkdir(),
+        (tmp_path / "state").mkdir,
+        (tmp_path / "state/.git").mkdir,
+        (tmp_path / "state/.git/objects").mkdir,
+        (tmp_path / "state/.git/refs").mkdir,
     ]
     for step in steps[: made + 1]:
         step()

@@ -78,8 +78,14 @@ class ChildLife(RuleBasedStateMachine):
 TestChildLife = ChildLife.TestCase
 
 
-@given(st.lists(st.sampled_from(get_args("lifecycle.ChildEvent") or (
-    "spawned", "probed", "exited", "delayed", "gave-up", "stop"))))
+@given(
+    st.lists(
+        st.sampled_from(
+            get_args("lifecycle.ChildEvent")
+            or ("spawned", "probed", "exited", "delayed", "gave-up", "stop")
+        )
+    )
+)
 def test_a_pair_outside_the_table_is_a_bug_and_never_a_phase(
     events: list[lifecycle.ChildEvent],
 ) -> None:

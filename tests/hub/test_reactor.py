@@ -7,6 +7,7 @@ import select
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -23,7 +24,7 @@ def reactor() -> Iterator[Reactor]:
 def test_timers_fire_in_order_of_their_time(reactor: Reactor) -> None:
     seen: list[int] = []
     for number in (3, 1, 2):
-        reactor.call_later(number / 100, lambda number=number: seen.append(number))
+        reactor.call_later(number / 100, partial(seen.append, number))
     reactor.call_later(0.05, reactor.stop)
     began_s = time.monotonic()
     reactor.run()
@@ -124,7 +125,12 @@ def test_watching_again_changes_what_is_watched(reactor: Reactor) -> None:
     read, write = os.pipe()
     seen: list[int] = []
     reactor.watch(write, lambda _events: seen.append(1), select.EPOLLIN)
-    reactor.watch(write, lambda events: (seen.append(events), reactor.stop())[1], select.EPOLLOUT)
+
+    def writable(events: int) -> None:
+        seen.append(events)
+        reactor.stop()
+
+    reactor.watch(write, writable, select.EPOLLOUT)
     reactor.run()
     assert seen == [select.EPOLLOUT]
     reactor.forget(write)

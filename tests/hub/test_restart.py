@@ -29,9 +29,7 @@ def test_a_sick_child_is_given_up_a_healthy_one_never(
     counted: list[float] = []
     for ready_for_s, starting_s, spread in lives:
         now_s += starting_s + (ready_for_s or 0.0)
-        history, delay_s = after_exit(
-            history, now_s=now_s, ready_for_s=ready_for_s, spread=spread
-        )
+        history, delay_s = after_exit(history, now_s=now_s, ready_for_s=ready_for_s, spread=spread)
         if ready_for_s is not None and ready_for_s >= READY_FOR_S:
             assert delay_s == 0.0
             continue

@@ -16,6 +16,8 @@ from urllib.request import urlopen
 
 import pytest
 
+from foundation.errors import Refused
+from hub.start import start
 from tests.support import (
     CODE,
     Hub,
@@ -53,7 +55,9 @@ def test_a_start_is_ready_when_it_returns(hub: Hub) -> None:
     with socket.create_connection(("127.0.0.1", port_of(info["nats_url"]))) as bus:
         assert bus.recv(5) == b"INFO "
     assert hub.pids() == {
-        "hub": info["pid"], "fossil": info["fossil_pid"], "nats": info["nats_pid"],
+        "hub": info["pid"],
+        "fossil": info["fossil_pid"],
+        "nats": info["nats_pid"],
         **{name: pid for name, pid in hub.pids().items() if name == "trunk"},
     }
     for name in ("fossil", "nats"):
@@ -98,7 +102,9 @@ def test_it_starts_from_a_subdirectory_by_a_link_and_by_name(hub: Hub, tmp_path:
     ):
         done = hub.run("start", "--detach", "--json", *arguments, cwd=cwd)
         assert data_of(done.stdout)["pid"] == info["pid"], done.stderr
-    done = hub.run("start", "--detach", "--json", cwd=tmp_path, HUB_ROOT=str(hub.root))
+    done = hub.run(
+        "start", "--detach", "--json", cwd=tmp_path, environment={"HUB_ROOT": str(hub.root)}
+    )
     assert data_of(done.stdout)["pid"] == info["pid"]
 
 
@@ -144,7 +150,8 @@ def test_a_linked_worktree_has_a_hub_of_its_own(hub: Hub, tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "new\nline", "quote'\"$x`", "-dash", "bytes\udcff", "ünïcode", "x" * 220])
+    "name", ["a b", "new\nline", "quote'\"$x`", "-dash", "bytes\udcff", "ünïcode", "x" * 220]
+)
 def test_a_path_may_hold_anything(tmp_path: Path, name: str) -> None:
     one = Hub(make_repository(tmp_path / name))
     info = one.start()
@@ -172,8 +179,21 @@ def test_what_the_caller_ignores_does_not_matter(hub: Hub, ignored: signal.Signa
     script = "import os, signal, sys; signal.signal(int(sys.argv[1]), signal.SIG_IGN); "
     script += "os.execv(sys.argv[2], sys.argv[2:])"
     done = subprocess.run(
-        [sys.executable, "-c", script, str(int(ignored)), CODE / "bin/hub", "start", "--detach",
-         "--json"], cwd=hub.root, capture_output=True, text=True, check=False, timeout=40,
+        [
+            sys.executable,
+            "-c",
+            script,
+            str(int(ignored)),
+            CODE / "bin/hub",
+            "start",
+            "--detach",
+            "--json",
+        ],
+        cwd=hub.root,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=40,
     )
     assert done.returncode == 0, done.stderr + hub.log("hub")
     info = data_of(done.stdout)
@@ -188,8 +208,12 @@ def test_what_the_caller_ignores_does_not_matter(hub: Hub, ignored: signal.Signa
 def test_stray_descriptors_reach_neither_the_hub_nor_its_servers(hub: Hub) -> None:
     stray = os.open("/dev/zero", os.O_RDONLY)
     done = subprocess.run(
-        [CODE / "bin/hub", "start", "--detach", "--json"], cwd=hub.root, capture_output=True,
-        text=True, check=True, pass_fds=(stray,),
+        [CODE / "bin/hub", "start", "--detach", "--json"],
+        cwd=hub.root,
+        capture_output=True,
+        text=True,
+        check=True,
+        pass_fds=(stray,),
     )
     os.close(stray)
     info = data_of(done.stdout)
@@ -211,7 +235,9 @@ def test_the_caller_s_directory_is_not_held(hub: Hub, tmp_path: Path) -> None:
 
 def test_a_detached_hub_survives_its_starter_s_session(hub: Hub) -> None:
     starter = subprocess.Popen(
-        [CODE / "bin/hub", "start", "--detach"], cwd=hub.root, start_new_session=True,
+        [CODE / "bin/hub", "start", "--detach"],
+        cwd=hub.root,
+        start_new_session=True,
         stderr=subprocess.DEVNULL,
     )
     assert starter.wait() == 0
@@ -255,8 +281,11 @@ def test_the_user_s_git_is_as_it_was(fresh_hub: Hub) -> None:
 
 def test_git_s_own_variables_of_a_hook_do_not_mislead(fresh_hub: Hub, tmp_path: Path) -> None:
     other = make_repository(tmp_path / "other")
-    info = fresh_hub.start(GIT_DIR=str(other / ".git"), GIT_INDEX_FILE=str(other / ".git/index"),
-                           GIT_WORK_TREE=str(other))
+    info = fresh_hub.start(
+        GIT_DIR=str(other / ".git"),
+        GIT_INDEX_FILE=str(other / ".git/index"),
+        GIT_WORK_TREE=str(other),
+    )
     assert info["root"] == str(fresh_hub.root)
     assert not (other / ".orchestrator").exists()
 
@@ -285,9 +314,14 @@ def test_a_pinned_port_that_is_taken_names_its_holder(hub: Hub, server: str) -> 
     hub.start(f"--{server}-port", str(port))
 
 
-@pytest.mark.parametrize("port", ["0", "65536", "99999"])
-def test_a_number_that_is_no_port_is_refused(hub: Hub, port: str) -> None:
-    assert hub.refused("--nats-port", port)["reason"] == "port-invalid"
+@pytest.mark.parametrize("port", [0, 65536, 99999])
+def test_a_number_that_is_no_port_is_refused(hub: Hub, port: int) -> None:
+    done = hub.run("start", "--detach", "--nats-port", str(port))
+    assert done.returncode == 2
+    assert str(port) in done.stderr
+    with pytest.raises(Refused) as raised:
+        start(str(hub.root), detach=True, fossil_port=port)
+    assert raised.value.reason == "port-invalid"
 
 
 def test_one_port_for_both_is_refused(hub: Hub) -> None:
@@ -394,9 +428,7 @@ def test_a_missing_binary_is_named(hub: Hub, variable: str) -> None:
 
 
 @pytest.mark.parametrize("variable", ["HUB_FOSSIL", "HUB_NATS_SERVER"])
-def test_a_binary_that_cannot_be_executed_is_named(
-    hub: Hub, tmp_path: Path, variable: str
-) -> None:
+def test_a_binary_that_cannot_be_executed_is_named(hub: Hub, tmp_path: Path, variable: str) -> None:
     junk = executable(tmp_path / "junk", "\x7fELF junk")
     error = refused_quickly(hub, **{variable: junk})
     assert error["reason"] in ("binary-unsupported", "binary-missing", "system", "nats-failed")
@@ -406,8 +438,14 @@ def test_a_binary_that_cannot_be_executed_is_named(
 
 
 @pytest.mark.parametrize(
-    "words", ["This is fossil version 2.10 [abc] 2019", "This is fossil version 3.0 [abc] 2030",
-              "something else", ""])
+    "words",
+    [
+        "This is fossil version 2.10 [abc] 2019",
+        "This is fossil version 3.0 [abc] 2030",
+        "something else",
+        "",
+    ],
+)
 def test_an_unsupported_fossil_is_named(hub: Hub, tmp_path: Path, words: str) -> None:
     old = executable(tmp_path / "fossil", f"#!/bin/sh\necho '{words}'\n")
     error = refused_quickly(hub, HUB_FOSSIL=old)
@@ -416,7 +454,9 @@ def test_an_unsupported_fossil_is_named(hub: Hub, tmp_path: Path, words: str) ->
 
 
 def test_an_unsupported_nats_server_is_named(hub: Hub, tmp_path: Path) -> None:
-    old = executable(tmp_path / "nats-server", f"""#!{sys.executable}
+    old = executable(
+        tmp_path / "nats-server",
+        f"""#!{sys.executable}
 import re, socket, sys
 text = open(sys.argv[sys.argv.index("-c") + 1]).read()
 name = re.search('server_name: "(.*?)"', text)[1]
@@ -429,7 +469,8 @@ while True:
     client, _ = sock.accept()
     client.sendall(b'INFO {{"version": "2.9.0", "server_name": "%s", "jetstream": true}}\\r\\n'
                    % name.encode())
-""")
+""",
+    )
     error = refused_quickly(hub, HUB_NATS_SERVER=old)
     assert "2.9.0" in error["message"]
 
@@ -546,8 +587,11 @@ def test_state_that_cannot_be_written_is_refused(hub: Hub, where: str) -> None:
     before = place.stat().st_mode
     place.chmod(0o444 if place.is_file() else 0o555)
     done = subprocess.run(
-        modes_hold(CODE / "bin/hub", "start", "--detach", "--json"), cwd=hub.root,
-        capture_output=True, text=True, check=False,
+        modes_hold(CODE / "bin/hub", "start", "--detach", "--json"),
+        cwd=hub.root,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     place.chmod(before)
     assert done.returncode == 1, done
@@ -566,15 +610,22 @@ def test_a_directory_in_a_log_s_place_is_an_error_with_a_name(hub: Hub, name: st
 
 
 def can_mount() -> bool:
-    return os.geteuid() == 0 and subprocess.run(
-        ["unshare", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"], capture_output=True,
-        check=False).returncode == 0
+    return (
+        os.geteuid() == 0
+        and subprocess.run(
+            ["unshare", "--mount", "mount", "-t", "tmpfs", "x", "/mnt"],
+            capture_output=True,
+            check=False,
+        ).returncode
+        == 0
+    )
 
 
 @pytest.mark.faults
 @pytest.mark.skipif(not can_mount(), reason="no mounts here")
-@pytest.mark.parametrize(("options", "reason"), [
-    ("size=4m", "disk-full"), ("ro", "state-not-writable")])
+@pytest.mark.parametrize(
+    ("options", "reason"), [("size=4m", "disk-full"), ("ro", "state-not-writable")]
+)
 def test_a_full_or_read_only_disk_is_named(hub: Hub, options: str, reason: str) -> None:
     script = f"""
 mount -t tmpfs -o size=64m x "$1" && cp -a "$2" "$1/again" && cd "$1/again" &&
@@ -583,8 +634,10 @@ mount -o remount,{options} "$1" && exec {CODE}/bin/hub start --detach --json
     place = hub.root.parent / "mounted"
     place.mkdir()
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-ec", script, "-", place, hub.root], capture_output=True,
-        text=True, check=False,
+        ["unshare", "--mount", "sh", "-ec", script, "-", place, hub.root],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 1, done
     assert json.loads(done.stdout)["error"]["reason"] == reason, done
@@ -599,7 +652,9 @@ def test_another_program_s_lock_is_no_hub(hub: Hub) -> None:
             "import sys; from hub.start import start\n"
             "from foundation.errors import Unavailable\n"
             "try: start(sys.argv[1], detach=True, timeout_s=0.2)\n"
-            "except Unavailable as error: print(error.reason)", str(hub.root))
+            "except Unavailable as error: print(error.reason)",
+            str(hub.root),
+        )
     assert done.stdout == "lock-held\n"
 
 
@@ -612,7 +667,10 @@ def test_a_start_that_takes_too_long_is_ended(hub: Hub, tmp_path: Path) -> None:
         "import sys; from hub.start import start\n"
         "from foundation.errors import Unavailable\n"
         "try: start(sys.argv[1], detach=True, timeout_s=0.5)\n"
-        "except Unavailable as error: print(error.reason)", str(hub.root), HUB_NATS_SERVER=slow)
+        "except Unavailable as error: print(error.reason)",
+        str(hub.root),
+        HUB_NATS_SERVER=slow,
+    )
     assert done.stdout == "start-timeout\n"
     assert hub.status()["state"] == "stopped"
     assert not hub.pids()
@@ -620,7 +678,8 @@ def test_a_start_that_takes_too_long_is_ended(hub: Hub, tmp_path: Path) -> None:
 
 def test_ctrl_c_during_a_start_ends_it(hub: Hub, tmp_path: Path) -> None:
     slow = executable(
-        tmp_path / "nats-server", f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+        tmp_path / "nats-server", f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n"
+    )
     start = hub.begin("start", "--detach", HUB_NATS_SERVER=slow)
     eventually(lambda: (tmp_path / "pid").exists() and (tmp_path / "pid").read_text() != "")
     start.send_signal(signal.SIGINT)

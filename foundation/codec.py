@@ -82,8 +82,12 @@ def dumps(value: Any) -> str:
 
     Raises:
         TypeError: a part of it is not JSON.
+        ValueError: it contains itself, or is nested beyond reason.
     """
-    return _dumps(value)
+    try:
+        return _dumps(value)
+    except RecursionError:
+        raise ValueError("it contains itself, or is nested too deeply") from None
 
 
 def loads(text: str | bytes) -> Any:

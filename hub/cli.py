@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import sys
 from enum import StrEnum
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Usage
 from foundation.workspace import Workspace
 from hub import __version__, output, ports, verbs
 from hub.status import wait_for_trunk
@@ -282,11 +282,24 @@ def options(
     """Take the options that stand before a verb."""
 
 
+_MISTAKE: Any = typer.BadParameter.__mro__[1]
+"""What the library raises for a wrong command line (it does not export the class itself)."""
+
+
 def main(arguments: list[str], *, program: str = "hub") -> NoReturn:
     """Run the command line *arguments* and exit."""
+    run_app(app, arguments, program=program)
+
+
+def run_app(app: typer.Typer, arguments: list[str], *, program: str) -> NoReturn:
+    """Run *app* with *arguments* and exit; with ``--json`` a mistake in them is JSON too."""
     try:
-        app(arguments, prog_name=program)
+        app(arguments, prog_name=program, standalone_mode="--json" not in arguments)
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
-        sys.exit(0)
+    except _MISTAKE as mistake:
+        words = [word for word in arguments[:1] if not word.startswith("-")]
+        verb = ".".join([program.rpartition(" ")[2], *words])  # `bones hub start` is hub.start
+        error = Usage(mistake.format_message(), reason="usage")
+        sys.exit(output.print_error(verb, error, as_json=True))
     sys.exit(0)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from hub import __version__, output
 from hub.cli import app as hub_app
+from hub.cli import run_app
 
 app = typer.Typer(
     name="bones",
@@ -40,5 +40,4 @@ def options(
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the command line *arguments* and exit."""
-    app(arguments, prog_name="bones")
-    sys.exit(0)
+    run_app(app, arguments, program="bones")

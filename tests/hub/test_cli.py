@@ -77,6 +77,25 @@ def test_a_wrong_option_is_a_usage_error_that_names_it() -> None:
     assert done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("start --bogus --json", "--bogus"),
+        ("nope --json", "nope"),
+        ("url --json x", "(x)"),
+        ("stop --timeout soon --json", "soon"),
+    ],
+)
+def test_in_json_a_wrong_command_line_is_an_error_like_any_other(words: str, named: str) -> None:
+    done = subprocess.run(
+        [BONES, "hub", *words.split()], capture_output=True, text=True, check=False
+    )
+    told = json.loads(done.stdout)
+    assert told["schema"]["verb"] == f"hub.{words.split()[0]}"
+    assert told["error"]["exit_code"] == done.returncode == 2
+    assert named in told["error"]["message"]
+
+
 @pytest.mark.parametrize("port", ["0", "65536", "-1", "x", "8765.0", "\N{ARABIC-INDIC DIGIT FOUR}"])
 def test_a_port_that_is_none_is_a_usage_error_that_names_it(hub: Hub, port: str) -> None:
     done = hub.run("start", "--detach", f"--fossil-port={port}")

@@ -22,6 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
+    pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
@@ -60,14 +61,37 @@ NatsPort = Annotated[
         help="Use this port or fail. [default: the last one, 4222, any]",
     ),
 ]
+
+
+def _seconds(text: str) -> float:
+    """Read a positive number of seconds; name it if it is none."""
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = 0.0
+    if not 0 < seconds < _LONGEST_WAIT_S:
+        raise typer.BadParameter(f"{text}: a time is a positive number of seconds")
+    return seconds
+
+
+def _count(text: str | int) -> int:
+    """Read a whole number (the default comes as one); name it if it is none."""
+    text = str(text)
+    if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
+        raise typer.BadParameter(f"{text}: a whole number is needed here")
+    return int(text)
+
+
 Timeout = Annotated[
     float | None,
     typer.Option(
-        min=0.1, metavar="SECONDS", help="Give up this long after the last sign of progress."
+        parser=_seconds,
+        metavar="SECONDS",
+        help="Give up this long after the last sign of progress. [default: 30]",
     ),
 ]
-
-
+_LONGEST_WAIT_S = 1e6
+_MOST_DIGITS = 18
 TRUNK_WITHIN_S = 5.0
 
 
@@ -180,7 +204,9 @@ def logs(
     root: Root = None,
     as_json: Json = False,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on with new lines.")] = False,
-    lines: Annotated[int, typer.Option("--lines", "-n", min=0, help="How many, of each.")] = 20,
+    lines: Annotated[
+        int, typer.Option("--lines", "-n", parser=_count, metavar="N", help="How many, of each.")
+    ] = 20,
 ) -> NoReturn:
     """Print the last lines of the logs, running or not.
 
@@ -204,7 +230,7 @@ def events(
     *,
     root: Root = None,
     as_json: Json = False,
-    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only newer ones.")] = 0,
+    after: Annotated[int, typer.Option(parser=_count, metavar="SEQ", help="Only newer ones.")] = 0,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
 ) -> NoReturn:
     """Print what happened; the hub must run.

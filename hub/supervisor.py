@@ -221,7 +221,10 @@ class Supervisor:
             if all(self._children[server].phase == "ready" for server in discovery.SERVERS):
                 self._guarded(self._all_ready)
             return
-        discovery.write_pid(self.workspace, name, child.pid)
+        try:
+            discovery.write_pid(self.workspace, name, child.pid)
+        except OSError as error:  # a full disk, a removed directory: no reason to end
+            self._log.write("error", "pid-not-written", child=name, error=str(error))
         if name in discovery.SERVERS:
             self._write_discovery()
         if child.restarts:

@@ -141,7 +141,7 @@ def seeded(tmp_path: Path, _seeded_once: Path) -> Path:
 def hub(seeded: Path) -> Iterator[Hub]:
     """Return a hub that is ready to be started, and is ended at the end."""
     yield Hub(seeded)
-    if seeded.exists():
+    if (seeded / ".git").exists():
         stop(str(seeded), force=True, timeout_s=5)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foundation.process import has_exited, open_pidfd
 from foundation.workspace import Workspace
+from hub.ports import any_free
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -154,11 +155,8 @@ def run_python(
 
 
 def free_port() -> int:
-    """Return a port that the kernel had free just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
+    """Return a port that was free just now, and that no outgoing connection will be given."""
+    return any_free()
 
 
 def accepts(port: int) -> bool:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import _signal
 import fcntl
 import os
+import select
 import sys
+import time
 
 from foundation.record import Record
 
@@ -206,13 +208,14 @@ def describe_exit(status: int) -> str:
     return f"was killed by signal {-status}" if status < 0 else f"exited with status {status}"
 
 
-def capture(argv: list[str], *, env: Mapping[str, str]) -> tuple[int, str]:
+def capture(argv: list[str], *, env: Mapping[str, str], within_s: float = 5.0) -> tuple[int, str]:
     """Run *argv* to its end; return its exit status (negative: a signal) and its output.
 
-    For a program that answers at once, such as ``fossil version``: there is no deadline.
+    For a program that answers at once, such as ``fossil version``.
 
     Raises:
         OSError: it could not be executed.
+        TimeoutError: it had not closed its output after *within_s* seconds; it has been killed.
     """
     read, write = os.pipe()
     try:
@@ -227,10 +230,23 @@ def capture(argv: list[str], *, env: Mapping[str, str]) -> tuple[int, str]:
         raise
     finally:
         os.close(write)
-    with os.fdopen(read, "rb") as output:
-        text = output.read()
-    _pid, status = os.waitpid(pid, 0)
-    return os.waitstatus_to_exitcode(status), text.decode(errors="replace")
+    output = b""
+    try:
+        readable = select.poll()
+        readable.register(read, select.POLLIN)
+        deadline_s = time.monotonic() + within_s
+        while readable.poll(max(0.0, deadline_s - time.monotonic()) * 1000):
+            chunk = os.read(read, 65536)
+            if not chunk:
+                break
+            output += chunk
+        else:
+            os.kill(pid, 9)  # not reaped yet, so it can be nobody else
+            raise TimeoutError(f"{argv[0]} did not answer within {within_s:g} s")
+    finally:
+        os.close(read)
+        _pid, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), output.decode(errors="replace")
 
 
 def find_program(name: str) -> str | None:

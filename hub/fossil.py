@@ -51,6 +51,8 @@ def version_of(path: str) -> str:
     """
     try:
         status, output = capture([path, "version"], env=environment(os.path.dirname(path)))
+    except TimeoutError as error:
+        raise Refused(str(error), reason="binary-unsupported") from None
     except OSError as error:
         raise Refused(
             f"{path} cannot be executed: {error.strerror}", reason="binary-unsupported"

@@ -377,3 +377,12 @@ def test_programs_are_found_where_the_shell_finds_them(
     assert find_program("b/tool") is None
     assert find_program("absent") is None
     assert find_program("/bin/sh") == "/bin/sh"
+
+
+def test_a_program_that_does_not_answer_is_given_up_and_killed(tmp_path: Path) -> None:
+    script = tmp_path / "hangs"
+    script.write_text(f"#!/bin/sh\necho $$ > {tmp_path}/pid\nexec sleep 1000\n")
+    script.chmod(0o755)
+    with pytest.raises(TimeoutError, match=r"did not answer within 0\.3 s"):
+        capture([str(script)], env={}, within_s=0.3)
+    assert is_gone(int((tmp_path / "pid").read_text()))

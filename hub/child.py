@@ -146,7 +146,14 @@ class Child:
             if self.spec.probe is None:
                 self._ready()
             else:
-                self._probe = self.spec.probe(READY_WITHIN_S, self._first_answer)
+                self._ask(READY_WITHIN_S, self._first_answer)
+
+    def _ask(self, timeout_s: float, done: Callable[[str], None]) -> None:
+        assert self.spec.probe is not None
+        try:
+            self._probe = self.spec.probe(timeout_s, done)
+        except OSError as error:  # out of descriptors or memory
+            done(str(error))
 
     def _first_answer(self, error: str) -> None:
         self._probe = None
@@ -248,7 +255,7 @@ class Child:
         """Ask it; HEALTH_MISSES missed answers in a row and it is ended, to be restarted."""
         if self.phase != "ready" or self.spec.probe is None or self._probe is not None:
             return
-        self._probe = self.spec.probe(HEALTH_TIMEOUT_S, self._health_answer)
+        self._ask(HEALTH_TIMEOUT_S, self._health_answer)
 
     def _health_answer(self, error: str) -> None:
         self._probe = None
@@ -280,6 +287,7 @@ class Child:
         if self._pid:
             self._kill(9)
             os.waitpid(self._pid, 0)
+            self._reactor.forget(self._pidfd)
             os.close(self._pidfd)
             self._pid, self._pidfd = 0, -1
 

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from hub.reactor import Reactor
 
 _ACCEPTED_AT_ONCE = 64
+_AT_MOST = 1024
+_DESCRIPTORS_KEPT = 64
+"""What the supervisor itself needs, to start a child for instance."""
 
 
 class Client:
@@ -50,6 +53,7 @@ class Clients:
         self._waiting: list[Client] = []
         self._listener = listener
         self._inode = (0, 0)
+        self._at_most = max(1, min(_AT_MOST, os.sysconf("SC_OPEN_MAX") - _DESCRIPTORS_KEPT))
         self._listen()
 
     def _listen(self) -> None:
@@ -80,6 +84,9 @@ class Clients:
 
     def _accept(self) -> None:
         for _turn in range(_ACCEPTED_AT_ONCE):
+            if len(self._clients) >= self._at_most:
+                self._reactor.forget(self._listener.fileno())  # the others wait their turn
+                return
             try:
                 fd, _address = self._listener._accept()  # type: ignore[attr-defined] # noqa: SLF001 - C only
             except OSError:
@@ -131,6 +138,8 @@ class Clients:
         self._waiting = [other for other in self._waiting if other is not client]
         self._reactor.forget(fd)
         client.sock.close()
+        if len(self._clients) == self._at_most - 1:
+            self._listen()
 
     def wait(self, client: Client) -> None:
         """Keep *client* for :meth:`release`."""

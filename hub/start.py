@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 
@@ -75,12 +76,19 @@ def start(
         time.sleep(_RETRY_S)
     lock, listener = held
     if not detach:
+        from hub import place  # noqa: PLC0415
         from hub.supervisor import Options, Supervisor  # noqa: PLC0415
 
         options = Options(fossil_port=fossil_port, nats_port=nats_port)
-        Supervisor(
-            workspace, options, lock=lock, listener=listener, on_ready=on_ready, cancel=cancel
-        ).run()
+        try:
+            supervisor = Supervisor(
+                workspace, options, lock=lock, listener=listener, on_ready=on_ready, cancel=cancel
+            )
+        except OSError as error:
+            os.close(lock)
+            listener.close()
+            raise place.explain(error, workspace.logs) from None
+        supervisor.run()
         return None
     return daemon.run_detached(
         workspace,

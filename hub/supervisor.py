@@ -47,7 +47,7 @@ HEALTH_EVERY_S = 5.0
 PORT_ATTEMPTS = 5
 """How often a server that lost its port to another program gets a new one at start."""
 
-_HUP, _INT, _TERM = 1, 2, 15
+_HUP, _INT, _PIPE, _TERM, _CHLD = 1, 2, 13, 15, 17
 
 
 class Options(Record):
@@ -84,8 +84,8 @@ class Supervisor:
         self._lock = lock
         self._on_ready = on_ready
         self._cancel = cancel
-        self._reactor = Reactor()
         self._logs = {"hub": LogFile(f"{workspace.logs}/hub.log")}
+        self._reactor = Reactor()
         self._log = HubLog(self._logs["hub"])
         self._clients = Clients(self._reactor, listener, self._answer)
         self._identity = _own_identity()
@@ -116,7 +116,10 @@ class Supervisor:
             os.set_blocking(fd, False)
         previous_wakeup = _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
         handled = (_INT, _TERM) if self.options.detached else (_HUP, _INT, _TERM)
-        previous_handlers = {n: _signal.signal(n, lambda *_: None) for n in handled}
+        handlers: dict[int, Any] = dict.fromkeys(handled, lambda *_: None)
+        # A client that leaves must not end us, and who ignores SIGCHLD cannot wait for a child.
+        handlers |= {_PIPE: _signal.SIG_IGN, _CHLD: _signal.SIG_DFL}
+        previous_handlers = {n: _signal.signal(n, handler) for n, handler in handlers.items()}
         self._reactor.watch(wakeup_read, lambda _events: self._signalled(wakeup_read))
         if self._cancel is not None:
             self._reactor.watch(self._cancel, lambda _events: self._cancelled())
@@ -124,12 +127,12 @@ class Supervisor:
             self._reactor.call_later(0, self._begin)
             self._reactor.run()
         finally:
-            for number, handler in previous_handlers.items():
-                _signal.signal(number, handler)
             _signal.set_wakeup_fd(previous_wakeup)
             for fd in (wakeup_read, wakeup_write):
                 os.close(fd)
             self._close()
+            for number, handler in previous_handlers.items():
+                _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
         if self.failure is not None:
             raise self.failure
 

@@ -8,8 +8,9 @@ import sys
 from foundation import codec, control
 from foundation.control import Connection
 from foundation.errors import HubError, Unavailable
+from foundation.failpoint import hit
 from foundation.lock import try_lock
-from foundation.process import signal_group
+from foundation.process import open_pidfd, terminate
 from foundation.spawn import describe_exit, fork_daemon, spawn_daemon
 from hub import place
 from hub.info import HubInfo
@@ -32,6 +33,7 @@ _PROGRAM = (
 )
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TAIL_LINES = 20
+_DRAIN_WITHIN_S = 10.0
 
 
 def become_starter(workspace: Workspace) -> tuple[int, _socket.socket] | None:
@@ -40,19 +42,22 @@ def become_starter(workspace: Workspace) -> tuple[int, _socket.socket] | None:
     Raises:
         HubError: a hub cannot live here.
     """
-    place.check(workspace)
     try:
+        place.check(workspace)
         workspace.make_state()
         lock = try_lock(workspace.lock)
     except OSError as error:
         raise place.explain(error, workspace.state) from None
     if lock is None:
         return None
+    hit("start.locked")
     try:
-        return lock, control.listen(workspace.socket)
+        listener = control.listen(workspace.socket)
+        hit("start.listening")
     except OSError as error:
         os.close(lock)
         raise place.no_sockets(error, workspace) from None
+    return lock, listener
 
 
 def run_detached(
@@ -74,80 +79,108 @@ def run_detached(
     Raises:
         HubError: it could not start, and has ended; see :func:`hub.start.start`.
     """
-    log_path = f"{workspace.logs}/hub.log"
+    log = f"{workspace.logs}/hub.log"
     try:
         # The socket listens already: the connection is queued until the daemon gets to it.
         connection = Connection.open(workspace.socket)
-        log = os.open(log_path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        assert connection is not None, "nobody else has our lock"
+        log_start = os.stat(log).st_size if os.path.exists(log) else 0
+        pid = _launch(workspace, log, (fossil_port, nats_port), lock, listener, lean=lean)
     except OSError as error:
-        listener.close()
-        os.close(lock)
-        raise place.explain(error, log_path) from None
-    null = os.open(os.devnull, os.O_RDONLY)
-    log_start = os.fstat(log).st_size
-    files = {0: null, 1: log, 2: log, LISTENER_FD: listener.fileno(), LOCK_FD: lock}
-
-    def serve() -> int:
-        from hub.supervisor import serve_detached  # noqa: PLC0415 - not in the starter
-
-        return serve_detached(workspace, fossil_port, nats_port)
-
-    try:
-        if lean:
-            pid = fork_daemon(serve, files=files)
-        else:
-            root = os.fsencode(workspace.root).hex()
-            request = {"root": root, "fossil_port": fossil_port, "nats_port": nats_port}
-            pid = spawn_daemon(
-                [sys.executable, "-I", "-S", "-c", _PROGRAM, _HERE, codec.dumps(request)],
-                env={**os.environ, MARK: workspace.root},
-                files=files,
-            )
+        raise place.explain(error, log) from None
     finally:
         listener.close()
-        for fd in (lock, log, null):
-            os.close(fd)
-    assert connection is not None, "nobody else has our lock"
+        os.close(lock)
     with connection:
         try:
             answer = connection.ask("start", timeout_s=timeout_s, progress=progress)
-        except Unavailable as error:
-            if error.reason == "no-answer":
-                _end(pid)
-                raise Unavailable(
-                    f"the hub was not ready {timeout_s:g} s after its last sign of life, and was "
-                    f"ended{_log_tail(log_path, log_start)}",
-                    reason="start-timeout",
-                ) from None
-            if error.reason != "gone":
-                raise
-            _pid, wait_status = os.waitpid(pid, 0)
-            ended = describe_exit(os.waitstatus_to_exitcode(wait_status))
-            raise HubError(
-                f"the hub {ended} before it was ready{_log_tail(log_path, log_start)}",
-                reason="hub-died",
-            ) from None
-        except HubError:
-            connection.wait_end(timeout_s)  # it drains: then the ports are free again
-            _reap(pid)
-            raise
-        except BaseException:  # Ctrl-C during a long seeding means: do not
-            _end(pid)
-            raise
+        except BaseException as error:  # noqa: BLE001 - Ctrl-C too: the daemon must not stay
+            raise _why(error, connection, pid, timeout_s, log, log_start) from None
     return HubInfo(**answer)
 
 
+def _launch(
+    workspace: Workspace,
+    log: str,
+    asked: tuple[int | None, int | None],
+    lock: int,
+    listener: _socket.socket,
+    *,
+    lean: bool,
+) -> int:
+    """Make the daemon; return its pid. *asked* are the ports of fossil and nats, if any."""
+    opened: list[int] = []
+    try:
+        opened.append(os.open(os.devnull, os.O_RDONLY))
+        opened.append(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        null, output = opened
+        files = {0: null, 1: output, 2: output, LISTENER_FD: listener.fileno(), LOCK_FD: lock}
+        if lean:
+
+            def serve() -> int:
+                from hub.supervisor import serve_detached  # noqa: PLC0415 - not in the starter
+
+                return serve_detached(workspace, *asked)
+
+            return fork_daemon(serve, files=files)
+        root = os.fsencode(workspace.root).hex()
+        request = {"root": root, "fossil_port": asked[0], "nats_port": asked[1]}
+        return spawn_daemon(
+            [sys.executable, "-I", "-S", "-c", _PROGRAM, _HERE, codec.dumps(request)],
+            env={**os.environ, MARK: workspace.root},
+            files=files,
+        )
+    finally:
+        for fd in opened:
+            os.close(fd)
+
+
+def _why(
+    error: BaseException, connection: Connection, pid: int, timeout_s: float, log: str, start: int
+) -> BaseException:
+    """See to it that the daemon that met *error* is gone; return what to raise."""
+    reason = error.reason if isinstance(error, HubError) else ""
+    if reason == "gone":
+        ended = _reap(pid)
+        how = "ended" if ended is None else describe_exit(ended)
+        return HubError(
+            f"the hub {how} before it was ready{_log_tail(log, start)}", reason="hub-died"
+        )
+    if reason == "no-answer" or not isinstance(error, HubError):
+        # Not so much as progress, or Ctrl-C during a long seeding, which means: do not.
+        _end(pid)
+        if reason == "no-answer":
+            return Unavailable(
+                f"the hub was not ready {timeout_s:g} s after its last sign of life, and was "
+                f"ended{_log_tail(log, start)}",
+                reason="start-timeout",
+            )
+        return error
+    if connection.wait_end(timeout_s):  # it drains: then the ports are free again
+        _reap(pid)
+    else:
+        _end(pid)
+    return error
+
+
 def _end(pid: int) -> None:
-    """Ask our own child to drain; it cannot be a stranger, for we have not reaped it."""
-    signal_group(pid, 15)
+    """Have our own child drain, or kill it; it is no stranger, for we have not reaped it."""
+    pidfd = open_pidfd(pid)
+    if pidfd is not None:
+        try:
+            terminate(pidfd, grace_s=_DRAIN_WITHIN_S)
+        finally:
+            os.close(pidfd)
     _reap(pid)
 
 
-def _reap(pid: int) -> None:
+def _reap(pid: int) -> int | None:
+    """Return how our child ended; None where the caller has SIGCHLD ignored."""
     try:
-        os.waitpid(pid, 0)
+        _pid, status = os.waitpid(pid, 0)
     except ChildProcessError:
-        pass
+        return None
+    return os.waitstatus_to_exitcode(status)
 
 
 def _log_tail(path: str, start: int) -> str:

@@ -7,6 +7,7 @@ import time
 
 from foundation.control import Connection
 from foundation.errors import HubError, Refused, Unavailable
+from foundation.failpoint import hit
 from foundation.lock import try_lock
 from foundation.process import (
     Identity,
@@ -97,6 +98,7 @@ def _stop_running(
             connection.ask("stop", timeout_s=timeout_s)
         except HubError:
             pass  # of another version, or on its way out: its end is what counts
+        hit("stop.asked")
         ended = connection.wait_end(timeout_s)
         if pidfd is not None:
             ended = wait_exit(pidfd, timeout_s if ended else 0)
@@ -129,6 +131,7 @@ def _clear(workspace: Workspace) -> Stopped | None:
         if discovery.remove_pids(workspace):
             from hub.orphans import end_orphans  # noqa: PLC0415
 
+            hit("stop.pids-cleared")
             end_orphans(workspace)
     finally:
         os.close(lock)

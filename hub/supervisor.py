@@ -169,6 +169,7 @@ class Supervisor:
             self.fail(explain(error, self.workspace.state))
 
     def _prepare(self) -> None:
+        hit("start.began")
         if discovery.remove_pids(self.workspace):  # a predecessor that was killed left them
             from hub.orphans import end_orphans  # noqa: PLC0415
 
@@ -244,6 +245,7 @@ class Supervisor:
     def _all_ready(self) -> None:
         hit("start.servers-ready")
         discovery.write_urls(self.workspace, self._servers.fossil_url, self._servers.nats_url)
+        hit("start.urls-written")
         discovery.write_pid(self.workspace, "hub", os.getpid())
         started_at = utc_now()
         self.info = HubInfo(
@@ -260,6 +262,7 @@ class Supervisor:
         self._write_discovery()
         hit("start.discovery-written")
         self._step("all-ready")
+        hit("start.ready")
         took_ms = round((time.monotonic() - self._began_s) * 1000)
         self._release_waiting()
         if self._on_ready is not None:
@@ -545,6 +548,7 @@ class Supervisor:
             except OSError as error:
                 self._log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
+        hit("stop.unlocking")
         os.close(self._lock)  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
         self._clients.close({"error": to_wire(last_words)})

@@ -14,6 +14,7 @@ from foundation.record import Record
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
+    from typing import NoReturn
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 _ABOVE_TARGETS = 20  # descriptors are first moved here, so that no dup2 overwrites a source
@@ -52,14 +53,10 @@ def spawn_child(
     try:
         pid = os.fork()
         if pid == 0:
-            # Away from the numbers that the child's files will have.
-            report_write = fcntl.fcntl(report_write, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
-            try:
-                _become(argv, env, cwd, files, parent, blocked, report_write)
-            except OSError as error:
-                os.write(report_write, str(error.errno).encode())
-            finally:
-                os._exit(127)
+            _never_return(argv, env, cwd, files, parent, blocked, report_write)
+    except BaseException:
+        os.close(report_read)
+        raise
     finally:
         _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
         os.close(report_write)
@@ -68,7 +65,36 @@ def spawn_child(
     if failure:
         os.waitpid(pid, 0)
         raise OSError(int(failure), f"{argv[0]}: {os.strerror(int(failure))}")
-    return SpawnedChild(pid=pid, pidfd=os.pidfd_open(pid))
+    try:
+        return SpawnedChild(pid=pid, pidfd=os.pidfd_open(pid))
+    except OSError:  # out of descriptors: nobody would own it
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+        raise
+
+
+def _never_return(
+    argv: list[str],
+    env: Mapping[str, str],
+    cwd: str,
+    files: Mapping[int, int],
+    parent: int,
+    mask: set[int],
+    report: int,
+) -> NoReturn:
+    """In the child: turn into *argv*, or say the errno on *report* and end.
+
+    Whatever happens here must not get back into the caller's code: it would run twice.
+    """
+    try:
+        try:
+            # Away from the numbers that the child's files will have.
+            report = fcntl.fcntl(report, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
+            _become(argv, env, cwd, files, parent, mask, report)
+        except OSError as error:
+            os.write(report, str(error.errno).encode())
+    finally:
+        os._exit(127)
 
 
 def _become(
@@ -150,11 +176,10 @@ def spawn_daemon(argv: list[str], *, env: Mapping[str, str], files: Mapping[int,
     posix_spawn: no Python code runs between fork and exec. *files* as in
     :func:`spawn_child`; our other descriptors are close-on-exec.
     """
-    moved = {
-        target: fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
-        for target, source in files.items()
-    }
+    moved: dict[int, int] = {}
     try:
+        for target, source in files.items():
+            moved[target] = fcntl.fcntl(source, fcntl.F_DUPFD_CLOEXEC, _ABOVE_TARGETS)
         return os.posix_spawn(
             argv[0],
             argv,

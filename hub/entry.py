@@ -68,21 +68,29 @@ def parse(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
 def main(arguments: list[str] | None = None, *, program: str = "hub") -> None:
     """Run ``hub``, called *program*, with *arguments* (the command line by default) and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
-    status = answered(arguments)
-    if status is None:
-        plain = parse(arguments)
-        if plain is None:
-            slow_main(arguments, program)
-            return
-        from hub import verbs  # noqa: PLC0415
+    try:
+        status = answered(arguments)
+        if status is None:
+            status = _run(arguments, program)
+    except KeyboardInterrupt:
+        status = 130
+    except OSError as error:  # a full disk behind stdout; what the hub meets has other names
+        sys.stderr.write(f"hub: {error.strerror}\n")
+        status = 1
+    posix._exit(status)  # noqa: SLF001 - os._exit; skips 0.6 ms of teardown that nothing needs
 
-        verb, options = plain
-        if verb == "start":  # nothing but ours is loaded, and nobody else's threads run
-            options["lean"] = "site" not in sys.modules
-        status = getattr(verbs, verb)(**options)
-        sys.stdout.flush()
-        sys.stderr.flush()
-    posix._exit(status)  # noqa: SLF001 - os._exit; skips 0.6 ms of interpreter teardown; nothing here needs it
+
+def _run(arguments: list[str], program: str) -> int:
+    plain = parse(arguments)
+    if plain is None:
+        slow_main(arguments, program)
+        return 0
+    from hub import verbs  # noqa: PLC0415
+
+    verb, options = plain
+    if verb == "start":  # nothing but ours is loaded, and nobody else's threads run
+        options["lean"] = "site" not in sys.modules
+    return int(getattr(verbs, verb)(**options))
 
 
 def slow_main(arguments: list[str], program: str) -> None:

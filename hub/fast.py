@@ -28,6 +28,7 @@ _PLAIN = frozenset(
         ("start", "-d", "--json"),
     }
 )
+_NOBODY_READS = (9, 32)  # EBADF, EPIPE
 _ADDRESS_LIMIT = 107  # unix(7): sun_path
 _ANSWER_LIMIT = 256 * 1024
 _ANSWER_WITHIN_S = 2.0
@@ -64,8 +65,12 @@ def answered(arguments: list[str]) -> int | None:
     finally:
         sock.close()
     for fd, text in ((1, out), (2, err)):
-        while text:
-            text = text[posix.write(fd, text) :]  # noqa: PLW2901
+        try:
+            while text:
+                text = text[posix.write(fd, text) :]  # noqa: PLW2901
+        except OSError as error:
+            if error.errno not in _NOBODY_READS:
+                raise
     return int(status)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
 
 from foundation import codec
@@ -64,8 +66,30 @@ def say(text: str) -> None:
 
 
 def _write(stream: Any, text: str) -> None:
-    """Write *text*; names that are not UTF-8 are shown escaped, never an error."""
-    if text:
+    """Write *text*; names that are not UTF-8 are shown escaped, never an error.
+
+    A stream that is closed, or that nobody reads, takes nothing: what the verb did counts.
+    """
+    if not text or stream is None:
+        return
+    try:
         stream.flush()
         stream.buffer.write(text.encode("utf-8", "backslashreplace"))
         stream.buffer.flush()
+    except (BrokenPipeError, ValueError):
+        _discard(stream)
+    except OSError as error:
+        if error.errno != errno.EBADF:
+            raise
+        _discard(stream)
+
+
+def _discard(stream: Any) -> None:
+    """Send what comes after to nowhere; the interpreter flushes once more at its end."""
+    null = os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(null, stream.fileno())
+    except (OSError, ValueError):
+        pass
+    finally:
+        os.close(null)

@@ -52,21 +52,22 @@ class Preparation:
         self._lines = control.LineBuffer()
         self._outcome: HubError | None = None
         self._done = False
-        read, write = os.pipe()
-        log = os.open(f"{workspace.logs}/hub.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        null = os.open(os.devnull, os.O_RDONLY)
+        opened: list[int] = []
         try:
+            read, write = os.pipe()
+            opened += [read, write, os.open(os.devnull, os.O_RDONLY)]
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            opened.append(os.open(f"{workspace.logs}/hub.log", flags, 0o600))
+            _read, _write, null, log = opened
             child = spawn_child(
                 [sys.executable, "-I", "-c", _PROGRAM, _HERE, workspace.root, fossil],
                 env=dict(os.environ),
                 cwd=workspace.root,
                 files={0: null, 1: log, 2: log, REPORT_FD: write},
             )
-        except BaseException:
-            os.close(read)
-            raise
+            opened.remove(read)
         finally:
-            for fd in (write, log, null):
+            for fd in opened:
                 os.close(fd)
         self._pid, self._pidfd, self._read = child.pid, child.pidfd, read
         os.set_blocking(read, False)
@@ -85,26 +86,30 @@ class Preparation:
         if not chunk:
             self._reactor.forget(self._read)
             return False
-        for line in self._lines.feed(chunk):
-            message = codec.loads_object(line)
-            if "progress" in message:
-                self._on_progress(message["progress"])
-            elif "warning" in message:
-                self._on_progress({"warning": message["warning"]})
-            elif "fail" in message:
-                self._outcome = from_wire(message["fail"])
-            elif "done" in message:
-                self._done = True
+        try:
+            for line in self._lines.feed(chunk):
+                self._take(codec.loads_object(line))
+        except ValueError as error:
+            self._outcome = HubError(f"seeding was not understood: {error}", reason="seed-failed")
+            self._kill()
         return True
+
+    def _take(self, message: dict[str, Any]) -> None:
+        if "progress" in message:
+            self._on_progress(message["progress"])
+        elif "warning" in message:
+            self._on_progress({"warning": message["warning"]})
+        elif "fail" in message:
+            self._outcome = from_wire(message["fail"])
+        elif "done" in message:
+            self._done = True
 
     def _exited(self) -> None:
         self._kill()  # git, fossil: before the reaping, as long as the group is ours
         while self._report():
             pass
         _pid, wait_status = os.waitpid(self._pid, 0)
-        for fd in (self._read, self._pidfd):
-            self._reactor.forget(fd)
-            os.close(fd)
+        self._close()
         status = os.waitstatus_to_exitcode(wait_status)
         if self._outcome is None and not self._done:
             self._outcome = HubError(
@@ -113,12 +118,23 @@ class Preparation:
             )
         self._on_end(self._outcome)
 
+    def _close(self) -> None:
+        for fd in (self._read, self._pidfd):
+            self._reactor.forget(fd)
+            os.close(fd)
+
     def _kill(self) -> None:
         signal_group(self._pid, 9)
 
     def cancel(self) -> None:
         """End it; the next start begins anew. *on_end* is called as it goes."""
         self._kill()
+
+    def abandon(self) -> None:
+        """Kill and reap it with no word to anybody: the loop has ended."""
+        self._kill()
+        os.waitpid(self._pid, 0)
+        self._close()
 
 
 def main() -> None:

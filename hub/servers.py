@@ -8,6 +8,7 @@ import sys
 from foundation.errors import Corrupt, HubError
 from hub import discovery, fossil, nats, ports
 from hub.child import ChildSpec
+from hub.creds import intact
 from hub.daemon import MARK
 from hub.probe import Probe
 
@@ -65,9 +66,7 @@ class Servers:
         there = os.path.lexists(repository)
         if there and not os.path.isfile(repository):  # fossil would serve what is in a directory
             raise repository_corrupt(repository)
-        seeds = (f"{self._workspace.creds}/nats-{role}.nk" for role in nats.ROLES)
-        files = (nats.users_path(self._workspace), *seeds)
-        return there and all(os.path.exists(path) for path in files)
+        return os.path.lexists(self._workspace.repository) and intact(self._workspace)
 
     def port(self, name: str) -> int:
         """Return the port that server *name* was given, 0 before that."""

@@ -64,6 +64,22 @@ def ensure_creds(workspace: Workspace) -> None:
         write_file(users_path(workspace), codec.dumps(users).encode() + b"\n")
 
 
+def intact(workspace: Workspace) -> bool:
+    """Tell whether every key is there and as it was made. Cheap, and changes nothing."""
+    known = _known_users(workspace)
+    for role in ROLES:
+        entry = known.get(role)
+        try:
+            digest = _digest(read_bounded(seed_path(workspace, role), _SEED_LIMIT))
+        except (OSError, ValueError):
+            return False
+        if not isinstance(entry, dict) or entry.get("seed") != digest:
+            return False
+        if not is_public_key(entry.get("public")):
+            return False
+    return True
+
+
 def _ensure_role(workspace: Workspace, role: str, known: object) -> dict[str, str]:
     """Return the entry of *role*, whose seed is in place and private afterwards."""
     path = seed_path(workspace, role)

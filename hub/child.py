@@ -128,16 +128,22 @@ class Child:
         finally:
             for fd in {null, in_read, out_write}:
                 os.close(fd)
-        if self._stdin >= 0:
-            os.set_blocking(self._stdin, False)
-        self._step("spawned")
         self._pid, self._pidfd = started.pid, started.pidfd
-        self.identity = Identity.of_pidfd(self._pid, self._pidfd)
+        try:
+            if self._stdin >= 0:
+                os.set_blocking(self._stdin, False)
+            self.identity = Identity.of_pidfd(self._pid, self._pidfd)
+            self._pump = Pump(self._reactor, out_read, self._log, self._line)
+            self._reactor.watch(self._pidfd, lambda _events: self._exited())
+        except OSError:  # out of descriptors or memory: not half a child
+            if self._pump is None:
+                os.close(out_read)
+            self.abandon()
+            raise
+        self._step("spawned")
         self._spawned_at_s = time.monotonic()
         self._output = []
         self._misses = 0
-        self._pump = Pump(self._reactor, out_read, self._log, self._line)
-        self._reactor.watch(self._pidfd, lambda _events: self._exited())
         self._timer = self._reactor.call_later(READY_WITHIN_S, self._not_ready)
 
     def _line(self, line: bytes) -> None:
@@ -175,7 +181,8 @@ class Child:
 
     def _kill(self, number: int) -> None:
         """Signal the whole group: fossil forks a process per request."""
-        signal_group(self._pid, number)
+        if self._pid:  # 0 would be our own group
+            signal_group(self._pid, number)
 
     def _exited(self) -> None:
         """Reap the process; the exit's own news."""
@@ -207,6 +214,10 @@ class Child:
         self.down_since_s = now_s
         self.last_exit = exit_
         self._owner.child_exited(self, exit_)
+
+    def begin(self) -> None:
+        """Start it; if it cannot even be executed, that is an exit like any other."""
+        self._respawn()
 
     def retry(self) -> bool:
         """Start it again, now or after a delay; return False if it is a crash loop."""
@@ -284,12 +295,21 @@ class Child:
 
         Nothing runs then but after a bug, and even a bug must leave no process behind.
         """
-        if self._pid:
-            self._kill(9)
-            os.waitpid(self._pid, 0)
-            self._reactor.forget(self._pidfd)
-            os.close(self._pidfd)
-            self._pid, self._pidfd = 0, -1
+        if not self._pid:
+            return
+        self._kill(9)
+        os.waitpid(self._pid, 0)
+        self._reactor.forget(self._pidfd)
+        os.close(self._pidfd)
+        self._reactor.cancel(self._timer)
+        if self._probe is not None:
+            self._probe.cancel()
+            self._probe = None
+        if self._pump is not None:
+            self._pump.finish()
+            self._pump = None
+        self._close_stdin()
+        self._pid, self._pidfd, self.identity = 0, -1, None
 
     def wake(self) -> None:
         """Write a newline to its standard input; a child that does not read is not waited for."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from enum import StrEnum
 from typing import Annotated, Any, NoReturn
@@ -301,11 +302,18 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def options(
     *,
+    root: Annotated[
+        str | None,
+        typer.Option("--root", metavar="DIR", help="As after the verb: which workspace."),
+    ] = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Take the options that stand before a verb."""
+    del version  # its callback has printed it
+    if root is not None:
+        os.environ[verbs.ROOT_VARIABLE] = root
 
 
 _MISTAKE: Any = typer.BadParameter.__mro__[1]

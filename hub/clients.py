@@ -6,6 +6,7 @@ import _socket
 import os
 
 from foundation import codec, control
+from foundation.errors import Refused, to_wire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,6 +32,8 @@ class Client:
 
     def send(self, message: dict[str, Any]) -> None:
         """Send *message*; a client that does not read its answers loses them."""
+        if self.broken:
+            return  # half of something was sent: no more after it
         try:
             self.sock.sendall(control.encode(message))
         except OSError:
@@ -117,15 +120,8 @@ class Clients:
             try:
                 request = codec.loads_object(line)
             except codec.DecodeError as error:
-                client.send(
-                    {
-                        "error": {
-                            "kind": "Refused",
-                            "reason": "protocol",
-                            "message": f"not understood: {error}",
-                        }
-                    }
-                )
+                refused = Refused(f"not understood: {error}", reason="protocol")
+                client.send({"error": to_wire(refused)})
                 continue
             self._answer(client, request)
         if client.broken:
@@ -147,14 +143,18 @@ class Clients:
 
     def progress(self, progress: dict[str, Any]) -> None:
         """Tell everyone who waits how far it is."""
-        for client in self._waiting:
+        for client in list(self._waiting):
             client.send({"progress": progress})
+            if client.broken:
+                self._drop(client)
 
     def release(self, message: dict[str, Any]) -> None:
         """Answer everyone who waits with *message*."""
         waiting, self._waiting = self._waiting, []
         for client in waiting:
             client.send(message)
+            if client.broken:
+                self._drop(client)
 
     def close(self, last_words: dict[str, Any]) -> None:
         """Answer whoever has connected and was not heard with *last_words*; close everything."""

@@ -26,6 +26,9 @@ def logs(*, root: str | None, name: str | None, follow: bool, count: int, as_jso
     for followed in followers.values():
         next(followed)  # takes its place at the end, before the tails are read
     last = [(each, line) for each in names for line in tail(paths[each], count)]
+    if not last and not follow and not as_json:
+        output.say(f"no logs yet in {workspace.logs}")
+        return 0
     if as_json and not follow:
         lines = [{"log": each, "line": _text(line)} for each, line in last]
         output.print_data("hub.logs", {"lines": lines})

@@ -97,8 +97,8 @@ class Preparation:
     def _take(self, message: dict[str, Any]) -> None:
         if "progress" in message:
             self._on_progress(message["progress"])
-        elif "warning" in message:
-            self._on_progress({"warning": message["warning"]})
+        elif "warning" in message or "note" in message:
+            self._on_progress(message)
         elif "fail" in message:
             self._outcome = from_wire(message["fail"])
         elif "done" in message:
@@ -157,6 +157,7 @@ def main() -> None:
         ensure_creds(workspace)
         if not os.path.lexists(workspace.repository):
             seeded = seed(workspace, fossil, progress)
+            report(note=seeded.summary())
             for warning in seeded.warnings():
                 report(warning=warning)
         report(done=True)

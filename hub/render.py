@@ -53,11 +53,18 @@ def url(info: HubInfo, *, as_json: bool) -> Shown:
     return Shown(stdout=f"fossil {info.fossil_url}\nnats {info.nats_url}\n")
 
 
+def _restarts(count: int) -> str:
+    if count == 0:
+        return ""
+    return "restarted once" if count == 1 else f"restarted {count} times"
+
+
 def status(now: HubStatus, *, as_json: bool) -> Shown:
     """Show the state of a hub and of its children."""
     if as_json:
         return Shown(stdout=output.envelope("hub.status", now.as_dict()), status=now.exit_code)
-    lines = [f"{now.state:9} {now.root}" + (f"  ({now.reason})" if now.reason else "")]
+    pid = f"  pid {now.info.pid}" if now.info is not None else ""
+    lines = [f"{now.state:9} {now.root}{pid}" + (f"  ({now.reason})" if now.reason else "")]
     for child in now.children:
         place = ""
         if now.info is not None:
@@ -67,7 +74,7 @@ def status(now: HubStatus, *, as_json: bool) -> Shown:
             f"{child.phase:9}",
             f"{f'pid {child.pid}' if child.pid else 'no process':11}",
             place,
-            f"restarted {child.restarts} times" if child.restarts else "",
+            _restarts(child.restarts),
         )
         lines.append(("  " + " ".join(field for field in fields if field)).rstrip())
     return Shown(stdout="\n".join(lines) + "\n", status=now.exit_code)

@@ -70,6 +70,13 @@ class Seeded(Record):
     secrets: tuple[bytes, ...]
     """Names of files in the tip that look like secrets."""
 
+    def summary(self) -> str:
+        """Return what was seeded, in a sentence."""
+        base = f"commit {self.base[:12]}" if self.base else "a repository without commits"
+        dirty = ", and uncommitted changes as a second check-in" if self.dirty else ""
+        files = "1 file" if self.files == 1 else f"{self.files:,} files"
+        return f"seeded {files} from {base}{dirty}"
+
     def warnings(self) -> list[str]:
         """Return what the user should be told, one sentence an item."""
         told = []

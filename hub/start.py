@@ -44,7 +44,7 @@ def start(
 
     A *fossil_port* or *nats_port* is used or refused; without one the recorded port is
     preferred, then 8765 and 4222, then any. *timeout_s* counts from the last sign of
-    progress. *progress* gets dicts: ``{"phase", "done", "total"}`` or ``{"warning"}``.
+    progress. *progress* gets dicts: ``{"phase", "done", "total"}``, ``{"note"}``, ``{"warning"}``.
 
     Raises:
         Refused: this place or these arguments will not do; the message says what would.
@@ -130,6 +130,8 @@ def _attach(workspace: Workspace, timeout_s: float, progress: Progress | None) -
         try:
             answer = connection.ask("start", timeout_s=timeout_s, progress=progress)
         except Unavailable as error:
+            if error.reason == "no-answer":
+                raise Unavailable(f"{error}; `hub stop` ends it", reason="no-answer") from None
             if error.reason not in ("gone", "stopping"):
                 raise
             connection.wait_end(timeout_s)

@@ -92,7 +92,8 @@ def status_of(workspace: Workspace) -> HubStatus:
                 return HubStatus(state="stopping", root=root, reason=str(error))
             if error.reason == "gone":
                 return HubStatus(state="stopped", root=root)
-            return HubStatus(state="unknown", root=root, reason=str(error))
+            way_out = "; `hub stop` ends it" if error.reason == "no-answer" else ""
+            return HubStatus(state="unknown", root=root, reason=f"{error}{way_out}")
         except HubError as error:
             return HubStatus(state="unknown", root=root, reason=str(error))
     return decode(root, answer)
@@ -125,7 +126,9 @@ def _judge(phase: str, children: tuple[ChildStatus, ...]) -> tuple[State, str]:
     down = [
         child.name
         for child in children
-        if child.phase != "ready" and not (child.name == "trunk" and child.restarts == 0)
+        if child.phase != "ready"
+        # Trunk's first start comes after readiness, and takes a moment.
+        and not (child.name == "trunk" and child.phase == "starting" and child.restarts == 0)
     ]
     if down:
         return "degraded", f"{', '.join(down)} is being restarted"
@@ -173,8 +176,11 @@ def running_info(root: str | None = None) -> HubInfo:
 
     Raises:
         NotRunning: no hub is ready there.
+        Unavailable: one runs and does not answer.
     """
     now = status(root)
+    if now.state == "unknown":
+        raise Unavailable(f"the hub of {now.root} cannot be asked: {now.reason}", reason="unknown")
     if now.info is None:
         raise NotRunning(
             f"no hub runs in {now.root} ({now.reason or now.state}): `hub start --detach`",

@@ -41,7 +41,6 @@ if TYPE_CHECKING:
     from hub.lifecycle import HubEvent, HubPhase
     from hub.outbox import Outbox
     from hub.preparation import Preparation
-    from hub.reactor import Timer
 
 HEALTH_EVERY_S = 5.0
 PORT_ATTEMPTS = 5
@@ -89,7 +88,7 @@ class Supervisor:
         self._log = HubLog(self._logs["hub"])
         self._clients = Clients(self._reactor, listener, self._answer)
         self._identity = _own_identity()
-        self._directory = _inode_of(workspace.state)
+        self._directory = _inode_of(workspace.state) or (0, 0)
         self._previous = discovery.read(workspace)
         self._epoch = self._previous.epoch + 1 if self._previous else 1
         self._hub_id = self._previous.hub_id if self._previous else os.urandom(16).hex()
@@ -98,7 +97,6 @@ class Supervisor:
         self._outbox: Outbox | None = None
         self._preparation: Preparation | None = None
         self._port_attempts = 0
-        self._drain_timer: Timer | None = None
         self._stopping_because = ""
         self._began_s = time.monotonic()
         self._last_tick_s = self._began_s
@@ -120,12 +118,16 @@ class Supervisor:
         # A client that leaves must not end us, and who ignores SIGCHLD cannot wait for a child.
         handlers |= {_PIPE: _signal.SIG_IGN, _CHLD: _signal.SIG_DFL}
         previous_handlers = {n: _signal.signal(n, handler) for n, handler in handlers.items()}
-        self._reactor.watch(wakeup_read, lambda _events: self._signalled(wakeup_read))
-        if self._cancel is not None:
-            self._reactor.watch(self._cancel, lambda _events: self._cancelled())
         try:
+            self._reactor.watch(wakeup_read, lambda _events: self._signalled(wakeup_read))
+            if self._cancel is not None:
+                self._reactor.watch(self._cancel, lambda _events: self._cancelled())
             self._reactor.call_later(0, self._begin)
             self._reactor.run()
+        except BaseException as error:
+            self.failure = HubError(f"the hub met a bug and ended: {error!r}", reason="bug")
+            self._log.write("error", "bug", error=repr(error))
+            raise
         finally:
             _signal.set_wakeup_fd(previous_wakeup)
             for fd in (wakeup_read, wakeup_write):
@@ -265,9 +267,8 @@ class Supervisor:
         hit("start.ready")
         took_ms = round((time.monotonic() - self._began_s) * 1000)
         self._release_waiting()
-        if self._on_ready is not None:
-            self._on_ready(self.info)
-        notify(f"READY=1\nSTATUS=fossil at {self.info.fossil_url}, nats at {self.info.nats_url}")
+        urls = f"fossil at {self.info.fossil_url}, nats at {self.info.nats_url}"
+        self._notify(f"READY=1\nSTATUS={urls}")
         self._log.write(
             "info",
             "ready",
@@ -282,6 +283,8 @@ class Supervisor:
         if self.phase != "ready":
             return
         assert self.info is not None
+        if self._on_ready is not None:
+            self._on_ready(self.info)
         from hub.outbox import Outbox  # noqa: PLC0415 - loaded by _load_rest
 
         try:
@@ -295,12 +298,20 @@ class Supervisor:
             pid=self.info.pid,
             took_ms=took_ms,
         )
-        try:
-            self._start_server("trunk")
-        except OSError as error:
-            self._log.write("error", "trunk-not-started", error=str(error))
+        self._start_trunk()
         self._last_tick_s = time.monotonic()
         self._reactor.call_later(HEALTH_EVERY_S, self._tick)
+
+    def _start_trunk(self) -> None:
+        """Start trunk; one that cannot be executed is retried and given up like any child."""
+        try:
+            log = self._logs["trunk"] = LogFile(f"{self.workspace.logs}/trunk.log")
+        except OSError as error:
+            self._log.write("error", "trunk-not-started", error=str(error))
+            return  # the next tick tries again
+        trunk = Child(self._reactor, self._servers.spec("trunk", pinned=None), log, self)
+        self._children["trunk"] = trunk
+        trunk.begin()
 
     def _write_discovery(self) -> None:
         assert self.info is not None
@@ -404,6 +415,8 @@ class Supervisor:
         self._reactor.call_later(HEALTH_EVERY_S, self._tick)
         if not self._still_here():
             return
+        if "trunk" not in self._children:
+            self._start_trunk()
         if not late:  # after SIGSTOP or a suspend everybody was asleep: no verdict
             for child in self._children.values():
                 child.check_health()
@@ -411,9 +424,9 @@ class Supervisor:
     def _still_here(self) -> bool:
         """Stop if the workspace was moved or deleted, or the lock file replaced."""
         gone = ""
-        if _inode_of(self.workspace.state) != self._directory:
+        if _inode_of(self.workspace.state) not in (self._directory, None):
             gone = f"{self.workspace.root} was moved or deleted"
-        elif _inode_of(self.workspace.lock) != _inode_of_fd(self._lock):
+        elif _inode_of(self.workspace.lock) not in (_inode_of_fd(self._lock), None):
             gone = f"{self.workspace.lock} was replaced"
         if gone:
             self.stop(gone)
@@ -441,13 +454,15 @@ class Supervisor:
             elif verb == "show":
                 self._show(client, request.get("arguments"))
             elif verb == "start":
-                self._clients.wait(client)
                 self._revive_failed()
+                self._clients.wait(client)
                 self._release_waiting()
             else:
                 raise Refused(f"the hub knows no verb {verb!r}", reason="unknown-verb")
         except HubError as error:
             client.send({"error": to_wire(error)})
+        except OSError as error:  # no client's request is worth the hub
+            client.send({"error": to_wire(HubError(str(error), reason="system"))})
 
     def _revive_failed(self) -> None:
         for child in self._children.values():
@@ -525,10 +540,17 @@ class Supervisor:
             self._preparation.cancel()
         self._log.write("info", "stopping", reason=reason)
         self._event("stopping", reason=reason)
-        notify("STOPPING=1")
+        self._notify("STOPPING=1")
         hit("stop.draining")
         self._clients.release({"error": to_wire(self._stopping())})
         self._finish_if_drained()
+
+    def _notify(self, state: str) -> None:
+        """Tell the service manager, if this is its process: a detached hub is not."""
+        if "NOTIFY_SOCKET" in os.environ and not self.options.detached:
+            from hub import systemd  # noqa: PLC0415 - loaded by _load_rest
+
+            systemd.notify(state)
 
     def _stopping(self) -> Unavailable:
         return Unavailable(f"the hub is stopping ({self._stopping_because})", reason="stopping")
@@ -542,6 +564,8 @@ class Supervisor:
     def _close(self) -> None:
         for child in self._children.values():
             child.abandon()
+        if self._preparation is not None:
+            self._preparation.abandon()
         if _inode_of(self.workspace.state) == self._directory:
             try:
                 discovery.remove_pids(self.workspace)
@@ -552,7 +576,6 @@ class Supervisor:
         os.close(self._lock)  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
         self._clients.close({"error": to_wire(last_words)})
-        self._reactor.close()
         if self._outbox is not None:
             self._outbox.close()
         for log in self._logs.values():
@@ -566,14 +589,7 @@ def _load_rest() -> None:
     Before readiness nevertheless: an upgrade must not load new modules into a running hub.
     """
     from hub import outbox, place, showing, systemd  # noqa: F401, PLC0415
-
-
-def notify(state: str) -> None:
-    """Tell the service manager, if there is one."""
-    if "NOTIFY_SOCKET" in os.environ:
-        from hub import systemd  # noqa: PLC0415 - loaded by _load_rest
-
-        systemd.notify(state)
+    from slotgc import slots  # noqa: F401, PLC0415
 
 
 def _own_identity() -> Identity:
@@ -582,11 +598,14 @@ def _own_identity() -> Identity:
     return identity
 
 
-def _inode_of(path: str) -> tuple[int, int]:
+def _inode_of(path: str) -> tuple[int, int] | None:
+    """Return device and inode of *path*; (0, 0) if it is not there, None if that is not known."""
     try:
         status = os.stat(path)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return (0, 0)
+    except OSError:
+        return None
     return (status.st_dev, status.st_ino)
 
 

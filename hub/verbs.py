@@ -37,7 +37,12 @@ def start(
     """Start a hub, or say that one runs; with *exclusive* that is an error (exit 100)."""
     from hub import start as starting  # noqa: PLC0415
 
+    told = False
+
     def ready(info: HubInfo) -> None:
+        nonlocal told
+        told = True
+        progress.end()
         output.show(render.started(info, as_json=as_json, verb=verb))
 
     progress = _Progress()
@@ -54,7 +59,9 @@ def start(
         )
         progress.end()
         if info is None:
-            return 0
+            if told:
+                return 0
+            raise HubError("stopped before it was ready", reason="interrupted")
         if exclusive:
             raise OwnedByAnother(
                 f"a hub runs already in {info.root} (pid {info.pid})", reason="already-running"
@@ -64,7 +71,7 @@ def start(
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
         progress.end()
-        output.say("interrupted: nothing was started")
+        output.say("interrupted: no hub was started")
         return 130
     ready(info)
     asked = {"fossil": fossil_port, "nats": nats_port}
@@ -84,10 +91,11 @@ class _Progress:
         self._bar: Any = None
 
     def __call__(self, progress: dict[str, Any]) -> None:
-        if "warning" in progress:
-            self.end()
-            output.say(f"warning: {progress['warning']}")
-            return
+        for kind in ("warning", "note"):
+            if kind in progress:
+                self.end()
+                output.say(f"{'warning: ' if kind == 'warning' else ''}{progress[kind]}")
+                return
         if self._bar is None:
             from hub.bar import Bar  # noqa: PLC0415
 

@@ -82,7 +82,13 @@ def start(
         options = Options(fossil_port=fossil_port, nats_port=nats_port)
         try:
             supervisor = Supervisor(
-                workspace, options, lock=lock, listener=listener, on_ready=on_ready, cancel=cancel
+                workspace,
+                options,
+                lock=lock,
+                listener=listener,
+                on_ready=on_ready,
+                on_progress=progress,
+                cancel=cancel,
             )
         except OSError as error:
             os.close(lock)

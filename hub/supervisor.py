@@ -68,11 +68,12 @@ class Supervisor:
         lock: int,
         listener: _socket.socket,
         on_ready: Callable[[HubInfo], None] | None = None,
+        on_progress: Callable[[dict[str, Any]], None] | None = None,
         cancel: int | None = None,
     ) -> None:
         """Take over *lock* (a held descriptor of hub.lock) and *listener*, both closed at the end.
 
-        *on_ready* is told once, when both servers answer; *cancel* is a descriptor that ends
+        *on_ready* is told once, when both servers answer, *on_progress* how a first start gets on; *cancel* is a descriptor that ends
         the hub when it becomes readable.
         """
         self.workspace = workspace
@@ -82,6 +83,7 @@ class Supervisor:
         self.info: HubInfo | None = None
         self._lock = lock
         self._on_ready = on_ready
+        self._on_progress = on_progress
         self._cancel = cancel
         self._logs = {"hub": LogFile(f"{workspace.logs}/hub.log")}
         self._reactor = Reactor()
@@ -187,9 +189,14 @@ class Supervisor:
             self._reactor,
             self.workspace,
             self._servers.fossil,
-            on_progress=self._clients.progress,
+            on_progress=self._progress,
             on_end=lambda error: self._guarded(lambda: self._prepared(error)),
         )
+
+    def _progress(self, progress: dict[str, Any]) -> None:
+        self._clients.progress(progress)
+        if self._on_progress is not None:
+            self._on_progress(progress)
 
     def _prepared(self, error: HubError | None) -> None:
         self._preparation = None

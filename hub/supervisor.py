@@ -73,8 +73,8 @@ class Supervisor:
     ) -> None:
         """Take over *lock* (a held descriptor of hub.lock) and *listener*, both closed at the end.
 
-        *on_ready* is told once, when both servers answer, *on_progress* how a first start gets on; *cancel* is a descriptor that ends
-        the hub when it becomes readable.
+        *on_ready* is told once, when both servers answer, *on_progress* how a first start gets
+        on; *cancel* is a descriptor that ends the hub when it becomes readable.
         """
         self.workspace = workspace
         self.options = options

@@ -38,7 +38,7 @@ class Workspace:
         self.swarm = f"{root}/{SLOTS}/swarm"
 
     @classmethod
-    def find(cls, start: str | None = None) -> Workspace:
+    def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
         """Return the workspace around *start* (the current directory by default).
 
         The nearest directory upward that holds a ``.git`` entry, so a linked worktree is a

@@ -23,7 +23,7 @@ _RETRY_S = 0.002
 
 
 def start(
-    root: str | None,
+    root: str | os.PathLike[str] | None,
     *,
     detach: bool = False,
     fossil_port: int | None = None,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 
 from foundation.control import Connection
@@ -63,7 +64,7 @@ class HubStatus(Record):
         return EXIT_CODES[self.state]
 
 
-def status(root: str | None = None) -> HubStatus:
+def status(root: str | os.PathLike[str] | None = None) -> HubStatus:
     """Return the state of the hub of the workspace around *root* (the current directory).
 
     Asks the process that listens in this very directory, so neither a stale file nor a copied
@@ -148,12 +149,12 @@ def wait_for_trunk(workspace: Workspace, within_s: float) -> None:
         time.sleep(_LOOK_EVERY_S)
 
 
-def is_running(root: str | None = None) -> bool:
+def is_running(root: str | os.PathLike[str] | None = None) -> bool:
     """Tell whether a hub answers in the workspace around *root*, ready or about to be."""
     return status(root).state in ("running", "starting", "degraded", "failed")
 
 
-def fossil_url(root: str | None = None) -> str:
+def fossil_url(root: str | os.PathLike[str] | None = None) -> str:
     """Return the URL of the running hub's Fossil server.
 
     Raises:
@@ -162,7 +163,7 @@ def fossil_url(root: str | None = None) -> str:
     return running_info(root).fossil_url
 
 
-def nats_url(root: str | None = None) -> str:
+def nats_url(root: str | os.PathLike[str] | None = None) -> str:
     """Return the URL of the running hub's NATS server.
 
     Raises:
@@ -171,7 +172,7 @@ def nats_url(root: str | None = None) -> str:
     return running_info(root).nats_url
 
 
-def running_info(root: str | None = None) -> HubInfo:
+def running_info(root: str | os.PathLike[str] | None = None) -> HubInfo:
     """Return the running hub of the workspace around *root*.
 
     Raises:

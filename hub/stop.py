@@ -37,7 +37,9 @@ class Stopped(Record):
     """It did not answer and was ended by force."""
 
 
-def stop(root: str | None = None, *, force: bool = False, timeout_s: float = TIMEOUT_S) -> Stopped:
+def stop(
+    root: str | os.PathLike[str] | None = None, *, force: bool = False, timeout_s: float = TIMEOUT_S
+) -> Stopped:
     """Stop the hub of the workspace around *root*; return when its processes are gone.
 
     Missing or stale state is no error. With a live slot it refuses unless *force*. A hub

@@ -16,9 +16,9 @@ import zlib
 from itertools import pairwise
 
 from foundation.errors import Corrupt, HubError, Refused, ToolFailed
-from foundation.record import Record
 from hub import fossil as fossil_binary
 from hub import place
+from hub.manifest import _LEVEL, _PGP, _Z_CARD, may_be_artifact
 from hub.tool import Tool
 
 TYPE_CHECKING = False
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
     from types import TracebackType
     from typing import Self
+
+    from hub.manifest import Checkin, Row
 
 LARGEST_BYTES = 512 * 1024 * 1024
 """The largest content taken. Fossil holds three copies of one while it checks it out."""
@@ -45,136 +47,8 @@ _SETTINGS = {
     "backoffice-disable": "1",  # it leaves processes behind that outlive the server
 }
 
-_LEVEL = 1  # 6 makes a 1-3 % smaller repository and takes 1.1 to 1.4 times as long
 _SPILL_CHUNK = 1 << 20
 _REPLY_BYTES = 4096
-
-Row = tuple[int, bytes, bytes]
-"""(size, SHA3-256 digest, packed content) of one content."""
-
-PERMISSIONS = {b"100644": b"", b"100755": b" x", b"120000": b" l"}
-"""What a git mode is in a manifest; any other regular mode counts as 100644."""
-
-
-class Checkin(Record):
-    """A check-in ready to be stored: its manifest, the artifact that names its files."""
-
-    hash: str
-    manifest: bytes
-
-
-def pack(content: bytes) -> Row:
-    """Return the row for *content*."""
-    size = len(content)
-    return (
-        size,
-        hashlib.sha3_256(content).digest(),
-        size.to_bytes(4, "big") + zlib.compress(content, _LEVEL),
-    )
-
-
-def is_artifact(content: bytes) -> bool:
-    """Return whether Fossil would take *content* for one of its own control artifacts.
-
-    Then it would act on it when it is received or at the next rebuild: make check-ins, edit
-    comments, add tags. Source: fossil 2.21 manifest.c ``manifest_parse``: after an optional
-    PGP signature is taken off, the first line starts with a card letter and a space, and the
-    last is ``Z`` with the MD5 of all before it.
-    """
-    if content.startswith(_PGP):
-        content = _without_signature(content)
-    return (
-        may_be_artifact(content[:2], content[-_Z_CARD:])
-        and hashlib.md5(content[:-_Z_CARD], usedforsecurity=False).hexdigest().encode()
-        == content[-33:-1]
-    )
-
-
-def may_be_artifact(first: bytes, last: bytes) -> bool:
-    """Return whether a content with these ends could be a control artifact (unsigned)."""
-    return (
-        len(last) == _Z_CARD
-        and last.startswith(b"Z ")
-        and last.endswith(b"\n")
-        and first[1:2] == b" "
-        and b"A" <= first[:1] <= b"Z"
-    )
-
-
-_PGP = b"-----BEGIN PGP SIGNED MESSAGE-----"
-_PGP_END = b"\n-----BEGIN PGP SIGNATURE-----"
-_Z_CARD = 35
-
-
-def _without_signature(content: bytes) -> bytes:
-    """Return what a PGP clear-signature encloses. Source: manifest.c remove_pgp_signature."""
-    start = content.find(b"\n\n")
-    end = content.find(_PGP_END, start)
-    return content if start < 0 or end < 0 else content[start + 2 : end + 1]
-
-
-def unfit_name(path: bytes) -> str | None:
-    """Return why a file of that name cannot be in a check-in; None if it can."""
-    parts = path.split(b"/")
-    if parts[0] in (b".orchestrator", b".bones"):
-        return "the hub's own directory"
-    for part in parts:
-        if part in (b"", b".", b".."):
-            return "not a simple path"
-        if part == b".git":
-            return "git's own name"
-        if part.lower().removesuffix(b"-journal").removesuffix(b"-wal").removesuffix(b"-shm") in (
-            b".fslckout",
-            b"_fossil_",
-        ):
-            return "Fossil's own name"
-    return None
-
-
-def checkin(
-    *,
-    files: Iterable[tuple[bytes, bytes, bytes]],
-    comment: str,
-    date: str,
-    user: str,
-    parent: str | None,
-) -> Checkin:
-    """Return the check-in of *files*: (path, permission, SHA3-256 digest), sorted by path.
-
-    *date* is ISO 8601 UTC with milliseconds; without a *parent* it is the root of trunk.
-    """
-    text = bytearray(b"C %s\nD %s\n" % (_escaped(comment.encode()), date.encode()))
-    for path, permission, digest in files:
-        text += b"F %s %s%s\n" % (_escaped(path), digest.hex().encode(), permission)
-    if parent is None:
-        text += b"T *branch * trunk\nT *sym-trunk *\n"
-    else:
-        text += b"P %s\n" % parent.encode()
-    text += b"U %s\n" % _escaped(user.encode())
-    text += b"Z %s\n" % hashlib.md5(text, usedforsecurity=False).hexdigest().encode()
-    return Checkin(hash=hashlib.sha3_256(text).hexdigest(), manifest=bytes(text))
-
-
-_ESCAPES = {
-    b"\\": b"\\\\",
-    b" ": b"\\s",
-    b"\n": b"\\n",
-    b"\t": b"\\t",
-    b"\r": b"\\r",
-    b"\v": b"\\v",
-    b"\f": b"\\f",
-    b"\0": b"\\0",
-}
-
-
-def _escaped(token: bytes) -> bytes:
-    """Return *token* as a card takes it. Source: fossil 2.21 encode.c ``fossilize``."""
-    if token.isalnum():
-        return token
-    for char, escape in _ESCAPES.items():  # the backslash first
-        if char in token:
-            token = token.replace(char, escape)
-    return token
 
 
 class RepositoryFile:

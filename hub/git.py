@@ -11,9 +11,9 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import Corrupt, HubError, Refused, ToolFailed
+from foundation.errors import Corrupt, HubError, Refused
 from foundation.spawn import find_program
-from hub import place
+from hub.git_errors import explain, partial_clone
 from hub.tool import Tool
 
 TYPE_CHECKING = False
@@ -221,7 +221,7 @@ class Git:
         ) as tool:
             partial = bool(tool.stdout.read().strip())
         if partial:
-            return _partial(self._root, f"lacks object {name}")
+            return partial_clone(self._root, f"lacks object {name}")
         return Corrupt(
             f"{self._root}: git object {name} is missing; `git fsck` lists the damage, "
             "`git fetch` from a good clone may mend it",
@@ -434,75 +434,6 @@ class Contents:
         return self._git.failure(self._tool)
 
 
-def explain(argv: list[str], status: int, said: str, root: str, scratch: str) -> HubError:
-    """Return what a failed git means for the user; *said* is its standard error."""
-    lines = [line for line in said.splitlines() if line]
-    telling = next(
-        (line for line in lines if line.startswith(("fatal:", "error:"))),
-        lines[0] if lines else f"exit status {status}",
-    )
-    if "dubious ownership" in said or "is owned by someone else" in said:
-        command = next(
-            (
-                line.strip()
-                for line in lines
-                if "safe.directory" in line and line.strip().startswith("git config")
-            ),
-            f"git config --global --add safe.directory {_shell_quoted(root)}",
-        )
-        return Refused(
-            f"{root} belongs to another user, so git does not trust it; if you do: `{command}`",
-            reason="dubious-ownership",
-        )
-    if "not a git repository" in said or "must be run in a work tree" in said:
-        return Refused(
-            f"{root} is not a git work tree ({telling}): `git init` and commit there",
-            reason="not-git",
-        )
-    if "lazy fetching disabled" in said or "promisor remote" in said:
-        return _partial(root, f"lacks what is needed ({telling})")
-    if any(sign in said for sign in _FULL):
-        return place.disk_full(scratch)
-    if any(sign in said for sign in _DAMAGE):
-        return Corrupt(
-            f"the git repository of {root} is damaged ({telling}): `git fsck` there",
-            reason="repository-corrupt",
-        )
-    return ToolFailed(argv, status, said, reason="git")
-
-
-_FULL = ("No space left on device", "Disk quota exceeded", "Out of diskspace")
-_DAMAGE = (
-    "corrupt",
-    "bad object",
-    "missing blob",
-    "missing tree",
-    "not a tree object",
-    "unable to read",
-    "bad signature",
-    "bad tree",
-    "index file smaller",
-    "inflate:",
-    "broken ref",
-    "bad index file",
-    "hash mismatch",
-    "invalid sha1 pointer",
-    "No such ref: HEAD",
-    "not a symbolic ref",
-    "malformed",
-    "truncated",
-    "unable to find",
-)
-
-
-def _partial(root: str, lack: str) -> Refused:
-    return Refused(
-        f"{root} is a partial clone and {lack}; seeding does not use the network: `git fetch "
-        "--refetch --no-filter` first",
-        reason="partial-clone",
-    )
-
-
 def _options(settings: dict[str, str]) -> list[str]:
     return [part for name, value in settings.items() for part in ("-c", f"{name}={value}")]
 
@@ -520,7 +451,3 @@ def _quoted(path: str) -> str:
     """Return *path* as git's list variables take one: C-quoted, or a colon would split it."""
     escaped = path.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
     return f'"{escaped}"'
-
-
-def _shell_quoted(path: str) -> str:
-    return "'" + path.replace("'", "'\\''") + "'"

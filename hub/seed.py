@@ -11,10 +11,7 @@ import os
 import secrets
 import sqlite3
 import sys
-from collections import deque
 from contextlib import ExitStack
-from queue import SimpleQueue
-from threading import Thread
 from time import monotonic, time_ns
 
 from foundation import codec
@@ -23,18 +20,19 @@ from foundation.errors import HubError, Refused, to_wire
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
-from hub import fossil_repo, git, place
+from hub import fossil_repo, git, manifest, place
 from hub.fossil_repo import RepositoryFile
+from hub.packing import Packers, batches
 from hub.secrets_check import likely_secrets
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from types import TracebackType
-    from typing import Any, Self
+    from typing import Any
 
-    from hub.fossil_repo import Checkin, Row
     from hub.git import Contents, Entry
+    from hub.manifest import Checkin
+    from hub.packing import Packed
 
     Progress = Callable[[str, int, int], None]
     Files = dict[bytes, tuple[bytes, bytes]]
@@ -43,9 +41,6 @@ if TYPE_CHECKING:
 SCRATCH = "hub.fossil.seeding"
 REPORT_FD = 3
 
-_THREADS = 2
-_BATCH_BYTES = 512 * 1024
-_BATCH_FILES = 256
 _BIG_BYTES = 4 * 1024 * 1024
 _PROGRESS_EVERY_S = 0.05
 _NAMED = 10
@@ -242,11 +237,11 @@ def _enter(entries: list[Entry], intake: _Intake, files: Files, trees: _Trees) -
         if mode == git.SUBMODULE:
             trees.submodules.add(path)
             continue
-        reason = fossil_repo.unfit_name(path) or intake.refused.get(oid)
+        reason = manifest.unfit_name(path) or intake.refused.get(oid)
         if reason is not None:
             trees.left_out[path] = reason
             continue
-        files[path] = (fossil_repo.PERMISSIONS.get(mode, b""), intake.digests[oid])
+        files[path] = (manifest.PERMISSIONS.get(mode, b""), intake.digests[oid])
 
 
 def _apply_changes(
@@ -285,7 +280,7 @@ def _checkins(trees: _Trees, base: str | None, user_name: str | None) -> list[Ch
     a commit made by a clock that ran ahead would freeze the trunk until that time comes.
     """
     now_ms = time_ns() // 1_000_000
-    root = fossil_repo.checkin(
+    root = manifest.checkin(
         files=_sorted(trees.root),
         comment=f"session base: {base[:12] if base else 'none'}",
         date=_date(now_ms - 1),
@@ -296,7 +291,7 @@ def _checkins(trees: _Trees, base: str | None, user_name: str | None) -> list[Ch
         return [root]
     return [
         root,
-        fossil_repo.checkin(
+        manifest.checkin(
             files=_sorted(trees.changed),
             comment="uncommitted changes of tracked files",
             date=_date(now_ms),
@@ -346,22 +341,22 @@ class _Intake:
                 for mode, oid, path in entries
                 if mode != git.SUBMODULE
                 and oid not in self.digests
-                and fossil_repo.unfit_name(path) is None
+                and manifest.unfit_name(path) is None
             )
         )
         total = len(entries)
         offset = total - len(wanted)
         self._progress.always(phase, offset, total)
         if wanted:
-            with source.contents(wanted, big_bytes=_BIG_BYTES) as contents, _Packers() as packers:
+            with source.contents(wanted, big_bytes=_BIG_BYTES) as contents, Packers() as packers:
                 for done in self._take(contents, packers):
                     self._progress(phase, offset + done, total)
         self._progress.always(phase, total, total)
 
-    def _take(self, contents: Contents, packers: _Packers) -> Iterator[int]:
+    def _take(self, contents: Contents, packers: Packers) -> Iterator[int]:
         """Store *contents*; yield how many of them are there, now and then."""
         done = 0
-        for batch in _batches(contents, self._take_big):
+        for batch in batches(contents, self._take_big):
             packers.submit(batch)
             while (packed := packers.collect(wait=False)) is not None:
                 done += self._store(packed)
@@ -395,103 +390,6 @@ class _Intake:
 
 _ARTIFACT = "its content is a Fossil control artifact, which Fossil would obey"
 _TOO_BIG = f"larger than {fossil_repo.LARGEST_BYTES >> 20} MiB"
-
-Batch = list[tuple[bytes, bytes]]
-Packed = list[tuple[bytes, "Row | None"]]
-
-
-def _batches(
-    contents: Contents, take_big: Callable[[bytes, int, Contents], None]
-) -> Iterator[Batch]:
-    batch: Batch = []
-    batch_bytes = 0
-    for oid, size, content in contents:
-        if content is None:
-            take_big(oid, size, contents)
-            continue
-        batch.append((oid, content))
-        batch_bytes += size
-        if batch_bytes >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
-            yield batch
-            batch, batch_bytes = [], 0
-    if batch:
-        yield batch
-
-
-def _pack_all(batch: Batch) -> Packed:
-    return [
-        (oid, None if fossil_repo.is_artifact(content) else fossil_repo.pack(content))
-        for oid, content in batch
-    ]
-
-
-class _Packers:
-    """Threads that compress and hash; results come in the order of submission.
-
-    Each has a queue in and a queue out, and they take turns: so order needs no bookkeeping.
-    """
-
-    _WINDOW = 2 * _THREADS
-
-    def __init__(self) -> None:
-        self._ins: list[SimpleQueue[Batch | None]] = [SimpleQueue() for _ in range(_THREADS)]
-        self._outs: list[SimpleQueue[Packed | BaseException]] = [
-            SimpleQueue() for _ in range(_THREADS)
-        ]
-        self._turns: deque[int] = deque()
-        self._next = 0
-        self._threads = [
-            Thread(target=self._work, args=pair, daemon=True)
-            for pair in zip(self._ins, self._outs, strict=True)
-        ]
-
-    @staticmethod
-    def _work(
-        batches: SimpleQueue[Batch | None], results: SimpleQueue[Packed | BaseException]
-    ) -> None:
-        while (batch := batches.get()) is not None:
-            try:
-                results.put(_pack_all(batch))
-            except BaseException as error:  # noqa: BLE001 - raised again by collect()
-                results.put(error)
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        for batches in self._ins:
-            batches.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def submit(self, batch: Batch) -> None:
-        """Hand over *batch*."""
-        self._ins[self._next].put(batch)
-        self._turns.append(self._next)
-        self._next = (self._next + 1) % _THREADS
-
-    def collect(self, *, wait: bool) -> Packed | None:
-        """Return the oldest batch, packed; None if there is none.
-
-        Without *wait*, also None while it is not ready and fewer are under way than may be.
-        """
-        if not self._turns:
-            return None
-        results = self._outs[self._turns[0]]
-        if not wait and len(self._turns) < self._WINDOW and results.empty():
-            return None
-        packed = results.get()
-        self._turns.popleft()
-        if isinstance(packed, BaseException):
-            raise packed
-        return packed
 
 
 class _Throttled:

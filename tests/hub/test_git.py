@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation.errors import Corrupt, Refused, ToolFailed
-from hub.git import Git, environment, explain
+from hub.git import Git, environment
+from hub.git_errors import explain
 from tests.hub.gitrepo import GitRepo
 
 if TYPE_CHECKING:

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from foundation import codec
 from foundation.errors import Corrupt, HubError, Refused
 from foundation.spawn import SpawnedChild, spawn_child
-from hub import fossil_repo
+from hub import fossil_repo, manifest
 from hub.seed import SCRATCH, Seeded, password_path, seed
 from tests.hub.bus_server import free_port
 from tests.hub.gitrepo import (
@@ -140,7 +140,7 @@ def test_a_rebuild_and_a_clone_agree_with_the_seeded_repository(
 NAMES = st.lists(
     st.binary(min_size=1, max_size=12)
     .map(lambda name: name.replace(b"\0", b"0").replace(b"/", b"_"))
-    .filter(lambda name: fossil_repo.unfit_name(name) is None and name.lower() != b".git"),
+    .filter(lambda name: manifest.unfit_name(name) is None and name.lower() != b".git"),
     min_size=1,
     max_size=3,
 ).map(b"/".join)

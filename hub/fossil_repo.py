@@ -18,7 +18,7 @@ from itertools import pairwise
 from foundation.errors import Corrupt, HubError, Refused, ToolFailed
 from hub import fossil as fossil_binary
 from hub import place
-from hub.manifest import _LEVEL, _PGP, _Z_CARD, may_be_artifact
+from hub.manifest import HEAD_BYTES, LEVEL, TAIL_BYTES, may_be_artifact
 from hub.tool import Tool
 
 TYPE_CHECKING = False
@@ -33,6 +33,8 @@ LARGEST_BYTES = 512 * 1024 * 1024
 """The largest content taken. Fossil holds three copies of one while it checks it out."""
 
 HUB_USER, OPERATOR = "hub", "operator"
+LOGINS = (HUB_USER, OPERATOR)
+"""Who may log in to the Fossil server."""
 
 _CAPABILITIES = {
     # Source: fossil "Administering User Capabilities". g clone, i push, o pull and read,
@@ -119,18 +121,17 @@ class RepositoryFile:
         Returns:
             Its digest; None if it is left out because it looks like a control artifact.
         """
-        digest, packer, tail, head = hashlib.sha3_256(), zlib.compressobj(_LEVEL), b"", b""
+        digest, packer, tail, head = hashlib.sha3_256(), zlib.compressobj(LEVEL), b"", b""
         with open(spill, "w+b") as file:
             file.write(size.to_bytes(4, "big"))
             for chunk in chunks:
-                head = head or chunk[: len(_PGP)]
-                tail = (tail + chunk)[-_Z_CARD:]
+                head = head or chunk[:HEAD_BYTES]
+                tail = (tail + chunk)[-TAIL_BYTES:]
                 digest.update(chunk)
                 file.write(packer.compress(chunk))
             file.write(packer.flush())
             file.flush()
-            # Its MD5 is not looked at: what has both ends of one is suspicious enough.
-            if may_be_artifact(head[:2], tail) or head.startswith(_PGP):
+            if may_be_artifact(head, tail):
                 return None
             self._copy_in(file.tell(), size, digest.hexdigest(), _from_start(file.fileno()))
         os.unlink(spill)
@@ -276,9 +277,8 @@ def _explain(tool: Tool, said: str, path: str) -> HubError:
     """Return the error for a fossil that failed at *path*, having *said* that."""
     status = tool.wait()
     directory = os.path.dirname(path)
-    free = os.statvfs(directory)
     # On a full disk fossil may say anything ("not a valid repository").
-    if "disk is full" in said or free.f_bavail * free.f_frsize < place.LEAST_FREE_BYTES:
+    if "disk is full" in said or place.free_bytes(directory) < place.LEAST_FREE_BYTES:
         return place.disk_full(directory)
     return ToolFailed(["fossil", *tool.argv[1:]], status, said, reason="fossil")
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
+
 from foundation.errors import Corrupt, HubError, Refused, ToolFailed
+from foundation.spawn import describe_exit
 from hub import place
 
 
@@ -11,7 +14,7 @@ def explain(argv: list[str], status: int, said: str, root: str, scratch: str) ->
     lines = [line for line in said.splitlines() if line]
     telling = next(
         (line for line in lines if line.startswith(("fatal:", "error:"))),
-        lines[0] if lines else f"exit status {status}",
+        lines[0] if lines else f"it {describe_exit(status)}",
     )
     if "dubious ownership" in said or "is owned by someone else" in said:
         command = next(
@@ -20,7 +23,7 @@ def explain(argv: list[str], status: int, said: str, root: str, scratch: str) ->
                 for line in lines
                 if "safe.directory" in line and line.strip().startswith("git config")
             ),
-            f"git config --global --add safe.directory {_shell_quoted(root)}",
+            f"git config --global --add safe.directory {shlex.quote(root)}",
         )
         return Refused(
             f"{root} belongs to another user, so git does not trust it; if you do: `{command}`",
@@ -74,7 +77,3 @@ def partial_clone(root: str, lack: str) -> Refused:
         "--refetch --no-filter` first",
         reason="partial-clone",
     )
-
-
-def _shell_quoted(path: str) -> str:
-    return "'" + path.replace("'", "'\\''") + "'"

@@ -14,7 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-_LEVEL = 1  # 6 makes a 1-3 % smaller repository and takes 1.1 to 1.4 times as long
+_PGP = b"-----BEGIN PGP SIGNED MESSAGE-----"
+_PGP_END = b"\n-----BEGIN PGP SIGNATURE-----"
+HEAD_BYTES, TAIL_BYTES = len(_PGP), 35
+"""As much of both ends of a content as :func:`may_be_artifact` asks for: a Z card at the last."""
+
+LEVEL = 1  # 6 makes a 1-3 % smaller repository and takes 1.1 to 1.4 times as long
 
 Row = tuple[int, bytes, bytes]
 """(size, SHA3-256 digest, packed content) of one content."""
@@ -36,7 +41,7 @@ def pack(content: bytes) -> Row:
     return (
         size,
         hashlib.sha3_256(content).digest(),
-        size.to_bytes(4, "big") + zlib.compress(content, _LEVEL),
+        size.to_bytes(4, "big") + zlib.compress(content, LEVEL),
     )
 
 
@@ -51,26 +56,30 @@ def is_artifact(content: bytes) -> bool:
     if content.startswith(_PGP):
         content = _without_signature(content)
     return (
-        may_be_artifact(content[:2], content[-_Z_CARD:])
-        and hashlib.md5(content[:-_Z_CARD], usedforsecurity=False).hexdigest().encode()
+        _has_ends(content[:2], content[-TAIL_BYTES:])
+        and hashlib.md5(content[:-TAIL_BYTES], usedforsecurity=False).hexdigest().encode()
         == content[-33:-1]
     )
 
 
-def may_be_artifact(first: bytes, last: bytes) -> bool:
-    """Return whether a content with these ends could be a control artifact (unsigned)."""
+def may_be_artifact(head: bytes, tail: bytes) -> bool:
+    """Return whether a content could be a control artifact, signed or not.
+
+    *head* are its first :data:`HEAD_BYTES`, *tail* its last :data:`TAIL_BYTES`. Its MD5 is not
+    looked at: what has both ends of one is suspicious enough.
+    """
+    return head.startswith(_PGP) or _has_ends(head, tail)
+
+
+def _has_ends(first: bytes, last: bytes) -> bool:
+    """Return whether the ends are those of an unsigned control artifact."""
     return (
-        len(last) == _Z_CARD
+        len(last) == TAIL_BYTES
         and last.startswith(b"Z ")
         and last.endswith(b"\n")
         and first[1:2] == b" "
         and b"A" <= first[:1] <= b"Z"
     )
-
-
-_PGP = b"-----BEGIN PGP SIGNED MESSAGE-----"
-_PGP_END = b"\n-----BEGIN PGP SIGNATURE-----"
-_Z_CARD = 35
 
 
 def _without_signature(content: bytes) -> bytes:

@@ -44,10 +44,15 @@ def check(workspace: Workspace) -> None:
             f"{place} cannot be written by you: `chmod u+wx {place}`, or mount it writable",
             reason="state-not-writable",
         )
-    free = os.statvfs(place)
-    free_bytes = free.f_bavail * free.f_frsize
-    if free_bytes < LEAST_FREE_BYTES:
-        raise disk_full(place, free_bytes)
+    free = free_bytes(place)
+    if free < LEAST_FREE_BYTES:
+        raise disk_full(place, free)
+
+
+def free_bytes(path: str) -> int:
+    """Return how much may still be written to the disk that holds *path*."""
+    room = os.statvfs(path)
+    return room.f_bavail * room.f_frsize
 
 
 def _check_owner(workspace: Workspace) -> None:
@@ -80,9 +85,9 @@ def login(uid: int) -> str:
         return f"uid {uid}"
 
 
-def disk_full(place: str, free_bytes: int | None = None) -> Refused:
+def disk_full(place: str, free: int | None = None) -> Refused:
     """Return the error for a disk without room."""
-    left = "" if free_bytes is None else f" ({free_bytes // 1024} KiB free)"
+    left = "" if free is None else f" ({free // 1024} KiB free)"
     return Refused(
         f"the disk that holds {place} is full{left}: free at least "
         f"{LEAST_FREE_BYTES // 1024 // 1024} MiB and start again",

@@ -9,27 +9,26 @@ from __future__ import annotations
 
 import os
 import secrets
+import shutil
 import sqlite3
-import sys
 from contextlib import ExitStack
 from time import monotonic, time_ns
 
-from foundation import codec
-from foundation.atomic import sync_directory, write_file
-from foundation.errors import HubError, Refused, to_wire
+from foundation.atomic import remove, sync_directory, write_file
+from foundation.errors import Refused
 from foundation.failpoint import hit
 from foundation.record import Record
-from foundation.workspace import Workspace
 from hub import fossil_repo, git, manifest, place
 from hub.fossil_repo import RepositoryFile
 from hub.packing import Packers, batches
 from hub.secrets_check import likely_secrets
+from hub.wording import several
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from typing import Any
+    from collections.abc import Callable, Iterable, Iterator
 
+    from foundation.workspace import Workspace
     from hub.git import Contents, Entry
     from hub.manifest import Checkin
     from hub.packing import Packed
@@ -39,7 +38,6 @@ if TYPE_CHECKING:
     """path → (permission as a manifest has it, SHA3-256 digest)"""
 
 SCRATCH = "hub.fossil.seeding"
-REPORT_FD = 3
 
 _BIG_BYTES = 4 * 1024 * 1024
 _PROGRESS_EVERY_S = 0.05
@@ -90,13 +88,6 @@ class Seeded(Record):
             )
         return told
 
-    def to_json(self) -> dict[str, Any]:
-        """Return it for JSON; a name that is not UTF-8 becomes ``{"b64": …}``."""
-        return self.as_dict() | {
-            "left_out": [{"name": _wire_name(name), "reason": why} for name, why in self.left_out],
-            "secrets": [_wire_name(name) for name in self.secrets],
-        }
-
 
 def seed(workspace: Workspace, fossil: str, progress: Progress) -> Seeded:
     """Make the repository of *workspace*, which must not have one, with the binary *fossil*.
@@ -113,13 +104,13 @@ def seed(workspace: Workspace, fossil: str, progress: Progress) -> Seeded:
         raise AssertionError(f"{workspace.repository} exists")
     scratch = f"{workspace.state}/{SCRATCH}"
     try:
-        _remove_tree(scratch)
+        _remove_whatever(scratch)
         os.mkdir(scratch, 0o700)
         hit("seed.started")
         try:
             seeded = _seed_in(scratch, workspace, fossil, _Throttled(progress))
         finally:
-            _remove_tree(scratch)
+            _remove_whatever(scratch)
     except BrokenPipeError:
         raise  # from progress: nobody waits for us
     except sqlite3.Error as error:
@@ -150,16 +141,14 @@ def _seed_in(scratch: str, workspace: Workspace, fossil: str, progress: _Throttl
     RepositoryFile.store(fossil, path, checkins, project_code, scratch)
     progress.always("writing", len(checkins), len(checkins))
     hit("seed.stored")
-    passwords = {
-        name: secrets.token_urlsafe(24) for name in (fossil_repo.HUB_USER, fossil_repo.OPERATOR)
-    }
+    passwords = {login: secrets.token_urlsafe(24) for login in fossil_repo.LOGINS}
     with RepositoryFile(path) as file:
         file.finish(checkins, len(trees.root), passwords)
     hit("seed.finished")
     # Before the rename: where there is a repository, there are the keys to it.
     os.makedirs(workspace.creds, 0o700, exist_ok=True)
-    for name, password in passwords.items():
-        write_file(password_path(workspace, name), f"{password}\n".encode())
+    for login, password in passwords.items():
+        write_file(password_path(workspace, login), f"{password}\n".encode())
         hit("seed.password")
     _move_into_place(path, workspace)
     tip = trees.root if trees.changed is None else trees.changed
@@ -177,7 +166,7 @@ def _seed_in(scratch: str, workspace: Workspace, fossil: str, progress: _Throttl
 
 
 def password_path(workspace: Workspace, login: str) -> str:
-    """Return the file that holds the Fossil password of *login*: ``hub`` or ``operator``."""
+    """Return the file that holds the Fossil password of *login*, one of ``fossil_repo.LOGINS``."""
     return f"{workspace.creds}/fossil-{login}"
 
 
@@ -409,59 +398,13 @@ class _Throttled:
         self._not_before_s = monotonic() + _PROGRESS_EVERY_S
 
 
-def _remove_tree(path: str) -> None:
-    """Remove *path* and what is below it, if it is there."""
-    for directory, below, names in os.walk(path, topdown=False):
-        for name in names:
-            os.unlink(f"{directory}/{name}")
-        for name in below:
-            entry = f"{directory}/{name}"
-            if os.path.islink(entry):
-                os.unlink(entry)
-            else:
-                os.rmdir(entry)
-    if os.path.lexists(path):
-        if os.path.isdir(path) and not os.path.islink(path):
-            os.rmdir(path)
-        else:
-            os.unlink(path)
+def _remove_whatever(path: str) -> None:
+    """Remove *path*, a directory with what is below it, if it is there."""
+    if os.path.isdir(path) and not os.path.islink(path):
+        shutil.rmtree(path)
+    else:
+        remove(path)
 
 
-def _names(names: tuple[bytes, ...] | list[bytes]) -> str:
-    shown = ", ".join(name.decode("utf-8", "backslashreplace") for name in names[:_NAMED])
-    more = len(names) - _NAMED
-    return f"{shown} and {more} more" if more > 0 else shown
-
-
-def _wire_name(name: bytes) -> str | dict[str, str]:
-    try:
-        return name.decode()
-    except UnicodeDecodeError:
-        import base64  # noqa: PLC0415
-
-        return {"b64": base64.b64encode(name).decode("ascii")}
-
-
-def main() -> None:
-    """Be a seeding process: argv is ROOT FOSSIL, the report goes to descriptor 3.
-
-    One JSON object a line: ``{"progress": {"phase", "done", "total"}}``, at last ``{"done":
-    …}`` (:meth:`Seeded.to_json`) or ``{"fail": {"kind", "reason", "message"}}``; the exit
-    status is 0 or 1. It ends when nobody reads the report any more.
-    """
-
-    def report(message: dict[str, Any]) -> None:
-        os.write(REPORT_FD, codec.dumps(message).encode() + b"\n")
-
-    def progress(phase: str, done: int, total: int) -> None:
-        report({"progress": {"phase": phase, "done": done, "total": total}})
-
-    os.set_inheritable(REPORT_FD, False)
-    root, fossil = sys.argv[-2:]
-    try:
-        report({"done": seed(Workspace(root), fossil, progress).to_json()})
-    except BrokenPipeError:
-        sys.exit(1)
-    except HubError as error:
-        report({"fail": to_wire(error)})
-        sys.exit(1)
+def _names(names: Iterable[bytes]) -> str:
+    return several([name.decode("utf-8", "backslashreplace") for name in names], _NAMED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import TYPE_CHECKING
 
 import pytest
@@ -47,9 +48,8 @@ def test_the_command_that_trusts_a_directory_is_git_s_own_or_quoted_for_a_shell(
         explain(["git"], 128, said, "/r", "/s")
     )
     older = "fatal: unsafe repository ('/r' is owned by someone else)"
-    assert r"safe.directory '/it'\''s here'`" in str(
-        explain(["git"], 128, older, "/it's here", "/s")
-    )
+    root = "/it's here"
+    assert f"safe.directory {shlex.quote(root)}`" in str(explain(["git"], 128, older, root, "/s"))
 
 
 def test_git_s_environment_has_no_variable_of_a_caller_s_git(

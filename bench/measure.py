@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
+from foundation.spawn import describe_exit
+
 INTERPRETER = [sys.executable, "-I", "-S", "-c", "pass"]
 """The floor of every verb: nothing in Python can be faster."""
 
@@ -48,7 +50,7 @@ def run_ms(
         os.close(null)
     code = os.waitstatus_to_exitcode(status)
     if expect is not None and code != expect:
-        raise RuntimeError(f"{' '.join(argv)} exited with {code}")
+        raise RuntimeError(f"{' '.join(argv)} {describe_exit(code)}")
     return took
 
 

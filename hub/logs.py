@@ -16,7 +16,7 @@ from foundation.clock import utc_now
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Generator
     from typing import BinaryIO
 
     from hub.reactor import Reactor
@@ -40,12 +40,14 @@ class LogFile:
         self.path = path
         self.lost_bytes = 0
         self._limit = limit_bytes
+        self._torn = False
         self._fd = -1
         self._size = 0
         self._open()
 
     def _open(self) -> None:
-        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
+        # Not a link to elsewhere, and nothing whose opening or writing waits for a reader.
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
         self._fd = os.open(self.path, flags, 0o600)
         self._size = os.fstat(self._fd).st_size
 
@@ -54,16 +56,29 @@ class LogFile:
         try:
             if self._size and self._size + len(lines) > self._limit:
                 self._rotate()
-            write_all(self._fd, lines)
+            # What a full disk cut short stays short, and is not joined by the next line.
+            write_all(self._fd, b"\n" + lines if self._torn else lines)
+            self._torn = False
             self._size += len(lines)
         except OSError:
+            self._torn = self._ends_torn()
             self.lost_bytes += len(lines)
+
+    def _ends_torn(self) -> bool:
+        try:
+            with open(self.path, "rb") as file:
+                return file.seek(0, 2) > 0 and (file.seek(-1, 2), file.read(1))[1] != b"\n"
+        except OSError:
+            return True
 
     def _rotate(self) -> None:
         for number in range(KEPT - 1, 0, -1):
             if os.path.exists(f"{self.path}.{number}"):
                 os.rename(f"{self.path}.{number}", f"{self.path}.{number + 1}")
-        os.rename(self.path, f"{self.path}.1")
+        try:
+            os.rename(self.path, f"{self.path}.1")
+        except FileNotFoundError:
+            pass  # somebody deleted it: what is appended now goes to a new one
         old = self._fd
         self._open()
         os.dup2(self._fd, old, inheritable=False)  # keep the number: others may have it as stderr
@@ -137,8 +152,9 @@ class Pump:
 
         Not until its end of file: what the child itself had forked may hold the other end.
         """
-        while self._read():
-            pass
+        for _turn in range(_PIPE_BYTES // _CHUNK + 1):  # or it might write for ever
+            if not self._read():
+                break
         if self._rest:
             self._log.write(self._rest + b"\n")
             self._on_line(self._rest)
@@ -172,41 +188,66 @@ def _last_lines(path: str, count: int, start: int) -> list[bytes]:
             end -= step
             file.seek(end)
             content = file.read(step) + content
-    return content.splitlines()[-count:] if count else []
+    lines = content.split(b"\n")
+    if not lines[-1]:
+        del lines[-1]
+    return lines[-count:] if count else []
 
 
-def follow(path: str) -> Iterator[list[bytes]]:
+def follow(path: str) -> Generator[list[bytes]]:
     """Yield, at every look, the lines that *path* got since the look before; the first is empty.
 
-    Rotations lose nothing, as long as there is a look between two of them.
+    Rotations lose nothing, as long as what was appended since the last look is kept.
     """
     file: BinaryIO | None = None
     rest = b""
     first = True
-    while True:
-        lines: list[bytes] = []
+    try:
         while True:
-            now = _open(path)
-            if file is None and now is not None:
-                file = now
-                if first:
-                    file.seek(0, 2)
-            if file is not None:
-                *whole, rest = (rest + file.read()).split(b"\n")
+            lines: list[bytes] = []
+            while True:
+                now = _open(path)
+                if file is None and now is not None:
+                    file = now
+                    if first:
+                        file.seek(0, 2)
+                if file is not None:
+                    *whole, rest = (rest + file.read()).split(b"\n")
+                    lines += whole
+                if now is None or file is None or file is now:
+                    break
+                same = os.path.sameopenfile(file.fileno(), now.fileno())
+                if same:
+                    now.close()
+                    break
+                # Rotated: what was appended to the old one before the renaming has been read.
+                rest += file.read()
+                for name in _rotated_since(path, file):
+                    older = _open(name)
+                    if older is not None:
+                        with older:
+                            rest += older.read()
+                *whole, rest = rest.split(b"\n")
                 lines += whole
-            if now is None or file is None or file is now:
-                break
-            same = os.path.sameopenfile(file.fileno(), now.fileno())
-            if same:
-                now.close()
-                break
-            # Rotated: what was appended to the old one before the renaming has been read.
-            *whole, rest = (rest + file.read()).split(b"\n")
-            lines += whole
+                file.close()
+                file = now
+            first = False
+            yield lines
+    finally:
+        if file is not None:
             file.close()
-            file = now
-        first = False
-        yield lines
+
+
+def _rotated_since(path: str, file: BinaryIO) -> list[str]:
+    """Return the rotated files that are newer than *file*, a former log, oldest first."""
+    held = os.fstat(file.fileno())
+    for number in range(1, KEPT + 1):
+        try:
+            if os.path.samestat(os.stat(f"{path}.{number}"), held):
+                return [f"{path}.{newer}" for newer in range(number - 1, 0, -1)]
+        except FileNotFoundError:
+            break
+    return []  # deleted, or rotated away: what came between is not kept
 
 
 def _open(path: str) -> BinaryIO | None:

@@ -19,6 +19,27 @@ _ATTEMPTS = 20
 DEFAULT = {"fossil": 8765, "nats": 4222}
 
 
+def parse(text: str) -> int | None:
+    """Return the port that *text* names in decimal digits, None if it names none."""
+    if not (text.isascii() and text.isdigit() and len(text) <= len(str(HIGHEST))):
+        return None
+    port = int(text)
+    return port if 0 < port <= HIGHEST else None
+
+
+def check_pins(fossil: int | None, nats: int | None) -> None:
+    """Refuse one pinned port for both servers: the second would find our own first on it.
+
+    Raises:
+        Refused: they are the same (``port-invalid``).
+    """
+    if fossil is not None and fossil == nats:
+        raise Refused(
+            f"--fossil-port and --nats-port are both {fossil}; they must differ",
+            reason="port-invalid",
+        )
+
+
 def choose(server: str, *, pinned: int | None, preferred: Iterable[int | None]) -> int:
     """Return the port for *server*: *pinned*, else the first free *preferred*, else any free.
 
@@ -30,8 +51,14 @@ def choose(server: str, *, pinned: int | None, preferred: Iterable[int | None]) 
             raise Refused(
                 f"--{server}-port {pinned}: a port is between 1 and 65535", reason="port-invalid"
             )
-        if not is_free(pinned):
-            raise taken(server, pinned)
+        try:
+            if _bind(pinned) is None:
+                raise taken(server, pinned)
+        except PermissionError:
+            raise Refused(
+                f"port {pinned} for {server} is for root alone: name one from 1024 on",
+                reason="port-privileged",
+            ) from None
         return pinned
     for port in preferred:
         if port is not None and is_free(port):
@@ -55,7 +82,10 @@ def is_free(port: int) -> bool:
 
     With SO_REUSEADDR, as both servers bind: connections in TIME_WAIT do not count.
     """
-    return _bind(port) is not None
+    try:
+        return _bind(port) is not None
+    except PermissionError:
+        return False
 
 
 def any_free() -> int:
@@ -67,8 +97,9 @@ def any_free() -> int:
     Raises:
         OSError: there is none.
     """
+    choice = _first_outgoing() - _LOWEST
     for _attempt in range(_ATTEMPTS):
-        below = _LOWEST + int.from_bytes(os.urandom(2), "big") % (_first_outgoing() - _LOWEST)
+        below = _LOWEST + int.from_bytes(os.urandom(2), "big") % choice
         if is_free(below):
             return below
     port = _bind(0)
@@ -87,12 +118,18 @@ def _first_outgoing() -> int:
 
 
 def _bind(port: int) -> int | None:
-    """Bind and let go of *port*; return the number, None if it is taken."""
+    """Bind and let go of *port*; return the number, None if it is taken.
+
+    Raises:
+        PermissionError: it is for root alone.
+    """
     sock = _socket.socket(_socket.AF_INET, _socket.SOCK_STREAM)
     try:
         sock.setsockopt(_socket.SOL_SOCKET, _socket.SO_REUSEADDR, 1)
         sock.bind((LOOPBACK, port))
         return int(sock.getsockname()[1])
+    except PermissionError:
+        raise
     except OSError:
         return None
     finally:

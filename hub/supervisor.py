@@ -132,6 +132,7 @@ class Supervisor:
             raise
         finally:
             _signal.set_wakeup_fd(previous_wakeup)
+            self._reactor.forget(wakeup_read)
             for fd in (wakeup_read, wakeup_write):
                 os.close(fd)
             self._close()

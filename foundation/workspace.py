@@ -6,6 +6,7 @@ The layout is DESIGN's: `.orchestrator/` for the hub, `.bones/` for slots.
 from __future__ import annotations
 
 import os
+import stat
 
 from foundation.atomic import read_bounded, write_file
 from foundation.errors import Refused
@@ -14,7 +15,9 @@ STATE = ".orchestrator"
 SLOTS = ".bones"
 
 _EXCLUDED = (f"/{STATE}/", f"/{SLOTS}/")
-_EXCLUDE_COMMENT = "# state of the hub and its slots; `bones purge` removes it"
+_EXCLUDE_COMMENT = "# state of the hub and its slots: hub stop, then delete these directories"
+_FORMER_COMMENT = "# state of the hub and its slots; `bones purge` removes it"
+_BARE = ("HEAD", "objects", "refs")
 
 
 class Workspace:
@@ -23,7 +26,8 @@ class Workspace:
     def __init__(self, root: str) -> None:
         """Name the workspace whose work tree is the absolute path *root*."""
         self.root = root
-        self.state = f"{root}/{STATE}"
+        self._below = root.rstrip("/")  # "/" itself may be a work tree, as in a container
+        self.state = f"{self._below}/{STATE}"
         self.repository = f"{self.state}/hub.fossil"
         self.lock = f"{self.state}/hub.lock"
         self.discovery = f"{self.state}/hub.json"
@@ -35,7 +39,7 @@ class Workspace:
         self.nats = f"{self.state}/nats"
         self.creds = f"{self.state}/creds"
         self.outbox = f"{self.state}/outbox"
-        self.swarm = f"{root}/{SLOTS}/swarm"
+        self.swarm = f"{self._below}/{SLOTS}/swarm"
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
@@ -58,15 +62,24 @@ class Workspace:
         if not os.path.isdir(here):
             raise Refused(f"{start}: no such directory", reason="not-git")
         directory = _outside_state(here)
-        while not os.path.lexists(f"{directory}/.git"):
+        bare = ""
+        while not os.path.lexists(os.path.join(directory, ".git")):
+            if not bare and all(os.path.exists(os.path.join(directory, name)) for name in _BARE):
+                bare = directory
             if directory == "/":
+                if bare:
+                    raise Refused(
+                        f"{bare} is a bare repository; a hub needs a work tree: `git clone` or "
+                        "`git worktree add` makes one",
+                        reason="not-git",
+                    )
                 raise Refused(
                     f"{here} is not in a git repository: run `git init` and commit, "
                     "or name one with --root",
                     reason="not-git",
                 )
             directory = os.path.dirname(directory)
-        return cls(directory.rstrip("/"))
+        return cls(directory)
 
     def git_dir(self) -> str:
         """Return the directory that git shares between this repository's worktrees.
@@ -77,7 +90,7 @@ class Workspace:
         Raises:
             Refused: ``.git`` is neither.
         """
-        entry = f"{self.root}/.git"
+        entry = f"{self._below}/.git"
         if os.path.isdir(entry):
             return entry
         try:
@@ -105,13 +118,28 @@ class Workspace:
     def make_state(self) -> None:
         """Make ``.orchestrator/`` and its directories, hidden from git and safe from its clean.
 
+        What is there already must be our own, and becomes private (directories 0700, keys
+        0600): a repository from elsewhere may track a ``.orchestrator`` of its own, with links
+        that lead out of it, or with keys that its author knows.
+
         Raises:
+            Refused: something there is not our own (``state-foreign``).
             OSError: something cannot be written.
         """
         self.hide_from_git()
-        make_private(self.state)
-        for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
-            os.makedirs(directory, 0o700, exist_ok=True)
+        _refuse_unmade(self.state)
+        previous = os.umask(0o077)
+        try:
+            make_private(self.state)
+            for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
+                _own_directory(directory)
+            for name in os.listdir(self.creds):
+                path = f"{self.creds}/{name}"
+                status = os.lstat(path)
+                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+                    os.chmod(path, 0o600)
+        finally:
+            os.umask(previous)
 
     def hide_from_git(self) -> None:
         """List our two directories in the repository's ``info/exclude``, once.
@@ -134,7 +162,9 @@ class Workspace:
         if content and not content.endswith(b"\n"):
             content += b"\n"
         mode = os.stat(exclude).st_mode & 0o777 if os.path.exists(exclude) else 0o644
-        added = b"\n".join([_EXCLUDE_COMMENT.encode(), *missing, b""])
+        told = any(comment.encode() in lines for comment in (_EXCLUDE_COMMENT, _FORMER_COMMENT))
+        comment = [] if told else [_EXCLUDE_COMMENT.encode()]
+        added = b"\n".join([*comment, *missing, b""])
         # Through a symbolic link to the file that it names, so that the link stays one.
         write_file(os.path.realpath(exclude), content + added, mode=mode, durable=False)
 
@@ -146,16 +176,46 @@ def make_private(directory: str) -> None:
     it takes one for a repository when ``.git`` holds HEAD, objects/ and refs/ (measured with
     git 2.39). The HEAD is written last: without it the others mean nothing.
     """
-    for path in (
-        directory,
-        f"{directory}/.git",
-        f"{directory}/.git/objects",
-        f"{directory}/.git/refs",
-    ):
-        os.makedirs(path, 0o700, exist_ok=True)
+    for path in ("", "/.git", "/.git/objects", "/.git/refs"):
+        _own_directory(directory + path)
     head = f"{directory}/.git/HEAD"
     if not os.path.exists(head):
         write_file(head, b"ref: refs/heads/no-commits-here\n", durable=False)
+
+
+def _own_directory(path: str) -> None:
+    """Make *path* (0700), or make sure that it is a real directory of ours and private.
+
+    Raises:
+        Refused: it is something else.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        status = os.lstat(path)
+        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+            raise Refused(
+                f"{path} is not a directory of our own, but a file, a link or another user's: "
+                "move it away",
+                reason="state-foreign",
+            ) from None
+        if status.st_mode & 0o777 != 0o700:  # noqa: PLR2004
+            os.chmod(path, 0o700)
+
+
+def _refuse_unmade(state: str) -> None:
+    """Refuse a state directory that has content but not what a hub makes first.
+
+    Git cannot track a ``.git``, so what came with somebody's commit has none.
+    """
+    if not os.path.isdir(state) or os.path.exists(f"{state}/.git/HEAD"):
+        return
+    if set(os.listdir(state)) - {".git"}:
+        raise Refused(
+            f"{state} was not made by a hub (does git track it?): move it away, or, if it is your "
+            f"own and lost its .git, `git init {state}`",
+            reason="state-foreign",
+        )
 
 
 def _outside_state(path: str) -> str:

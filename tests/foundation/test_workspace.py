@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -101,8 +102,46 @@ def test_there_may_be_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_a_bare_repository_is_none(tmp_path: Path) -> None:
     subprocess.run(["git", "init", "-q", "--bare", tmp_path / "bare.git"], check=True)
-    with pytest.raises(Refused):
-        found(tmp_path / "bare.git")
+    for inside in (".", "hooks"):
+        with pytest.raises(
+            Refused, match=r"bare\.git is a bare repository; a hub needs a work tree"
+        ):
+            found(tmp_path / "bare.git" / inside)
+
+
+def test_a_bare_repository_inside_a_work_tree_belongs_to_that(repo: Path) -> None:
+    subprocess.run(["git", "init", "-q", "--bare", repo / "bare.git"], check=True)
+    assert found(repo / "bare.git") == repo
+
+
+def test_the_root_directory_may_be_a_workspace() -> None:
+    workspace = Workspace("/")
+    assert workspace.root == "/"
+    assert workspace.state == "/.orchestrator"
+    assert workspace.swarm == "/.bones/swarm"
+
+
+ABOVE = """
+import os, sys
+sys.path.insert(0, sys.argv[1])
+from foundation.workspace import Workspace
+os.chroot(sys.argv[2])
+os.chdir("/src")
+workspace = Workspace.find()
+workspace.make_state()
+print(workspace.root, workspace.git_dir(), sorted(os.listdir("/")))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can change its root")
+def test_a_repository_at_the_root_directory_is_found(repo: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ABOVE, Path(__file__).parents[2], repo],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout.startswith("/ /.git ['.git', '.orchestrator', ")
 
 
 def test_a_symbolic_link_leads_to_the_real_place(repo: Path, tmp_path: Path) -> None:
@@ -169,8 +208,25 @@ def test_what_stood_there_stays(repo: Path, before: bytes, after: bytes) -> None
     exclude = repo / ".git/info/exclude"
     exclude.write_bytes(before)
     Workspace(str(repo)).hide_from_git()
-    comment = b"# state of the hub and its slots; `bones purge` removes it"
+    comment = b"# state of the hub and its slots: hub stop, then delete these directories"
     assert exclude.read_bytes().replace(comment, b"C") == after
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        b"# state of the hub and its slots; `bones purge` removes it\n",
+        b"# state of the hub and its slots: hub stop, then delete these directories\n",
+    ],
+)
+def test_the_comment_is_written_once(repo: Path, comment: bytes) -> None:
+    exclude = repo / ".git/info/exclude"
+    exclude.write_bytes(comment + LINES)
+    Workspace(str(repo)).hide_from_git()
+    assert exclude.read_bytes() == comment + LINES
+    exclude.write_bytes(comment + b"/.orchestrator/\n")
+    Workspace(str(repo)).hide_from_git()
+    assert exclude.read_bytes() == comment + LINES
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])

@@ -217,7 +217,7 @@ def fork_daemon(serve: Callable[[], int], *, files: Mapping[int, int]) -> int:
                     os.dup2(source, target)
                 for number in _DEFAULTED:
                     _signal.signal(number, _signal.SIG_DFL)
-                _signal.pthread_sigmask(_signal.SIG_SETMASK, blocked)
+                _signal.pthread_sigmask(_signal.SIG_SETMASK, ())
                 status = serve()
             except BaseException:  # noqa: BLE001 - the last stop: into its log, then out
                 sys.excepthook(*sys.exc_info())
@@ -280,7 +280,8 @@ def find_program(name: str) -> str | None:
         candidates = [os.path.abspath(name)]
     else:
         path = os.environ.get("PATH", os.defpath)
-        candidates = [f"{os.path.abspath(entry)}/{name}" for entry in path.split(":") if entry]
+        # A relative entry would run what a repository brings along.
+        candidates = [f"{entry}/{name}" for entry in path.split(":") if entry.startswith("/")]
     for candidate in candidates:
         if os.access(candidate, os.X_OK) and os.path.isfile(candidate):
             return candidate

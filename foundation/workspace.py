@@ -128,18 +128,14 @@ class Workspace:
         """
         self.hide_from_git()
         _refuse_unmade(self.state)
-        previous = os.umask(0o077)
-        try:
-            make_private(self.state)
-            for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
-                _own_directory(directory)
-            for name in os.listdir(self.creds):
-                path = f"{self.creds}/{name}"
-                status = os.lstat(path)
-                if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
-                    os.chmod(path, 0o600)
-        finally:
-            os.umask(previous)
+        make_private(self.state)
+        for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
+            _own_directory(directory)
+        for name in os.listdir(self.creds):
+            path = f"{self.creds}/{name}"
+            status = os.lstat(path)
+            if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
+                os.chmod(path, 0o600)
 
     def hide_from_git(self) -> None:
         """List our two directories in the repository's ``info/exclude``, once.

@@ -16,16 +16,21 @@ _WIDTH = 24
 class Bar:
     """One line that is drawn over itself, and gone at the end."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         """Draw on *stream* if it is a terminal that can."""
         self._stream = stream
-        self._wanted = stream.isatty() and os.environ.get("TERM", "dumb") != "dumb"
+        terminal = stream is not None and stream.isatty()  # None: it was closed
+        self._wanted = terminal and os.environ.get("TERM", "dumb") != "dumb"
         self._began_s = time.monotonic()
         self._drawn = False
 
     def show(self, phase: str, done: int, total: int) -> None:
         """Draw *done* of *total*; what is over in a moment is not drawn at all."""
-        if not self._wanted or time.monotonic() - self._began_s < _QUIET_FOR_S:
+        if (
+            self._stream is None
+            or not self._wanted
+            or time.monotonic() - self._began_s < _QUIET_FOR_S
+        ):
             return
         share = min(1.0, done / total) if total else 0.0
         filled = round(_WIDTH * share)
@@ -36,7 +41,7 @@ class Bar:
 
     def end(self) -> None:
         """Wipe the line."""
-        if self._drawn:
+        if self._stream is not None and self._drawn:
             self._stream.write("\r\x1b[K")
             self._stream.flush()
             self._drawn = False

@@ -13,6 +13,7 @@ from foundation.lock import try_lock
 from foundation.process import open_pidfd, terminate
 from foundation.spawn import describe_exit, fork_daemon, spawn_daemon
 from hub import place
+from hub.contact import connect
 from hub.info import HubInfo
 
 TYPE_CHECKING = False
@@ -82,7 +83,7 @@ def run_detached(
     log = f"{workspace.logs}/hub.log"
     try:
         # The socket listens already: the connection is queued until the daemon gets to it.
-        connection = Connection.open(workspace.socket)
+        connection = connect(workspace)
         assert connection is not None, "nobody else has our lock"
         log_start = os.stat(log).st_size if os.path.exists(log) else 0
         pid = _launch(workspace, log, (fossil_port, nats_port), lock, listener, lean=lean)
@@ -112,7 +113,8 @@ def _launch(
     opened: list[int] = []
     try:
         opened.append(os.open(os.devnull, os.O_RDONLY))
-        opened.append(os.open(log, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600))
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        opened.append(os.open(log, flags, 0o600))
         null, output = opened
         files = {0: null, 1: output, 2: output, LISTENER_FD: listener.fileno(), LOCK_FD: lock}
         if lean:

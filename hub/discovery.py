@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 
 from foundation import codec
-from foundation.atomic import read_bounded, remove, write_file
+from foundation.atomic import read_bounded, write_file
 from foundation.process import Identity
 from foundation.record import Record
 from hub import ports
@@ -43,6 +43,15 @@ class Discovery(Record):
     versions: dict[str, str]
     tools: dict[str, list[Any]]
     """By server, what its version was read off: path, size, mtime in ns, inode."""
+
+    def is_of(self, workspace: Workspace) -> bool:
+        """Tell whether this was written in the very directory of *workspace*, not in one copied.
+
+        Raises:
+            OSError: there is no ``.orchestrator`` to compare with.
+        """
+        here = os.stat(workspace.state)
+        return self.directory == [here.st_dev, here.st_ino]
 
     def write(self, workspace: Workspace) -> None:
         """Put this in ``hub.json``. Not durable: after a reboot no word of it holds."""
@@ -89,8 +98,7 @@ def recorded_port(path: str) -> int | None:
         text = read_bounded(path, 256).decode("ascii")
     except (OSError, ValueError):
         return None
-    port = text.strip().rstrip("/").rpartition(":")[2]
-    return int(port) if port.isdigit() and 0 < int(port) <= ports.HIGHEST else None
+    return ports.parse(text.strip().rstrip("/").rpartition(":")[2])
 
 
 def write_urls(workspace: Workspace, fossil_url: str, nats_url: str) -> None:
@@ -111,10 +119,16 @@ def remove_pids(workspace: Workspace) -> bool:
     begins, its predecessor was killed.
     """
     try:
-        names = os.listdir(workspace.pids)
-    except FileNotFoundError:
+        directory = os.open(workspace.pids, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except (FileNotFoundError, NotADirectoryError):  # not there, or a link to elsewhere
         return False
-    for name in names:
-        if name.endswith((".pid", ".tmp")):
-            remove(f"{workspace.pids}/{name}")
+    try:
+        names = [name for name in os.listdir(directory) if name.endswith((".pid", ".tmp"))]
+        for name in names:
+            try:
+                os.unlink(name, dir_fd=directory)
+            except FileNotFoundError:
+                continue  # somebody tidies up, too
+    finally:
+        os.close(directory)
     return bool(names)

@@ -28,6 +28,10 @@ _PLAIN = frozenset(
         ("start", "-d", "--json"),
     }
 )
+VERSION = 1
+"""That of :mod:`foundation.control`, which costs too much to ask; a test holds them equal."""
+
+_KIND, _DIRECTORY = 0o170000, 0o040000  # inode(7); stat would have to be imported
 _NOBODY_READS = (9, 32)  # EBADF, EPIPE
 _ADDRESS_LIMIT = 107  # unix(7): sun_path
 _ANSWER_LIMIT = 256 * 1024
@@ -50,7 +54,10 @@ def answered(arguments: list[str]) -> int | None:
     try:
         sock.settimeout(_ANSWER_WITHIN_S)
         sock.connect(address)
-        sock.sendall(f'{{"v":1,"verb":"show","arguments":[{words}]}}\n'.encode())
+        peer = sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        if int.from_bytes(peer[4:8], "little") != posix.geteuid():
+            return None  # another user's: refused with words
+        sock.sendall(f'{{"v":{VERSION},"verb":"show","arguments":[{words}]}}\n'.encode())
         answer = _receive(sock)
         if answer is None:
             return None
@@ -107,6 +114,8 @@ def _address() -> str | None:
                 break
             except FileNotFoundError:
                 directory = directory[: directory.rindex("/")]
+        if posix.lstat(f"{directory}/.orchestrator").st_mode & _KIND != _DIRECTORY:
+            return None  # a link: to another workspace
         address = f"{directory}/.orchestrator/hub.sock"
         return address if len(address.encode()) <= _ADDRESS_LIMIT else None
     except (OSError, ValueError):  # deleted, no repository above, a name that is not UTF-8

@@ -80,8 +80,8 @@ class LogFile:
         except FileNotFoundError:
             pass  # somebody deleted it: what is appended now goes to a new one
         old = self._fd
-        self._open()
-        os.dup2(self._fd, old, inheritable=False)  # keep the number: others may have it as stderr
+        self._open()  # if that fails, the old one is still there to write to
+        os.dup2(self._fd, old, inheritable=False)
         os.close(self._fd)
         self._fd = old
 

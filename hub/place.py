@@ -7,6 +7,7 @@ import os
 
 from foundation import filesystem
 from foundation.errors import HubError, Refused
+from hub.contact import foreign
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,22 +68,7 @@ def _check_owner(workspace: Workspace) -> None:
         if me != 0 or "SUDO_UID" not in os.environ:
             return
     if owner != me:
-        name = login(owner)
-        raise Refused(
-            f"{workspace.root} belongs to {name}, and you are {login(me)}: run it as its owner"
-            + (f" (`sudo -u {name} hub …`, or without sudo)" if me == 0 else ""),
-            reason="state-foreign",
-        )
-
-
-def login(uid: int) -> str:
-    """Return the login of *uid* for a message; its number where it has none."""
-    import pwd  # noqa: PLC0415 - only for a message
-
-    try:
-        return pwd.getpwuid(uid).pw_name
-    except KeyError:
-        return f"uid {uid}"
+        raise foreign(workspace, owner)
 
 
 def disk_full(place: str, free: int | None = None) -> Refused:

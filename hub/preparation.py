@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from foundation import codec, control
 from foundation.errors import HubError, from_wire, to_wire
@@ -56,7 +57,7 @@ class Preparation:
         try:
             read, write = os.pipe()
             opened += [read, write, os.open(os.devnull, os.O_RDONLY)]
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
             opened.append(os.open(f"{workspace.logs}/hub.log", flags, 0o600))
             _read, _write, null, log = opened
             child = spawn_child(
@@ -137,11 +138,22 @@ class Preparation:
         self._close()
 
 
+def set_aside_sidecars(workspace: Workspace) -> None:
+    """Move away the journal of a repository that is gone: SQLite would replay it into the new one.
+
+    Only moved: with the repository that it belongs to, it may hold that one's last commits.
+    """
+    for suffix in ("-wal", "-shm", "-journal"):
+        path = workspace.repository + suffix
+        if os.path.lexists(path):
+            os.rename(path, f"{path}.of-a-removed-repository.{time.time_ns()}")
+
+
 def main() -> None:
     """Be the preparing child: argv holds the root and the fossil binary."""
     from foundation.workspace import Workspace  # noqa: PLC0415
     from hub.creds import ensure_creds  # noqa: PLC0415
-    from hub.seed import seed  # noqa: PLC0415
+    from hub.seed import remove_scratch, seed  # noqa: PLC0415
 
     root, fossil = sys.argv[1:3]
     workspace = Workspace(root)
@@ -156,10 +168,13 @@ def main() -> None:
     try:
         ensure_creds(workspace)
         if not os.path.lexists(workspace.repository):
+            set_aside_sidecars(workspace)
             seeded = seed(workspace, fossil, progress)
             report(note=seeded.summary())
             for warning in seeded.warnings():
                 report(warning=warning)
+        else:
+            remove_scratch(workspace)
         report(done=True)
     except HubError as error:
         report(fail=to_wire(error))

@@ -66,7 +66,9 @@ class Servers:
         there = os.path.lexists(repository)
         if there and not os.path.isfile(repository):  # fossil would serve what is in a directory
             raise repository_corrupt(repository)
-        return os.path.lexists(self._workspace.repository) and intact(self._workspace)
+        repository = self._workspace.repository
+        seeding = os.path.lexists(f"{repository}.seeding")  # killed when it was all but done
+        return os.path.lexists(repository) and not seeding and intact(self._workspace)
 
     def port(self, name: str) -> int:
         """Return the port that server *name* was given, 0 before that."""

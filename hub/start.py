@@ -6,9 +6,9 @@ import os
 import sys
 import time
 
-from foundation.control import Connection
 from foundation.errors import Refused, Unavailable
 from foundation.workspace import Workspace
+from hub.contact import connect
 from hub.info import HubInfo
 
 TYPE_CHECKING = False
@@ -125,7 +125,7 @@ def _attach(workspace: Workspace, timeout_s: float, progress: Progress | None) -
         HubError: one runs and cannot become ready, or does not answer.
     """
     try:
-        connection = Connection.open(workspace.socket)
+        connection = connect(workspace)
     except OSError as error:
         from hub.place import explain  # noqa: PLC0415
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 import time
 
-from foundation.control import Connection
 from foundation.errors import HubError, NotRunning, Unavailable
 from foundation.record import Record
 from foundation.workspace import Workspace
+from hub.contact import connect
 from hub.info import HubInfo
 
 TYPE_CHECKING = False
@@ -80,7 +80,7 @@ def status_of(workspace: Workspace) -> HubStatus:
     """Return the state of the hub of *workspace*; see :func:`status`."""
     root = workspace.root
     try:
-        connection = Connection.open(workspace.socket)
+        connection = connect(workspace)
     except OSError as error:
         return HubStatus(state="unknown", root=root, reason=f"{workspace.socket}: {error.strerror}")
     if connection is None:

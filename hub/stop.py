@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import time
 
-from foundation.control import Connection
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from foundation.lock import try_lock
@@ -18,6 +17,11 @@ from foundation.process import (
 )
 from foundation.record import Record
 from foundation.workspace import Workspace
+from hub.contact import connect
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from foundation.control import Connection
 
 TIMEOUT_S = 30.0
 _KILL_WAIT_S = 5.0
@@ -51,14 +55,18 @@ def stop(
         Unavailable: the hub cannot be judged from here, or outlived SIGKILL.
     """
     workspace = Workspace.find(root)
+    try:
+        return _stop(workspace, force=force, timeout_s=timeout_s)
+    except OSError as error:
+        from hub.place import explain  # noqa: PLC0415
+
+        raise explain(error, workspace.state) from None
+
+
+def _stop(workspace: Workspace, *, force: bool, timeout_s: float) -> Stopped:
     deadline_s = time.monotonic() + _LISTENS_WITHIN_S
     while True:
-        try:
-            connection = Connection.open(workspace.socket)
-        except OSError as error:
-            from hub.place import explain  # noqa: PLC0415
-
-            raise explain(error, workspace.socket) from None
+        connection = connect(workspace)
         if connection is not None:
             with connection:
                 return _stop_running(workspace, connection, force=force, timeout_s=timeout_s)
@@ -108,13 +116,8 @@ def _stop_running(
         if pidfd is not None:
             os.close(pidfd)
     if not ended:
-        return _by_force(
-            workspace,
-            identity,
-            force=force,
-            grace_s=0,
-            why=f"it did not drain within {timeout_s:g} s",
-        )
+        why = f"it did not drain within {timeout_s:g} s"
+        return _by_force(workspace, identity, force=force, grace_s=0, why=why)
     known = () if identity is None else (identity.pid,)
     _reap_own(known)
     return Stopped(root=workspace.root, was_running=True, pids=(*known, *pids))
@@ -141,14 +144,14 @@ def _clear(workspace: Workspace) -> Stopped | None:
 
 
 def _by_force(
-    workspace: Workspace, proven: Identity | None, *, force: bool, grace_s: float, why: str
+    workspace: Workspace, answered: Identity | None, *, force: bool, grace_s: float, why: str
 ) -> Stopped:
     """End the supervisor and see its children gone; SIGTERM and *grace_s* first, if there is any.
 
-    *proven* is who answered on our socket. Without one it is whom hub.json names, if that very
-    process lives and has this workspace's hub.lock open: anybody can be named.
+    Whom: who *answered* on our socket, else whom hub.json names; if that very process lives and
+    has this workspace's hub.lock open, for anybody can be named, and anybody can answer.
     """
-    identity = proven or _recorded(workspace)
+    identity = answered or _recorded(workspace)
     pidfd = None if identity is None else identity.open()
     if identity is None or pidfd is None:
         raise _not_provable(workspace, why)
@@ -156,7 +159,7 @@ def _by_force(
     try:
         if identity.pid == os.getpid():
             return Stopped(root=workspace.root, was_running=False)
-        if proven is None and not holds_open(identity.pid, workspace.lock):
+        if not holds_open(identity.pid, workspace.lock):
             raise _not_provable(workspace, why)
         if not force:
             refuse_live_slots(workspace)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import _signal
 import _socket
+import fcntl
 import os
 import sys
 import time
@@ -82,6 +83,7 @@ class Supervisor:
         self.failure: HubError | None = None
         self.info: HubInfo | None = None
         self._lock = lock
+        self._directory_lock = -1
         self._on_ready = on_ready
         self._on_progress = on_progress
         self._cancel = cancel
@@ -115,8 +117,7 @@ class Supervisor:
         for fd in (wakeup_read, wakeup_write):
             os.set_blocking(fd, False)
         previous_wakeup = _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        handled = (_INT, _TERM) if self.options.detached else (_HUP, _INT, _TERM)
-        handlers: dict[int, Any] = dict.fromkeys(handled, lambda *_: None)
+        handlers: dict[int, Any] = dict.fromkeys((_HUP, _INT, _TERM), lambda *_: None)
         # A client that leaves must not end us, and who ignores SIGCHLD cannot wait for a child.
         handlers |= {_PIPE: _signal.SIG_IGN, _CHLD: _signal.SIG_DFL}
         previous_handlers = {n: _signal.signal(n, handler) for n, handler in handlers.items()}
@@ -174,6 +175,7 @@ class Supervisor:
             self.fail(explain(error, self.workspace.state))
 
     def _prepare(self) -> None:
+        self._lock_directory()
         hit("start.began")
         if discovery.remove_pids(self.workspace):  # a predecessor that was killed left them
             from hub.orphans import end_orphans  # noqa: PLC0415
@@ -198,6 +200,24 @@ class Supervisor:
         self._clients.progress(progress)
         if self._on_progress is not None:
             self._on_progress(progress)
+
+    def _lock_directory(self) -> None:
+        """Hold the directory itself, too: somebody may have removed hub.lock under a living hub.
+
+        Raises:
+            Unavailable: that hub has not noticed yet.
+        """
+        directory = os.open(self.workspace.state, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(directory)
+            raise Unavailable(
+                f"a hub still runs here whose {self.workspace.lock} was removed: it ends within "
+                f"{HEALTH_EVERY_S:g} s; then start again",
+                reason="lock-replaced",
+            ) from None
+        self._directory_lock = directory
 
     def _prepared(self, error: HubError | None) -> None:
         self._preparation = None
@@ -574,13 +594,17 @@ class Supervisor:
             child.abandon()
         if self._preparation is not None:
             self._preparation.abandon()
-        if _inode_of(self.workspace.state) == self._directory:
+        # Not after a move, and not if it was another hub that has the lock file of now.
+        ours = self._directory_lock >= 0 and _inode_of(self.workspace.state) == self._directory
+        if ours and _inode_of(self.workspace.lock) in (_inode_of_fd(self._lock), (0, 0)):
             try:
                 discovery.remove_pids(self.workspace)
             except OSError as error:
                 self._log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
         hit("stop.unlocking")
+        if self._directory_lock >= 0:
+            os.close(self._directory_lock)
         os.close(self._lock)  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
         self._clients.close({"error": to_wire(last_words)})

@@ -38,7 +38,7 @@ _OUTSIDE: dict[str, Callable[[Scene], Verdict | None]] = {
     "exclude": state.exclude,
     "slots": state.slots,
     "hub": processes.hub,
-    "orphans": processes.orphans,
+    "strays": processes.strays,
 }
 """What can be judged without looking into ``.orchestrator``."""
 
@@ -99,6 +99,8 @@ def _judged(check: Callable[[], Verdict | None]) -> Verdict | None:
     """Run *check*; what stops it is its verdict."""
     try:
         return check()
+    except TimeoutError as error:
+        return problem(str(error), "hub doctor")
     except OSError as error:
         path = error.filename if isinstance(error.filename, str) else "."
         return problem(
@@ -118,7 +120,7 @@ def _state(scene: Scene) -> Verdict:
     if os.path.islink(state_dir) or not os.path.isdir(state_dir):
         return problem(f"{state_dir} is not a directory of ours", f"mv {quoted} {quoted}.aside")
     if not os.access(state_dir, os.R_OK | os.X_OK):
-        from hub.place import login  # noqa: PLC0415
+        from hub.contact import login  # noqa: PLC0415
 
         owner = os.stat(state_dir).st_uid
         if owner != os.geteuid():

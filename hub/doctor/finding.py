@@ -102,7 +102,7 @@ class Scene(Record):
 
     def hub(self, arguments: str) -> str:
         """Return the command ``hub`` *arguments* for this workspace."""
-        place = "" if self.here else f" --root {shlex.quote(self.workspace.root or '/')}"
+        place = "" if self.here else f" --root {shlex.quote(self.workspace.root)}"
         return f"hub {arguments}{place}"
 
     def renew(self) -> str:
@@ -117,21 +117,11 @@ class Scene(Record):
 
 def _is_here(workspace: Workspace) -> bool:
     from foundation.errors import Refused  # noqa: PLC0415
+    from hub.verbs import ROOT_VARIABLE  # noqa: PLC0415 - it draws in every verb
 
-    if os.environ.get("HUB_ROOT"):
+    if os.environ.get(ROOT_VARIABLE):
         return False
     try:
         return Workspace.find().root == workspace.root
     except Refused:
         return False
-
-
-def in_mib(size_bytes: int) -> str:
-    """Return *size_bytes* for a person."""
-    return f"{size_bytes / 2**20:.1f} MiB"
-
-
-def several(things: list[str], most: int = 5) -> str:
-    """Return *things* for a sentence, the first *most* of them by name."""
-    shown = ", ".join(things[:most])
-    return f"{shown} and {len(things) - most} more" if len(things) > most else shown

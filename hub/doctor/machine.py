@@ -5,16 +5,16 @@ from __future__ import annotations
 import os
 import sys
 
-from foundation.errors import HubError, Refused, ToolFailed
-from foundation.spawn import find_program
+from foundation.errors import HubError, Refused, ToolFailed, Unavailable
+from foundation.spawn import capture, find_program
+from hub import contact
 from hub import fossil as fossil_binary
 from hub import git as git_binary
 from hub import nats as nats_binary
-from hub import place
 from hub.doctor.finding import Verdict, ok, problem, warning, way_out
-from hub.doctor.program import run
 
 OLDEST_PYTHON = (3, 11)
+WITHIN_S = 5.0
 
 _PROXIES = ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY")
 _NOT_PROXIED = ("no_proxy", "NO_PROXY")
@@ -48,18 +48,15 @@ def fossil() -> Verdict:
     chosen = _chosen_by(variable)
     try:
         path = fossil_binary.find()
-        words = _answer([path, "version"], fossil_binary.environment("/")).split()
-        if words[:4] != ["This", "is", "fossil", "version"] or len(words) < 5:  # noqa: PLR2004
-            raise Refused(f"{path} is no fossil: it calls itself {' '.join(words)[:80]!r}")
-        fossil_binary.check_version(path, words[4])
+        version = fossil_binary.version_of(path)
     except HubError as error:
         return problem(f"{error} ({chosen})", way_out(error, _other(variable)))
-    return ok(f"{path} is {words[4]} ({chosen})")
+    return ok(f"{path} is {version} ({chosen})")
 
 
 def nats_server() -> Verdict:
     """The nats-server that a start would take is there and supported."""
-    variable = "HUB_NATS_SERVER"
+    variable = nats_binary.VARIABLE
     chosen = _chosen_by(variable)
     try:
         path = nats_binary.find_server()
@@ -79,7 +76,7 @@ def _chosen_by(variable: str) -> str:
 def _other(variable: str) -> str:
     if os.environ.get(variable):
         return f"unset {variable}"
-    return "bin/setup" if variable == "HUB_NATS_SERVER" else "sudo apt-get install fossil"
+    return "bin/setup" if variable == nats_binary.VARIABLE else "sudo apt-get install fossil"
 
 
 def _answer(argv: list[str], env: dict[str, str]) -> str:
@@ -89,12 +86,14 @@ def _answer(argv: list[str], env: dict[str, str]) -> str:
         HubError: it does not run, or says nothing.
     """
     try:
-        said = run(argv, env=env, cwd="/")
+        status, said = capture(argv, env=env, within_s=WITHIN_S)
+    except TimeoutError as error:
+        raise Unavailable(str(error)) from None
     except OSError as error:
         raise Refused(f"{argv[0]} cannot be executed: {error.strerror}") from None
-    if said.status != 0 or not said.stdout.strip():
-        raise ToolFailed(argv, said.status, said.stderr or said.stdout)
-    return said.stdout.strip().splitlines()[0]
+    if status != 0 or not said.strip():
+        raise ToolFailed(argv, status, said)
+    return said.strip().splitlines()[0]
 
 
 def proxy() -> Verdict:
@@ -120,7 +119,7 @@ def logind() -> Verdict:
         return ok("no systemd: nobody ends a detached hub at logout")
     if not _kills_user_processes():
         return ok("KillUserProcesses is off")
-    login = place.login(os.geteuid())
+    login = contact.login(os.geteuid())
     if os.geteuid() == 0 or os.path.exists(f"/var/lib/systemd/linger/{login}"):
         return ok(f"KillUserProcesses is on, but {login} is exempt")
     return warning(

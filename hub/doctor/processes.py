@@ -6,12 +6,13 @@ import os
 
 from foundation import codec
 from foundation.atomic import read_bounded
-from foundation.process import ALIVE, UNKNOWN
+from foundation.process import ALIVE, UNKNOWN, has_exited, open_pidfd
 from hub import discovery
 from hub import logs as log_files
 from hub import ports as tcp
 from hub.daemon import MARK
-from hub.doctor.finding import Scene, Verdict, in_mib, ok, problem, several, warning
+from hub.doctor.finding import Scene, Verdict, ok, problem, warning
+from hub.wording import several, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -58,9 +59,8 @@ def hub_json(scene: Scene) -> Verdict | None:
         if scene.runs:
             return problem(f"{path} is missing, and a hub runs", scene.renew())
         return ok("no hub has been ready here yet")
-    here = os.stat(scene.workspace.state)
     told = f"epoch {record.epoch}, pid {record.identity.pid}"
-    if record.directory != [here.st_dev, here.st_ino]:
+    if not record.is_of(scene.workspace):
         return warning(
             f"{path} was written in another directory, {record.root}: this workspace is a copy "
             f"of it; a start here makes it a hub of its own",
@@ -83,7 +83,7 @@ def hub_json(scene: Scene) -> Verdict | None:
             "container?): it cannot be judged from here",
             scene.hub("status"),
         )
-    return ok(f"{told} is gone")
+    return ok(f"{told} has ended")
 
 
 def _against_running(scene: Scene, record: Discovery, told: str) -> Verdict:
@@ -141,15 +141,25 @@ def _pid_files(directory: str) -> Iterator[tuple[str, int]]:
 
 
 def _who(pid: int) -> str:
+    """Return who has *pid* now; a zombie has it still, and has ended all the same."""
+    pidfd = open_pidfd(pid)
+    if pidfd is None:
+        return "ended"
     try:
         with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
-            return f"now {file.read().strip()}"
+            name = file.read().strip()
+        return "ended" if has_exited(pidfd) else f"now {name}"
     except OSError:
-        return "gone"
+        return "ended"
+    finally:
+        os.close(pidfd)
 
 
-def orphans(scene: Scene) -> Verdict | None:
-    """Every process of this workspace has a hub or a leaf above it."""
+def strays(scene: Scene) -> Verdict | None:
+    """Every process of this workspace has a hub or a leaf above it.
+
+    More than :mod:`hub.orphans` ends, which are the servers': whatever carries our mark.
+    """
     if scene.status.state not in ("running", "degraded", "failed", "stopped"):
         return None  # who belongs to whom is about to change
     import psutil  # noqa: PLC0415
@@ -175,15 +185,16 @@ def orphans(scene: Scene) -> Verdict | None:
     if scene.status.info is not None:
         known.add(scene.status.info.pid)
     own = {os.getpid(), *_above(os.getpid(), parents)}  # a shell in a slot, a test, this doctor
-    strays = [
+    left = [
         pid for pid in sorted(marked) if pid not in own and not known & {pid, *_above(pid, parents)}
     ]
-    if not strays:
+    if not left:
         return ok(f"none among {len(marked)} processes of this workspace")
-    named = [f"pid {pid} ({marked[pid]})" for pid in strays]
+    named = [f"pid {pid} ({marked[pid]})" for pid in left]
     return problem(
-        f"left over from this workspace, with no hub or leaf above them: {several(named)}",
-        scene.hub("reap"),
+        f"{several(named)}: started for this workspace ({MARK}={scene.workspace.root} in the "
+        "environment), with no hub or leaf above",
+        f"kill {' '.join(map(str, left))}",
     )
 
 
@@ -282,7 +293,7 @@ def memory(scene: Scene) -> Verdict | None:
     told = []
     for name, pid in pids.items():
         try:
-            told.append(f"{name} {in_mib(_own_bytes(psutil.Process(pid)))}")
+            told.append(f"{name} {size(_own_bytes(psutil.Process(pid)))}")
         except psutil.Error:
             told.append(f"{name} not seen")
     return ok(", ".join(told))

@@ -15,7 +15,8 @@ import stat
 import time
 import urllib.parse
 
-from hub.doctor.finding import FOSSIL, Scene, Verdict, in_mib, ok, problem, several, warning
+from hub.doctor.finding import FOSSIL, Scene, Verdict, ok, problem, warning
+from hub.wording import several, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -67,9 +68,9 @@ def file(scene: Scene) -> Verdict:
     if not stat.S_ISREG(status.st_mode):
         return problem(f"{path} is not a regular file", scene.while_stopped(aside))
     header = _header(scene)
-    told = f"{path}, {in_mib(status.st_size)}"
+    told = f"{path}, {size(status.st_size)}"
     if header[:16] != _MAGIC:
-        seen = "it is empty" if not header else f"it begins with {header[:16]!r}"
+        seen = "it does not begin like an SQLite database" if header else "it is empty"
         return problem(
             f"{told}, is no Fossil repository: {seen}; put a backup in its place, or "
             "have a new one seeded",

@@ -9,22 +9,14 @@ import stat
 from foundation import filesystem
 from foundation.errors import HubError
 from foundation.process import ALIVE, Identity
-from foundation.spawn import find_program
+from foundation.spawn import capture, find_program
 from foundation.workspace import SLOTS, STATE
-from hub import creds, git, nats
+from hub import contact, creds, git, nats
 from hub import place as places
-from hub.doctor.finding import (
-    FOSSIL,
-    Scene,
-    Verdict,
-    in_mib,
-    ok,
-    problem,
-    several,
-    warning,
-    way_out,
-)
-from hub.doctor.program import Said, run
+from hub.doctor.finding import FOSSIL, Scene, Verdict, ok, problem, warning, way_out
+from hub.fossil_repo import LOGINS
+from hub.seed import SCRATCH, password_path
+from hub.wording import several, size
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +24,6 @@ if TYPE_CHECKING:
 
 LOW_FREE_BYTES = 2**30
 """Below this the hub begins to refuse work."""
-
-_FOSSIL_LOGINS = ("hub", "operator")
 
 _BONES = ("HEAD", "objects", "refs")
 """By these git takes a directory for a repository, which its clean passes by."""
@@ -63,8 +53,8 @@ def tracked(scene: Scene) -> Verdict | None:
     if first is not None:
         return ok("HEAD has files")
     # Only now, for reading a split index renews its time.
-    listed = _git(scene, "ls-files")
-    if listed is not None and listed.stdout:
+    listed = _git(scene, "ls-files", "--error-unmatch", ".")
+    if listed is not None and listed[0] == 0:
         return ok("the index has files")
     return problem(
         "git tracks no file here, so there is nothing to share",
@@ -72,13 +62,13 @@ def tracked(scene: Scene) -> Verdict | None:
     )
 
 
-def _git(scene: Scene, *arguments: str) -> Said | None:
-    """Return what git says, None if it cannot be asked: other checks say why."""
+def _git(scene: Scene, *arguments: str) -> tuple[int, str] | None:
+    """Return git's status and what it says, None if it cannot be asked: other checks say why."""
     program = find_program("git")
     if program is None:
         return None
-    said = run([program, *arguments], env=git.environment(), cwd=scene.workspace.root or "/")
-    return said if said.status in (0, 1) else None
+    answer = capture([program, "-C", scene.workspace.root, *arguments], env=git.environment())
+    return answer if answer[0] in (0, 1) else None
 
 
 def place(scene: Scene) -> Verdict:
@@ -91,20 +81,25 @@ def place(scene: Scene) -> Verdict:
         otherwise = {
             "network-filesystem": f"git clone {quoted} ~/{shlex.quote(_name(workspace.root))}",
             "state-not-writable": f"mv {quoted}/{STATE} {quoted}/{STATE}.aside",
-            "disk-full": f"df -h {quoted}",
+            "disk-full": _largest(workspace.root),
         }.get(error.reason, f"ls -ld {quoted}/{STATE}")
         if error.reason == "state-foreign":
-            name = places.login(os.stat(_state_or_root(scene)).st_uid)
+            name = contact.login(os.stat(_state_or_root(scene)).st_uid)
             return problem(str(error), f"sudo -u {name} {scene.hub('start --detach')}")
         return problem(str(error), way_out(error, otherwise))
-    room = os.statvfs(workspace.root or "/")
-    free_bytes = room.f_bavail * room.f_frsize
-    told = f"{filesystem.kind_of(workspace.root or '/')} with {in_mib(free_bytes)} free"
+    free_bytes = places.free_bytes(workspace.root)
+    told = f"{filesystem.kind_of(workspace.root)} with {size(free_bytes)} free"
     if free_bytes < LOW_FREE_BYTES:
         return warning(
-            f"{told}: below {in_mib(LOW_FREE_BYTES)} new slots are refused", f"df -h {quoted}"
+            f"{told}: below {size(LOW_FREE_BYTES)} new slots are refused; delete something large",
+            _largest(workspace.root),
         )
     return ok(told)
+
+
+def _largest(root: str) -> str:
+    """Return the command that shows what takes the room on the disk of *root*."""
+    return f'du -xah "$(stat -c %m {shlex.quote(root)})" 2>/dev/null | sort -h | tail -n 20'
 
 
 def _name(root: str) -> str:
@@ -124,7 +119,7 @@ def exclude(scene: Scene) -> Verdict | None:
     ignored = _git(scene, "check-ignore", "--no-index", "--", *(f"{name}/" for name in ours))
     if ignored is None:
         return None
-    seen = [name for name in ours if f"{name}/" not in ignored.stdout.split()]
+    seen = [name for name in ours if f"{name}/" not in ignored[1].split()]
     if not seen:
         return ok(f"git ignores {', '.join(ours)}")
     file = shlex.quote(f"{scene.workspace.git_dir()}/info/exclude")
@@ -136,7 +131,7 @@ def exclude(scene: Scene) -> Verdict | None:
 
 
 def slots(scene: Scene) -> Verdict:
-    """How many slots there are: dead ones are `hub gc`'s business, not a fault."""
+    """How many slots there are: a dead one is no fault."""
     from slotgc.slots import live_slots  # noqa: PLC0415
 
     workspace = scene.workspace
@@ -179,8 +174,8 @@ def _credential_files(scene: Scene) -> Iterator[str]:
     yield nats.users_path(scene.workspace)
     for role in nats.ROLES:
         yield creds.seed_path(scene.workspace, role)
-    for login in _FOSSIL_LOGINS:
-        yield f"{scene.workspace.creds}/fossil-{login}"
+    for login in LOGINS:
+        yield password_path(scene.workspace, login)
 
 
 def bones(scene: Scene) -> Verdict:
@@ -203,54 +198,32 @@ def credentials(scene: Scene) -> Verdict | None:
     users = nats.users_path(workspace)
     if not os.path.lexists(workspace.repository) and not os.path.lexists(users):
         return None  # both are made by the first start
-    try:
-        public = nats.read_users(workspace)
-    except HubError as error:
-        return problem(str(error), _made_anew(scene))
-    wrong = [told for role in nats.ROLES if (told := _key_fault(scene, role, public[role]))]
+    wrong = [told for role in nats.ROLES if (told := _key_fault(scene, role))]
+    if not wrong and not creds.intact(workspace):
+        wrong = [f"{users} does not know the keys beside it as they are"]
     if wrong:
-        return problem(several(wrong), _made_anew(scene))
-    lost = [
-        path
-        for login in _FOSSIL_LOGINS
-        if not os.path.isfile(path := f"{workspace.creds}/fossil-{login}")
-    ]
+        return problem(several(wrong), scene.renew())
+    lost = [login for login in LOGINS if not os.path.isfile(password_path(workspace, login))]
     if lost and os.path.lexists(workspace.repository):
+        missing = [password_path(workspace, login) for login in lost]
         return problem(
-            f"{several(lost)} missing: nobody can log in to the Fossil server as that user",
-            " && ".join(_password_anew(scene, path) for path in lost),
+            f"{several(missing)} missing: nobody can log in to the Fossil server as that user",
+            " && ".join(_password_anew(scene, login) for login in lost),
         )
-    return ok(f"{len(nats.ROLES)} keys of the bus, {len(_FOSSIL_LOGINS)} Fossil passwords")
+    return ok(f"{len(nats.ROLES)} keys of the bus, {len(LOGINS)} Fossil passwords")
 
 
-def _key_fault(scene: Scene, role: str, public: str) -> str:
-    """Return what is wrong with the seed of *role*, "" if it fits *public*."""
-    import nkeys  # noqa: PLC0415
-
-    path = creds.seed_path(scene.workspace, role)
+def _key_fault(scene: Scene, role: str) -> str:
+    """Return why nobody can log in as *role*, "" if its key can be used."""
     try:
-        seed = creds.read_seed(scene.workspace, role)
+        creds.read_seed(scene.workspace, role)
     except HubError as error:
         return str(error)
-    try:
-        derived = nkeys.from_seed(bytearray(seed.encode())).public_key.decode()
-    except Exception:  # noqa: BLE001 - binascii, nacl and its own errors, by the byte at fault
-        return f"{path} is no seed"
-    return "" if derived == public else f"{path} is not the key of the user that the bus knows"
+    return ""
 
 
-def _made_anew(scene: Scene) -> str:
-    """Return the command after which a start makes what is missing and keeps the rest.
-
-    A start looks at the keys only where their list is missing.
-    """
-    remove = f"rm -f {shlex.quote(nats.users_path(scene.workspace))}"
-    return f"{scene.while_stopped(remove)} && {scene.hub('start --detach')}"
-
-
-def _password_anew(scene: Scene, path: str) -> str:
-    login = path.rpartition("-")[2]
-    file = shlex.quote(path)
+def _password_anew(scene: Scene, login: str) -> str:
+    file = shlex.quote(password_path(scene.workspace, login))
     return (
         f"(umask 077; head -c 18 /dev/urandom | base64 > {file}) && {FOSSIL} user password "
         f'{login} "$(cat {file})" -R {shlex.quote(scene.workspace.repository)}'
@@ -265,7 +238,7 @@ def leftovers(scene: Scene) -> Verdict:
         if not os.path.isdir(directory):
             continue
         for name in sorted(os.listdir(directory)):
-            seeding = name.startswith("hub.fossil.seeding") and scene.status.state != "starting"
+            seeding = name.startswith(SCRATCH) and scene.status.state != "starting"
             if seeding or (name.endswith(".tmp") and not _still_written(name)):
                 found.append(f"{directory}/{name}")
     if not found:

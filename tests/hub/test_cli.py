@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foundation import control
+from hub import fast
 from tests.support import CODE, HUB, data_of, is_gone, run_python
 
 if TYPE_CHECKING:
@@ -91,7 +93,7 @@ def test_in_json_a_wrong_command_line_is_an_error_like_any_other(words: str, nam
         [BONES, "hub", *words.split()], capture_output=True, text=True, check=False
     )
     told = json.loads(done.stdout)
-    assert told["schema"]["verb"] == f"hub.{words.split()[0]}"
+    assert told["schema"]["verb"] == f"hub.{words.split(maxsplit=1)[0]}"
     assert told["error"]["exit_code"] == done.returncode == 2
     assert named in told["error"]["message"]
 
@@ -276,3 +278,7 @@ def test_a_library_call_beside_other_threads_starts_a_hub_of_its_own_process(hub
         str(hub.root),
     )
     assert done.stdout.split() == ["True", "True"]
+
+
+def test_the_fastest_door_speaks_the_protocol_of_the_rest() -> None:
+    assert fast.VERSION == control.VERSION

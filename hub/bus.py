@@ -3,7 +3,8 @@
 A thin layer over nats-py, and the only module that knows it, because of what nats-py does on
 its own (measured, ADR 0006): it gives up after 60 reconnects, lets a request wait out its
 timeout when the connection is gone, shows a refused publish as a timeout, sends again without
-a Msg-Id, and asks a server that refused its key for ever.
+a Msg-Id, asks a server that refused its key for ever, and takes whoever listens at an address
+for the server that did.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from foundation import codec
 from foundation.atomic import read_bounded
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.creds import read_seed
-from hub.nats import parse_info
+from hub.nats import config_path, parse_info
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -33,6 +34,8 @@ CONNECT_WITHIN_S = 5.0
 ACKNOWLEDGED_WITHIN_S = 10.0
 _URL_LIMIT = 1024
 _INFO_LIMIT = 65_536
+_CONFIG_LIMIT = 65_536
+_NAMED = b'\nserver_name: "'
 _UNAVAILABLE = 503
 
 WRONG_LAST_SEQUENCE = 10071
@@ -54,17 +57,35 @@ class Ack(NamedTuple):
     duplicate: bool
 
 
+class _ForeignServerError(nats.errors.Error):
+    """Another server than ours has our address."""
+
+
+class _Client(Client):
+    """nats-py's client; to a server of another name than *server_name* it says nothing.
+
+    A copied workspace has our keys, so its server would let us in.
+    """
+
+    server_name = ""
+
+    def _connect_command(self) -> bytes:
+        _check_name(self._server_info, self.server_name)
+        return super()._connect_command()
+
+
 class Bus:
     """One connection. It comes back by itself until :meth:`close`, or until it is refused."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, server_name: str = "") -> None:
         """Prepare a connection to *url*; :func:`connect` makes one."""
         self.url = url
         self.closed = asyncio.Event()
         """Set when the connection will not come back: connect anew."""
-        self._client = Client()
+        self._client = _Client()
+        self._client.server_name = server_name
         self._connected = asyncio.Event()
-        self._failed_login: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self._failed_login: asyncio.Future[HubError] = asyncio.get_running_loop().create_future()
         self._waiting: dict[asyncio.Future[Msg], str] = {}
         self._feeds: set[Feed] = set()
         self._opened = False
@@ -98,7 +119,10 @@ class Bus:
         labels = {**(headers or {}), "Nats-Msg-Id": msg_id}
         answer = await self.request(subject, payload, headers=labels, within_s=within_s)
         fields = _answer(subject, answer.data)
-        return Ack(int(fields["seq"]), bool(fields.get("duplicate")))
+        seq = fields.get("seq")
+        if not isinstance(seq, int):
+            raise Unavailable(f"{subject}: {fields} acknowledges nothing", reason="bus-failed")
+        return Ack(seq, bool(fields.get("duplicate")))
 
     async def call(
         self, subject: str, body: Mapping[str, Any] | None = None, *, within_s: float = 5.0
@@ -122,7 +146,8 @@ class Bus:
         """Return the answer to a request, sent again whenever the connection was lost.
 
         Raises:
-            Refused: our key may not publish there (``denied``).
+            Refused: our key may not publish there (``denied``); the subject or the size of
+                the payload is impossible (``bus-impossible``).
             Unavailable: no answer in time.
         """
         labels = dict(headers) if headers else None
@@ -139,22 +164,28 @@ class Bus:
                 f"the bus did not answer {subject} within {within_s:g} s", reason="bus-timeout"
             ) from None
         except nats.errors.Error as error:
-            raise Unavailable(f"{subject}: {error}", reason="bus-failed") from error
+            raise _failure(subject, error) from error
 
     async def feed(self) -> Feed:
         """Return a new inbox of ours, with what arrives there."""
         await self._until_connected()
         feed = Feed(self, self._client.new_inbox())
-        feed.subscription = await self._client.subscribe(feed.inbox, cb=feed.take)
+        try:
+            feed.subscription = await self._client.subscribe(feed.inbox, cb=feed.take)
+        except nats.errors.Error as error:
+            raise _failure(feed.inbox, error) from error
         self._feeds.add(feed)
         return feed
 
     async def send(self, subject: str, payload: bytes, *, reply: str) -> None:
-        """Publish without waiting; answers go to the inbox *reply*."""
+        """Publish without waiting; answers go to the inbox *reply*.
+
+        Raises: as :meth:`request`.
+        """
         try:
             await self._client.publish(subject, payload, reply=reply)
         except nats.errors.Error as error:
-            raise Unavailable(f"{subject}: {error}", reason="bus-failed") from error
+            raise _failure(subject, error) from error
 
     def forget(self, feed: Feed) -> None:
         """Tell *feed* no longer when the connection is lost."""
@@ -163,6 +194,9 @@ class Bus:
     async def close(self) -> None:
         """End the connection."""
         client = self._client
+        if client._flush_queue is None:  # noqa: SLF001 - it never began, and asserts that it did
+            await self._on_closed()
+            return
         try:
             await client.close()
         except OSError:
@@ -234,9 +268,15 @@ class Bus:
                     verdict.set_exception(
                         Refused(f"this key may not publish to {subject}", reason="denied")
                     )
-        elif "authorization" in text.lower():
+        elif isinstance(error, _ForeignServerError) or "authorization" in text.lower():
             if not self._failed_login.done():
-                self._failed_login.set_result(text)
+                self._failed_login.set_result(
+                    _foreign(self.url)
+                    if isinstance(error, _ForeignServerError)
+                    else Refused(
+                        f"the server at {self.url} refused our key: {text}", reason="denied"
+                    )
+                )
             if self._opened and self._closing is None:
                 # Another server stands at our address, or this one forgot us. nats-py would
                 # ask it ten times a second for ever, and leak a socket each time.
@@ -264,16 +304,14 @@ class Bus:
             waits: set[asyncio.Future[Any]] = {opening, self._failed_login}
             await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
             if not opening.done():
-                raise Refused(
-                    f"the server at {self.url} refused the key of {role}: "
-                    f"{self._failed_login.result()}",
-                    reason="denied",
-                )
+                raise self._failed_login.result()
             opening.result()
-        except BaseException:
+        except BaseException as error:
             opening.cancel()
             await asyncio.wait({opening})
             await self.close()
+            if isinstance(error, nats.errors.Error | OSError):
+                raise _failure(self.url, error) from error
             raise
         self._opened = True
         self._connected.set()
@@ -304,7 +342,7 @@ class Feed:
             if self.subscription is not None:
                 await self.subscription.unsubscribe()
         except nats.errors.Error as error:
-            raise Unavailable(f"{self.inbox}: {error}", reason="bus-failed") from error
+            raise _failure(self.inbox, error) from error
 
     def lose(self) -> None:
         """Note that the connection was lost."""
@@ -321,22 +359,34 @@ class Feed:
 
 
 async def connect(
-    workspace: Workspace, role: str = "operator", *, within_s: float = CONNECT_WITHIN_S
+    workspace: Workspace,
+    role: str = "operator",
+    *,
+    url: str | None = None,
+    within_s: float = CONNECT_WITHIN_S,
 ) -> Bus:
     """Log in to the bus of *workspace* as *role* (one of :data:`hub.nats.ROLES`).
 
+    The hub's own processes find it where the hub recorded it before it started them. For all
+    others that record is a claim: they ask the hub, and pass its *url*.
+
     Raises:
         NotRunning: no address is recorded, or nobody answers there.
-        Refused: no key of ours to log in with, or the server does not know it.
-        Unavailable: it answers, but does not let us in in time.
+        Refused: no key of ours to log in with (``creds-missing``), or the server does not
+            know it (``denied``).
+        Unavailable: it does not let us in in time, or it is another's server (``bus-foreign``).
     """
-    url = read_url(workspace)
+    if url is None:
+        url = read_url(workspace)
     seed = read_seed(workspace, role)
+    name = _server_name(workspace)
     try:
         async with asyncio.timeout(within_s):
-            await _greeting(url)
-            bus = Bus(url)
+            _check_name(await _greeting(url), name)
+            bus = Bus(url, name)
             await bus._open(seed, role)  # noqa: SLF001 - this function is its constructor
+    except _ForeignServerError:
+        raise _foreign(url) from None
     except TimeoutError:
         raise Unavailable(
             f"the bus at {url} did not answer in {within_s:g} s", reason="bus-timeout"
@@ -352,10 +402,49 @@ def read_url(workspace: Workspace) -> str:
     """
     try:
         return read_bounded(workspace.nats_url, _URL_LIMIT).decode("ascii").strip()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError):
         raise NotRunning(
-            f"no hub runs in {workspace.root} ({error}): `hub start`", reason="not-running"
+            f"no hub runs in {workspace.root}: `hub start --detach`", reason="not-running"
         ) from None
+
+
+def _server_name(workspace: Workspace) -> str:
+    """Return the name that the hub gave its server, "" if it cannot be told.
+
+    The supervisor writes it before it starts the server. A copied or left file of it names a
+    server that is nowhere any more, or one that a live hub of this directory will replace.
+    """
+    try:
+        config = b"\n" + read_bounded(config_path(workspace), _CONFIG_LIMIT)
+        return config.partition(_NAMED)[2].partition(b'"')[0].decode("ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+def _check_name(info: Mapping[str, Any], expected: str) -> None:
+    """Accept the greeting *info* of the server named *expected*; "" accepts every server.
+
+    Raises:
+        _ForeignServerError: it is of another.
+    """
+    if expected and info.get("server_name") != expected:
+        raise _ForeignServerError(f"a server named {info.get('server_name')}")
+
+
+def _foreign(url: str) -> Unavailable:
+    return Unavailable(f"another workspace's server answers at {url}", reason="bus-foreign")
+
+
+def _failure(what: str, error: Exception) -> HubError:
+    """Return what *error* of the library is to our callers."""
+    impossible = (
+        nats.errors.BadSubjectError,
+        nats.errors.BadHeaderError,
+        nats.errors.MaxPayloadError,
+    )
+    if isinstance(error, impossible):
+        return Refused(f"{what}: {error}", reason="bus-impossible")
+    return Unavailable(f"{what}: {str(error) or type(error).__name__}", reason="bus-failed")
 
 
 async def _greeting(url: str) -> dict[str, Any]:
@@ -372,15 +461,18 @@ async def _greeting(url: str) -> dict[str, Any]:
         finally:
             writer.close()
             await writer.wait_closed()
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise NotRunning(
-            f"no bus answers at {url} ({error}): `hub start`", reason="not-running"
+            f"no bus answers at {url} ({error}): `hub start --detach`", reason="not-running"
         ) from None
 
 
 def _answer(subject: str, payload: bytes) -> dict[str, Any]:
     """Return the JetStream answer in *payload*, or raise the error that it is."""
-    fields = codec.loads_object(payload)
+    try:
+        fields = codec.loads_object(payload)
+    except ValueError as wrong:
+        raise Unavailable(f"{subject}: {wrong}", reason="bus-failed") from None
     error = fields.get("error")
     if isinstance(error, dict):
         if error.get("code") == _UNAVAILABLE:

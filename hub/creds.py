@@ -31,14 +31,17 @@ def read_seed(workspace: Workspace, role: str) -> str:
     """Return the seed of *role*.
 
     Raises:
-        Refused: there is none that we may read (``creds-missing``).
+        Refused: there is none that we may read, or it is none (``creds-missing``).
     """
     path = seed_path(workspace, role)
     try:
-        return read_bounded(path, _SEED_LIMIT).decode("ascii").strip()
+        content = read_bounded(path, _SEED_LIMIT)
+        if _public_key(content) is None:
+            raise ValueError(f"{path} holds no key")
+        return content.decode("ascii").strip()
     except (OSError, ValueError) as error:
         raise Refused(
-            f"cannot log in to the bus as {role}: {error}; `hub start` makes the "
+            f"cannot log in to the bus as {role}: {error}; `hub restart` makes the "
             "credentials, as the user who owns the workspace",
             reason="creds-missing",
         ) from None

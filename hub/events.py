@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import asyncio
 import os
+import select
 import sys
-from contextlib import aclosing, suppress
-from datetime import UTC, datetime
+from contextlib import aclosing, contextmanager, suppress
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
-from foundation import codec
+from foundation import clock, codec
 from foundation.errors import NotRunning, Refused, Unavailable
 from foundation.record import Record
 from hub.bus import STREAM_NOT_FOUND, StreamRefused, connect
+from hub.output import envelope
+from hub.status import status_of
 from hub.trunk.streams import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable, Generator
     from typing import TextIO
 
     from nats.aio.msg import Msg
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
     from foundation.workspace import Workspace
     from hub.bus import Bus, Feed
 
-SCHEMA = {"verb": "hub.events", "version": "v1"}
+VERB = "hub.events"
 
 MISSING = "missing"
 """The kind of an event that stands for those the store lost; ``data`` is ``{"first","last"}``."""
@@ -42,6 +45,7 @@ _SILENT_S = 5.0
 _RETRY_S = 0.1
 _RETRY_AT_MOST_S = 1.0
 _SECOND_NS = 1_000_000_000
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Event(Record):
@@ -54,23 +58,46 @@ class Event(Record):
     data: dict[str, Any]
 
 
+def address(workspace: Workspace) -> str:
+    """Return where the bus of *workspace* answers, by the word of the hub that listens there.
+
+    Not by that of ``hub-nats-url``, which a copied workspace has too, and which outlives a stop.
+
+    Raises:
+        NotRunning: no hub is ready in this very directory.
+    """
+    now = status_of(workspace)
+    if now.info is not None:
+        return now.info.nats_url
+    if now.state == "stopped":
+        text = f"no hub runs in {now.root}: `hub start --detach`"
+    else:
+        text = f"no hub is ready in {now.root} ({now.reason or now.state}): `hub status`"
+    raise NotRunning(text, reason="not-running")
+
+
 async def read(
-    workspace: Workspace, after: int = 0, *, follow: bool = False
+    workspace: Workspace,
+    after: int = 0,
+    *,
+    follow: bool = False,
+    find: Callable[[Workspace], str] = address,
 ) -> AsyncGenerator[Event]:
     """Yield the events after sequence *after*, oldest first; with *follow* go on for ever.
 
     A reader that follows outlives the hub: it waits for the next one and goes on where it was.
+    *find* gives the address of the bus; it is asked again before every connection.
 
     Raises:
         NotRunning: no hub runs when the reading begins.
         Refused: the stream ends before *after*: it was replaced (``events-replaced``).
-        Unavailable: the bus stopped answering, without *follow*.
+        Unavailable: the bus does not answer, without *follow* also when it stopped to.
     """
     wait_s = _RETRY_S
     begun = False
     while True:
         try:
-            async with await connect(workspace, "operator") as bus:
+            async with await _connected(workspace, find) as bus:
                 begun = True
                 async with aclosing(_read_once(bus, after, follow=follow)) as events:
                     async for event in events:
@@ -81,33 +108,67 @@ async def read(
         except (NotRunning, Unavailable):
             if not (follow and begun):
                 raise
+        except Refused as error:
+            # Somebody else's server has the address that our hub had a moment ago.
+            if not (follow and begun and error.reason == "denied"):
+                raise
         await asyncio.sleep(wait_s)
         wait_s = min(wait_s * 2, _RETRY_AT_MOST_S)
 
 
+async def _connected(workspace: Workspace, find: Callable[[Workspace], str]) -> Bus:
+    url = await asyncio.to_thread(find, workspace)
+    try:
+        return await connect(workspace, "operator", url=url)
+    except NotRunning:
+        raise Unavailable(
+            f"the bus of the hub in {workspace.root} does not answer at {url}: `hub status`",
+            reason="bus-down",
+        ) from None
+
+
 def print_events(
-    workspace: Workspace, *, after: int, follow: bool, as_json: bool, out: TextIO
+    workspace: Workspace,
+    *,
+    after: int,
+    follow: bool,
+    as_json: bool,
+    out: TextIO | None,
+    find: Callable[[Workspace], str] = address,
 ) -> None:
     """Print the events after sequence *after*, a line each; with *follow* until interrupted.
 
-    With *as_json* one envelope holds them all, or with *follow* one envelope a line each.
+    With *as_json* it prints one envelope whose data is ``{"events": [EVENT, …]}``; with *follow*
+    as well, an envelope a line whose data is an EVENT itself: ``{"seq","time","subject","kind",
+    "data"}``. A reader that has seen enough ends it without a word; *out* is None where there is
+    no stdout, and then nothing is printed or followed.
 
-    Raises: as :func:`read`.
+    Raises:
+        KeyboardInterrupt: it was interrupted.
+        OSError: *out* cannot be written.
+
+        And as :func:`read`.
     """
+    if out is None:
+        with open(os.devnull, "w", encoding="ascii") as nowhere:
+            print_events(
+                workspace, after=after, follow=False, as_json=as_json, out=nowhere, find=find
+            )
+        return
+    events = read(workspace, after, follow=follow, find=find)
     try:
-        asyncio.run(_print(workspace, after=after, follow=follow, as_json=as_json, out=out))
+        asyncio.run(_print(events, follow=follow, as_json=as_json, out=out))
         out.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, asyncio.CancelledError):
         # The reader has seen enough. The interpreter flushes once more at its end.
         if out is sys.stdout:
             os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-    except KeyboardInterrupt:
-        pass
 
 
 def line(event: Event) -> str:
-    """Return *event* as one line for people."""
-    return f"{event.seq:>6}  {local_time(event.time)}  {event.subject}  {summary(event)}".rstrip()
+    """Return *event* as one line for people, whatever it holds."""
+    text = f"{event.seq:>6}  {local_time(event.time)}  {event.subject}  {summary(event)}"
+    return _printable(text).rstrip()
 
 
 def local_time(text: str) -> str:
@@ -126,6 +187,10 @@ def summary(event: Event) -> str:
         text = spell.format_map(_Said(data)) if spell else _pairs(data)
     except (ValueError, KeyError, TypeError, IndexError):
         text = _pairs(data)
+    return _printable(text)
+
+
+def _printable(text: str) -> str:
     return "".join(char if char.isprintable() else "?" for char in text)
 
 
@@ -162,23 +227,42 @@ def _pairs(data: dict[str, Any]) -> str:
 
 
 async def _print(
-    workspace: Workspace, *, after: int, follow: bool, as_json: bool, out: TextIO
+    events: AsyncGenerator[Event], *, follow: bool, as_json: bool, out: TextIO
 ) -> None:
-    collected: list[Event] = []
-    async with aclosing(read(workspace, after, follow=follow)) as events:
-        async for event in events:
-            if as_json and not follow:
-                collected.append(event)
-                continue
-            out.write(f"{_envelope([event]) if as_json else line(event)}\n")
-            if follow:
-                out.flush()
+    collected: list[dict[str, Any]] = []
+    task = asyncio.current_task()
+    assert task is not None
+    async with aclosing(events):
+        with _watched(out, task.cancel):
+            async for event in events:
+                if as_json and not follow:
+                    collected.append(event.as_dict())
+                    continue
+                out.write(envelope(VERB, event.as_dict()) if as_json else f"{line(event)}\n")
+                if follow:
+                    out.flush()
     if as_json and not follow:
-        out.write(f"{_envelope(collected)}\n")
+        out.write(envelope(VERB, {"events": collected}))
 
 
-def _envelope(events: list[Event]) -> str:
-    return codec.dumps({"schema": SCHEMA, "data": {"events": [each.as_dict() for each in events]}})
+@contextmanager
+def _watched(out: TextIO, leave: Callable[[], object]) -> Generator[None]:
+    """Call *leave* when whoever reads *out* goes away: the next event may take for ever.
+
+    Source: epoll_ctl(2): without any event asked for, EPOLLERR and EPOLLHUP are reported.
+    """
+    loop = asyncio.get_running_loop()
+    with select.epoll() as errors:
+        try:
+            errors.register(out, 0)
+        except (OSError, ValueError):  # a plain file, or none at all
+            yield
+            return
+        loop.add_reader(errors, leave)
+        try:
+            yield
+        finally:
+            loop.remove_reader(errors)
 
 
 async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Event]:
@@ -314,4 +398,4 @@ def _missing(first: int, last: int, moment: datetime) -> Event:
 
 
 def _rfc3339(moment: datetime) -> str:
-    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%f")[:-3] + "Z"
+    return clock.utc((moment - _EPOCH) // timedelta(microseconds=1) * 1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import shutil
 import socket
 import subprocess
 import sys
@@ -47,13 +48,14 @@ def make_workspace(root: Path) -> Workspace:
 class Server:
     """The nats-server of a workspace, on a port of its own that outlives a kill."""
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, name: str = "ours") -> None:
+        self.name = name
         self.workspace = make_workspace(root)
         self.use_port(free_port())
 
     def use_port(self, port: int) -> None:
         self.port = port
-        nats.write_config(self.workspace, port=port, server_name="ours")
+        nats.write_config(self.workspace, port=port, server_name=self.name)
         Path(self.workspace.nats_url).write_text(f"nats://127.0.0.1:{port}\n")
 
     def start(self) -> Self:
@@ -78,6 +80,13 @@ class Server:
     def __exit__(self, *_raised: object) -> None:
         self.process.kill()
         self.process.wait()
+
+
+def copied_server(directory: Path) -> tuple[Server, Server]:
+    """Return the server of a workspace in *directory*, and that of its copy, with its keys."""
+    server = Server(directory / "original", "original")
+    shutil.copytree(server.workspace.root, directory / "copy")
+    return server, Server(directory / "copy", "copy")
 
 
 class Trunk:

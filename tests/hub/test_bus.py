@@ -12,8 +12,10 @@ import pytest
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.bus import WRONG_LAST_SEQUENCE, Bus, StreamRefused, connect
+from hub.creds import seed_path
+from hub.nats import MAX_PAYLOAD_BYTES, config_path
 from hub.trunk.streams import CONFIGS, ensure
-from tests.hub.bus_server import Server, make_workspace
+from tests.hub.bus_server import Server, copied_server, make_workspace
 from tests.support import eventually
 
 pytestmark = pytest.mark.real
@@ -168,7 +170,10 @@ def test_no_recorded_address_means_not_running(tmp_path: Path) -> None:
         asyncio.run(connect(workspace))
 
 
-@pytest.mark.parametrize("text", ["", "nonsense", "nats://127.0.0.1:notaport", "nats://h:1:2\0"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "nonsense", "nats://127.0.0.1:notaport", "nats://h:1:2\0", "nats://127.0.0.1:99999"],
+)
 def test_a_damaged_address_means_not_running(tmp_path: Path, text: str) -> None:
     workspace = make_workspace(tmp_path)
     Path(workspace.nats_url).write_text(text)
@@ -216,3 +221,114 @@ def test_a_key_that_the_server_does_not_know_is_refused_at_once(tmp_path: Path) 
             asyncio.run(connect(stranger, "hub", within_s=20.0))
         assert refused.value.reason == "denied"
         assert time.monotonic() - started < 5.0
+
+
+@pytest.mark.faults
+def test_the_server_of_a_copied_workspace_is_not_ours_although_it_knows_our_keys(
+    tmp_path: Path,
+) -> None:
+    async def run() -> None:
+        async with await connect(server.workspace, "hub") as bus:
+            server.kill()
+            copy.use_port(server.port)
+            with copy:
+                async with asyncio.timeout(20):
+                    await bus.closed.wait()
+                with pytest.raises(Unavailable) as closed:
+                    await bus.publish(SUBJECT, b"{}", msg_id="1")
+                assert closed.value.reason == "bus-closed"
+                with pytest.raises(Unavailable) as foreign:
+                    await connect(server.workspace, "hub")
+                assert foreign.value.reason == "bus-foreign"
+
+    server, copy = copied_server(tmp_path)
+    with server:
+        asyncio.run(run())
+
+
+def test_a_configuration_that_was_removed_locks_nobody_out(tmp_path: Path) -> None:
+    async def run() -> None:
+        async with await connect(server.workspace, "hub") as bus:
+            await ensure(bus, CONFIGS["EVENTS"])
+
+    with Server(tmp_path) as server:
+        Path(config_path(server.workspace)).unlink()
+        asyncio.run(run())
+
+
+@pytest.mark.parametrize("damage", [b"", b"SUABC\n", b"\xff"])
+def test_a_key_that_is_none_is_named_before_anything_is_asked(
+    tmp_path: Path, damage: bytes
+) -> None:
+    with Server(tmp_path) as server:
+        Path(seed_path(server.workspace, "hub")).write_bytes(damage)
+        with pytest.raises(Refused, match=r"nats-hub\.nk") as refused:
+            asyncio.run(connect(server.workspace, "hub"))
+        assert refused.value.reason == "creds-missing"
+
+
+def test_a_connection_that_was_never_made_can_be_closed() -> None:
+    async def run() -> None:
+        async with Bus("nats://127.0.0.1:1") as bus:
+            pass
+        assert bus.closed.is_set()
+
+    asyncio.run(run())
+
+
+@pytest.mark.parametrize("subject", ["", "a b", "a..b"])
+def test_an_impossible_subject_is_refused_in_our_words(tmp_path: Path, subject: str) -> None:
+    async def run() -> None:
+        async with await connect(server.workspace, "hub") as bus:
+            with pytest.raises(HubError):
+                await bus.publish(subject, b"{}", msg_id="1", within_s=0.5)
+            with pytest.raises(Refused) as refused:
+                await bus.publish(SUBJECT, b"x" * (MAX_PAYLOAD_BYTES + 1), msg_id="2")
+            assert refused.value.reason == "bus-impossible"
+            await ensure(bus, CONFIGS["EVENTS"])
+
+    with Server(tmp_path) as server:
+        asyncio.run(run())
+
+
+def test_an_answer_that_is_no_acknowledgement_is_said_to_be_none(tmp_path: Path) -> None:
+    """A service that listens on a subject which no stream has."""
+
+    async def run() -> None:
+        async with (
+            await connect(server.workspace, "hub") as bus,
+            await connect(server.workspace, "hub") as service,
+        ):
+            feed = await service.feed()
+            for payload in (b"[", b"{}", b'{"seq":"1"}'):
+                asking = asyncio.ensure_future(bus.publish(feed.inbox, b"", msg_id="1"))
+                question = await feed.next(10.0)
+                assert question is not None
+                await service.send(question.reply, payload, reply="")
+                with pytest.raises(Unavailable) as failed:
+                    await asking
+                assert failed.value.reason == "bus-failed"
+
+    with Server(tmp_path) as server:
+        asyncio.run(run())
+
+
+@pytest.mark.faults
+def test_whatever_is_asked_of_a_closed_connection_fails_in_our_words(tmp_path: Path) -> None:
+    async def run() -> None:
+        bus = await connect(server.workspace, "hub")
+        feed = await bus.feed()
+        await bus.close()
+        for call in (
+            bus.request(SUBJECT),
+            bus.publish(SUBJECT, b"", msg_id="1"),
+            bus.send(SUBJECT, b"", reply="x"),
+            bus.feed(),
+            feed.close(),
+        ):
+            with pytest.raises(Unavailable):
+                await call
+        await bus.close()
+
+    with Server(tmp_path) as server:
+        asyncio.run(run())

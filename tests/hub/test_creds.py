@@ -13,7 +13,7 @@ import pytest
 
 from foundation.errors import Refused
 from foundation.workspace import Workspace
-from hub.creds import ensure_creds, read_seed, seed_path
+from hub.creds import ensure_creds, intact, read_seed, seed_path
 from hub.nats import ROLES, read_users
 from tests.hub.bus_server import CODE, make_workspace
 
@@ -149,9 +149,31 @@ def test_a_directory_in_the_place_of_a_seed_is_named(tmp_path: Path) -> None:
 def test_a_missing_seed_says_how_to_get_one(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     os.unlink(seed_path(workspace, "operator"))
-    with pytest.raises(Refused, match="hub start") as refused:
+    with pytest.raises(Refused, match="hub restart") as refused:
         read_seed(workspace, "operator")
     assert refused.value.reason == "creds-missing"
+
+
+@pytest.mark.parametrize("damage", [b"", b"\n", b"SU", b"\xff\xfe", b"x" * 5000, b"SUABC\n"])
+def test_what_is_no_seed_is_named_and_never_used(tmp_path: Path, damage: bytes) -> None:
+    workspace = make_workspace(tmp_path)
+    Path(seed_path(workspace, "hub")).write_bytes(damage)
+    with pytest.raises(Refused, match=r"nats-hub\.nk.*hub restart") as refused:
+        read_seed(workspace, "hub")
+    assert refused.value.reason == "creds-missing"
+
+
+@pytest.mark.parametrize("name", ["nats-hub.nk", "nats-operator.nk", "nats-users.json"])
+def test_a_file_that_is_not_as_it_was_made_is_seen(tmp_path: Path, name: str) -> None:
+    workspace = make_workspace(tmp_path)
+    assert intact(workspace)
+    path = Path(workspace.creds, name)
+    path.write_bytes(path.read_bytes()[:-10])
+    assert not intact(workspace)
+    path.unlink()
+    assert not intact(workspace)
+    ensure_creds(workspace)
+    assert intact(workspace)
 
 
 @pytest.mark.faults

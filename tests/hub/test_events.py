@@ -8,33 +8,25 @@ import os
 import select
 import signal
 import subprocess
-import sys
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from foundation import codec
-from foundation.errors import NotRunning, Refused
-from hub.bus import connect
+from foundation.errors import NotRunning, Refused, Unavailable
+from hub.bus import connect, read_url
 from hub.events import Event, line, print_events, read, summary
 from hub.trunk.streams import CONFIGS, ensure
-from tests.hub.bus_server import CODE, Server, free_port, make_workspace
+from tests.hub.bus_server import Server, copied_server, free_port, make_workspace
+from tests.support import HUB, Hub, eventually, port_of
 
 if TYPE_CHECKING:
     from foundation.workspace import Workspace
 
 pytestmark = pytest.mark.real
-
-PRINT = f"""
-import sys
-sys.path.insert(0, {str(CODE)!r})
-from foundation.workspace import Workspace
-from hub.events import print_events
-print_events(Workspace(sys.argv[1]), after=0, follow=sys.argv[2] == "follow", as_json=True,
-             out=sys.stdout)
-"""
 
 
 async def publish(workspace: Workspace, numbers: range) -> None:
@@ -49,12 +41,12 @@ async def publish(workspace: Workspace, numbers: range) -> None:
 
 
 async def collect(workspace: Workspace, after: int = 0) -> list[Event]:
-    return [event async for event in read(workspace, after)]
+    return [event async for event in read(workspace, after, find=read_url)]
 
 
 def said(workspace: Workspace, *, after: int = 0, as_json: bool = False) -> str:
     out = io.StringIO()
-    print_events(workspace, after=after, follow=False, as_json=as_json, out=out)
+    print_events(workspace, after=after, follow=False, as_json=as_json, out=out, find=read_url)
     return out.getvalue()
 
 
@@ -92,7 +84,7 @@ def test_a_follower_outlives_the_server_and_misses_nothing(
     total = 90
 
     async def follow(seen: list[int]) -> None:
-        async with aclosing(read(server.workspace, 0, follow=True)) as events:
+        async with aclosing(read(server.workspace, 0, follow=True, find=read_url)) as events:
             async for event in events:
                 seen.append(event.data["number"])
                 if len(seen) == total:
@@ -182,10 +174,74 @@ def test_before_trunk_made_the_stream_there_are_no_events(tmp_path: Path) -> Non
 
 
 def test_without_a_hub_the_reader_says_so(tmp_path: Path) -> None:
-    with pytest.raises(NotRunning):
-        said(make_workspace(tmp_path / "never started"))
-    with pytest.raises(NotRunning):
-        said(Server(tmp_path / "stopped").workspace)
+    workspace = make_workspace(tmp_path)
+    with pytest.raises(NotRunning) as not_running:
+        print_events(workspace, after=0, follow=False, as_json=False, out=io.StringIO())
+    assert str(not_running.value) == f"no hub runs in {tmp_path}: `hub start --detach`"
+
+
+def test_a_hub_whose_bus_is_down_says_that_it_may_come_back(tmp_path: Path) -> None:
+    with pytest.raises(Unavailable, match="hub status") as down:
+        said(Server(tmp_path).workspace)
+    assert down.value.reason == "bus-down"
+
+
+def test_what_is_written_beside_it_does_not_stand_for_a_hub(tmp_path: Path) -> None:
+    """A stopped workspace, or a copied one, whose recorded server answers and knows its key."""
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(1)))
+        for follow in (False, True):
+            out = io.StringIO()
+            with pytest.raises(NotRunning):
+                print_events(server.workspace, after=0, follow=follow, as_json=True, out=out)
+            assert out.getvalue() == ""
+
+
+@pytest.mark.faults
+def test_a_follower_waits_while_others_have_the_address_of_its_hub(tmp_path: Path) -> None:
+    """First a workspace that refuses its key, then a copy that does not."""
+
+    async def run() -> list[Event]:
+        seen: list[Event] = []
+        asked = asyncio.Event()
+
+        def find(workspace: Workspace) -> str:
+            loop.call_soon_threadsafe(asked.set)
+            return read_url(workspace)
+
+        async def follow() -> None:
+            async with aclosing(read(server.workspace, follow=True, find=find)) as events:
+                async for event in events:
+                    seen.append(event)
+                    if len(seen) == 2:
+                        return
+
+        loop = asyncio.get_running_loop()
+        await publish(server.workspace, range(1))
+        async with asyncio.TaskGroup() as group:
+            following = group.create_task(follow())
+            await asyncio.to_thread(eventually, lambda: len(seen) == 1)
+            server.kill()
+            for other in (stranger, copy):
+                other.use_port(server.port)
+                with other:
+                    if other is copy:
+                        await publish(copy.workspace, range(10, 13))
+                    for _ in range(3):
+                        asked.clear()
+                        async with asyncio.timeout(20):
+                            await asked.wait()
+                assert not following.done()
+            server.use_port(free_port())
+            server.start()
+            await publish(server.workspace, range(1, 2))
+        return seen
+
+    stranger = Server(tmp_path / "stranger", "original")
+    server, copy = copied_server(tmp_path)
+    with server:
+        events = asyncio.run(asyncio.wait_for(run(), 50))
+    assert [event.data["number"] for event in events] == [0, 1]
 
 
 def test_json_is_one_envelope_with_all_events(tmp_path: Path) -> None:
@@ -209,45 +265,128 @@ def test_for_people_it_is_a_line_an_event(tmp_path: Path) -> None:
     assert lines[1].endswith("slot.s1.event.x  number=1")
 
 
-def _follower(workspace: Workspace) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        [sys.executable, "-I", "-c", PRINT, workspace.root, "follow"],
+def test_without_a_stdout_nothing_is_followed(tmp_path: Path) -> None:
+    with Server(tmp_path) as server:
+        asyncio.run(publish(server.workspace, range(1)))
+        print_events(server.workspace, after=0, follow=True, as_json=True, out=None, find=read_url)
+    with pytest.raises(NotRunning):
+        print_events(server.workspace, after=0, follow=True, as_json=True, out=None)
+
+
+# --- `hub events`, with a whole hub ----------------------------------------------------------
+
+
+@contextmanager
+def _following(hub: Hub, *options: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run ``hub events -f`` in the workspace of *hub*."""
+    follower = subprocess.Popen(
+        [HUB, "events", "-f", *options],
+        cwd=hub.root,
         bufsize=0,  # what readline would read ahead, select does not see
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
+    with follower:
+        try:
+            yield follower
+        finally:
+            follower.kill()
 
 
-def _line(pipe: Any) -> dict[str, Any]:
-    readable, _, _ = select.select([pipe], [], [], 20)
+def _line(follower: subprocess.Popen[bytes]) -> dict[str, Any]:
+    assert follower.stdout is not None
+    readable, _, _ = select.select([follower.stdout], [], [], 20)
     assert readable
-    return codec.loads_object(pipe.readline())
+    return codec.loads_object(follower.stdout.readline())
 
 
-def test_following_prints_an_envelope_a_line_and_ends_cleanly_on_interrupt(tmp_path: Path) -> None:
-    with Server(tmp_path) as server:
-        asyncio.run(publish(server.workspace, range(2)))
-        with _follower(server.workspace) as follower:
-            assert [_line(follower.stdout)["data"]["events"][0]["seq"] for _ in range(2)] == [1, 2]
-            asyncio.run(publish(server.workspace, range(2, 3)))
-            assert _line(follower.stdout)["data"]["events"][0]["data"] == {"number": 2}
-            follower.send_signal(signal.SIGINT)
-            assert follower.wait(10) == 0
-            assert follower.stderr is not None
-            assert follower.stderr.read() == b""
+def _stderr(follower: subprocess.Popen[bytes]) -> bytes:
+    assert follower.stderr is not None
+    return follower.stderr.read()
 
 
-def test_a_reader_that_went_away_ends_it_without_a_word(tmp_path: Path) -> None:
-    with Server(tmp_path) as server:
-        asyncio.run(publish(server.workspace, range(1)))
-        with _follower(server.workspace) as follower:
-            assert follower.stdout is not None
-            _line(follower.stdout)
-            follower.stdout.close()
-            asyncio.run(publish(server.workspace, range(1, 3)))
-            assert follower.wait(10) == 0
-            assert follower.stderr is not None
-            assert follower.stderr.read() == b""
+def _shell(hub: Hub, command: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["bash", "-c", f"set -o pipefail; {command}", HUB],
+        cwd=hub.root, capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+
+
+def test_following_prints_an_event_an_envelope_and_says_that_it_was_interrupted(
+    hub: Hub,
+) -> None:
+    hub.start()
+    hub.wait_ready()
+    with _following(hub, "--json") as follower:
+        first = _line(follower)
+        assert first["schema"] == {"verb": "hub.events", "version": "v1"}
+        assert set(first["data"]) == {"seq", "time", "subject", "kind", "data"}
+        assert first["data"]["kind"] == "ready"
+        asyncio.run(publish(hub.workspace, range(2, 3)))
+        assert _line(follower)["data"]["data"] == {"number": 2}
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+        assert _stderr(follower) == b""
+
+
+@pytest.mark.faults
+def test_a_follower_goes_on_when_its_hub_comes_back_on_another_port(hub: Hub) -> None:
+    old = hub.start()
+    hub.wait_ready()
+    with _following(hub, "--json") as follower:
+        assert _line(follower)["data"]["kind"] == "ready"
+        hub.stop()
+        assert hub.run("events").returncode == 3
+        stranger = Server(hub.root.parent / "stranger")
+        stranger.use_port(port_of(old["nats_url"]))
+        with stranger:
+            assert hub.run("events").returncode == 3
+            new = hub.start()
+            assert new["nats_url"] != old["nats_url"]
+            kinds = []
+            while "ready" not in kinds:
+                kinds.append(_line(follower)["data"]["kind"])
+        follower.send_signal(signal.SIGINT)
+        assert follower.wait(10) == 130
+        assert _stderr(follower) == b""
+
+
+@pytest.mark.faults
+def test_a_copy_without_a_hub_does_not_show_the_events_of_the_original(hub: Hub) -> None:
+    hub.start()
+    hub.wait_ready()
+    assert hub.run("events").stdout != ""
+    subprocess.run(["cp", "-a", hub.root, hub.root.parent / "copy"], check=True)
+    for options in ([], ["--json"], ["-f"]):
+        done = Hub(hub.root.parent / "copy").run("events", *options)
+        assert done.returncode == 3, done.stdout
+        assert "ready in" not in done.stdout
+
+
+def test_a_reader_that_went_away_ends_a_follower_without_a_word_and_without_an_event(
+    hub: Hub,
+) -> None:
+    hub.start()
+    hub.wait_ready()
+    with _following(hub, "--json") as follower:
+        _line(follower)
+        assert follower.stdout is not None
+        follower.stdout.close()
+        assert follower.wait(10) == 0
+        assert _stderr(follower) == b""
+
+
+@pytest.mark.parametrize("options", ["", "--json", "-f", "-f --json"])
+def test_a_stdout_that_takes_nothing_ends_it_in_at_most_a_line(hub: Hub, options: str) -> None:
+    hub.start()
+    hub.wait_ready()
+    asyncio.run(publish(hub.workspace, range(300)))
+    headed = _shell(hub, f'"$0" events {options} | head -c 1')
+    assert (headed.returncode, headed.stderr) == (0, "")
+    closed = _shell(hub, f'"$0" events {options} >&-')
+    assert (closed.returncode, closed.stderr) == (0, "")
+    full = _shell(hub, f'"$0" events {options} > /dev/full')
+    assert (full.returncode, full.stderr) == (1, "hub: No space left on device\n")
 
 
 @pytest.mark.parametrize(
@@ -279,6 +418,12 @@ def test_a_summary_says_what_happened(kind: str, data: dict[str, Any], words: st
     event = Event(seq=1, time="2026-01-01T00:00:00.000Z", subject="hub.event.x", kind=kind,
                   data=data)  # fmt: skip
     assert summary(event) == words
+
+
+def test_a_line_shows_nothing_that_a_terminal_would_act_on() -> None:
+    event = Event(seq=1, time="\x1b[2J\ud800", subject="slot.\x1b]0;x", kind="b",
+                  data={"\x07": "\r"})  # fmt: skip
+    assert line(event) == "     1  ?[2J?  slot.?]0;x  ?=?"
 
 
 def test_a_line_shows_local_time(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,10 +15,11 @@ import pytest
 from foundation import codec
 from hub import outbox
 from hub.bus import StreamRefused, connect
+from hub.creds import seed_path
 from hub.outbox import Outbox
 from hub.trunk.announcer import Announcer
 from hub.trunk.streams import CONFIGS, Mark, StreamState, ensure
-from tests.hub.bus_server import Server, Trunk, fill
+from tests.hub.bus_server import Server, Trunk, copied_server, fill, free_port
 from tests.support import eventually
 
 if TYPE_CHECKING:
@@ -149,6 +150,61 @@ def test_a_server_that_starts_later_is_waited_for(tmp_path: Path) -> None:
     (complaint,) = trunk.logged()
     assert complaint["event"] == "bus-failed"
     assert complaint["reason"] == "not-running"
+
+
+@pytest.mark.faults
+def test_nothing_is_published_into_the_server_of_a_copied_workspace(tmp_path: Path) -> None:
+    """It knows our keys, and got the port that ours had until it was killed."""
+    server, copy = copied_server(tmp_path)
+    with server, Trunk(server.workspace) as trunk:
+        fill(server.workspace, 1)
+        trunk.until_ready()
+        server.kill()
+        copy.use_port(server.port)
+        with copy:
+            fill(server.workspace, 2)
+            trunk.wake()
+            eventually(lambda: "bus-foreign" in [line.get("reason") for line in trunk.logged()])
+            server.use_port(free_port())
+            server.start()
+            eventually(lambda: count(server.workspace) == 3)
+            with pytest.raises(StreamRefused):
+                count(copy.workspace)
+
+
+@pytest.mark.faults
+def test_a_server_that_refuses_our_key_is_waited_out(tmp_path: Path) -> None:
+    """As a port that became another workspace's, before ours is back on a new one."""
+    stranger, server = Server(tmp_path / "stranger"), Server(tmp_path / "mine")
+    own = server.port
+    server.use_port(stranger.port)
+    fill(server.workspace, 1)
+    with stranger, Trunk(server.workspace) as trunk:
+        eventually(lambda: bool(trunk.log.read_bytes()))
+        server.use_port(own)
+        with server:
+            trunk.until_ready()
+            assert published(server.workspace) == [1]
+    assert [line["reason"] for line in trunk.logged()] == ["denied"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("damage", [b"", b"junk\n"])
+def test_a_damaged_key_is_named_and_trunk_waits_for_a_sound_one(
+    tmp_path: Path, damage: bytes
+) -> None:
+    with Server(tmp_path) as server:
+        path = Path(seed_path(server.workspace, "hub"))
+        sound = path.read_bytes()
+        path.write_bytes(damage)
+        with Trunk(server.workspace) as trunk:
+            eventually(lambda: bool(trunk.log.read_bytes()))
+            path.write_bytes(sound)
+            trunk.until_ready()
+    (complaint,) = trunk.logged()
+    assert complaint["reason"] == "creds-missing"
+    assert str(path) in complaint["error"]
+    assert "hub restart" in complaint["error"]
 
 
 @pytest.mark.faults

@@ -177,8 +177,16 @@ def _move_into_place(path: str, workspace: Workspace) -> None:
     finally:
         os.close(fd)
     hit("seed.synced")
-    os.rename(path, workspace.repository)
+    try:
+        os.link(path, workspace.repository)  # not a rename: that would replace what is there
+    except FileExistsError:
+        raise Refused(
+            f"{workspace.repository} appeared while it was being seeded, and is kept: "
+            "`hub start` again uses it",
+            reason="repository-appeared",
+        ) from None
     hit("seed.renamed")
+    os.unlink(path)
     sync_directory(workspace.state)
 
 
@@ -396,6 +404,11 @@ class _Throttled:
         """Pass it on, whenever the last was: the first and the last of a phase."""
         self._progress(phase, done, total)
         self._not_before_s = monotonic() + _PROGRESS_EVERY_S
+
+
+def remove_scratch(workspace: Workspace) -> None:
+    """Remove what a seeding that was killed left beside the repository that it made."""
+    _remove_whatever(f"{workspace.state}/{SCRATCH}")
 
 
 def _remove_whatever(path: str) -> None:

@@ -41,9 +41,10 @@ Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 
 def _port(text: str) -> int:
     """Read a port as the fast path does; name it if it is none."""
-    if text.isascii() and text.isdigit() and 0 < int(text) <= ports.HIGHEST:
-        return int(text)
-    raise typer.BadParameter(f"{text}: a port is a number from 1 to {ports.HIGHEST}")
+    port = ports.parse(text)
+    if port is None:
+        raise typer.BadParameter(f"{text}: a port is a number from 1 to {ports.HIGHEST}")
+    return port
 
 
 FossilPort = Annotated[

@@ -55,6 +55,10 @@ def start(
     workspace = Workspace.find(root)
     if not detach:
         _require_main_thread()
+    if fossil_port is not None and fossil_port == nats_port:
+        from hub.ports import check_pins  # noqa: PLC0415 - only to refuse
+
+        check_pins(fossil_port, nats_port)
     deadline_s = time.monotonic() + timeout_s
     while True:
         info = _attach(workspace, timeout_s, progress)

@@ -199,10 +199,7 @@ def _recorded(workspace: Workspace) -> Identity | None:
     from hub import discovery  # noqa: PLC0415
 
     record = discovery.read(workspace)
-    here = os.stat(workspace.state)
-    if record is None or record.directory != [here.st_dev, here.st_ino]:
-        return None
-    return record.identity
+    return record.identity if record is not None and record.is_of(workspace) else None
 
 
 def refuse_live_slots(workspace: Workspace) -> None:

@@ -510,10 +510,12 @@ class Supervisor:
         servers = [self._children[name] for name in discovery.SERVERS]
         failed = [child for child in servers if child.phase == "failed"]
         if failed:
-            words = _last_words(failed[0].last_exit) if failed[0].last_exit else ""
+            name, exit_ = failed[0].spec.name, failed[0].last_exit
+            way_out = "mend it and run `hub start` again, or see `hub logs`"
+            if exit_ is not None and self._servers.lost_port(name, exit_.output):
+                way_out = "`hub restart` takes another port"
             error = HubError(
-                f"{failed[0].spec.name} keeps failing and was given up: {words}; mend it and run "
-                "`hub start` again, or see `hub logs`",
+                f"{name} keeps failing and was given up: {_last_words(exit_)}; {way_out}",
                 reason="child-failed",
             )
             self._clients.release({"error": to_wire(error)})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shlex
 
+from foundation.errors import Refused
 from foundation.record import Record
 from foundation.workspace import Workspace
 from hub import discovery
@@ -85,7 +86,7 @@ class Scene(Record):
         workspace = Workspace.find(root)
         return cls(
             workspace=workspace,
-            status=status_of(workspace),
+            status=_status_of(workspace),
             record=discovery.read(workspace),
             here=_is_here(workspace),
         )
@@ -115,8 +116,15 @@ class Scene(Record):
         return command if self.stopped else f"{self.hub('stop')} && {command}"
 
 
+def _status_of(workspace: Workspace) -> HubStatus:
+    """Return the state of the hub; of one that is not ours it cannot be known."""
+    try:
+        return status_of(workspace)
+    except Refused as error:
+        return HubStatus(state="unknown", root=workspace.root, reason=str(error))
+
+
 def _is_here(workspace: Workspace) -> bool:
-    from foundation.errors import Refused  # noqa: PLC0415
     from hub.verbs import ROOT_VARIABLE  # noqa: PLC0415 - it draws in every verb
 
     if os.environ.get(ROOT_VARIABLE):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 
 from foundation import codec
 from foundation.atomic import read_bounded
@@ -29,8 +30,8 @@ _SHOWN = 160
 def hub(scene: Scene) -> Verdict | None:
     """The hub is all there, or cleanly not there."""
     now = scene.status
-    if now.state == "unknown" and not os.access(scene.workspace.state, os.X_OK):
-        return None  # it is another user's: the check of the state says so
+    if now.state == "unknown" and not _is_ours(scene.workspace.state):
+        return None  # the checks of the place and of the state say so
     if now.state == "running":
         assert now.info is not None
         return ok(f"running, pid {now.info.pid}, since {now.info.started_at}")
@@ -47,6 +48,11 @@ def hub(scene: Scene) -> Verdict | None:
     return problem(
         f"something holds the control socket and does not answer: {now.reason}", scene.renew()
     )
+
+
+def _is_ours(directory: str) -> bool:
+    status = os.lstat(directory)
+    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
 
 
 def hub_json(scene: Scene) -> Verdict | None:

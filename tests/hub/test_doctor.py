@@ -17,13 +17,15 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation.workspace import Workspace
+from hub import nats, place
 from hub import status as status_module
 from hub.daemon import MARK
-from hub.doctor import Finding, doctor, examine, program
+from hub.doctor import Finding, doctor, examine, machine
 from hub.start import start
 from hub.status import status
 from hub.stop import stop
-from tests.support import eventually, make_repository
+from hub.verbs import ROOT_VARIABLE
+from tests.support import eventually, free_port, make_repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -51,7 +53,7 @@ def git(*arguments: str, cwd: Path) -> None:
 
 @pytest.fixture(autouse=True)
 def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", MARK, "HUB_ROOT"):
+    for name in ("http_proxy", "https_proxy", "all_proxy", "no_proxy", MARK, ROOT_VARIABLE):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.upper(), raising=False)
 
@@ -66,10 +68,16 @@ def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     stop(str(root), force=True)
 
 
+def start_somewhere(root: Path) -> HubInfo:
+    """Start the hub, on ports that no other hub of this machine would choose."""
+    info = start(str(root), detach=True, fossil_port=free_port(), nats_port=free_port())
+    assert info is not None
+    return info
+
+
 def up(root: Path) -> HubInfo:
     """Start the hub and wait until trunk, too, is there."""
-    info = start(str(root), detach=True)
-    assert info is not None
+    info = start_somewhere(root)
     eventually(
         lambda: any(c.name == "trunk" and c.phase == "ready" for c in status(str(root)).children)
     )
@@ -78,7 +86,7 @@ def up(root: Path) -> HubInfo:
 
 def seeded(root: Path) -> Workspace:
     """Return the workspace after a hub has run and was stopped."""
-    start(str(root), detach=True)
+    start_somewhere(root)
     stop(str(root), force=True)
     return Workspace(str(root))
 
@@ -225,7 +233,7 @@ def test_the_lock_is_never_made(repo: Path) -> None:
 def test_a_variable_that_names_no_binary_is_named(
     repo: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for variable, check in (("HUB_FOSSIL", "fossil"), ("HUB_NATS_SERVER", "nats-server")):
+    for variable, check in (("HUB_FOSSIL", "fossil"), (nats.VARIABLE, "nats-server")):
         monkeypatch.setenv(variable, "/nowhere/program")
         finding = found(repo, check)
         assert finding.level == "problem"
@@ -245,7 +253,7 @@ def program_that(tmp_path: Path, script: str) -> str:
     [
         ("echo This is fossil version 2.10 [abc]", "2.10"),
         ("echo hello", "hello"),
-        ("echo no such thing >&2; exit 3", "exited with 3"),
+        ("echo no such thing >&2; exit 3", "exited with status 3"),
     ],
 )
 def test_a_binary_that_is_no_supported_fossil_is_named(
@@ -260,7 +268,7 @@ def test_a_binary_that_is_no_supported_fossil_is_named(
 def test_a_binary_that_hangs_does_not_hang_the_doctor(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(program, "WITHIN_S", 0.1)
+    monkeypatch.setattr(machine, "WITHIN_S", 0.1)
     monkeypatch.setenv("HUB_NATS_SERVER", program_that(tmp_path, "exec sleep 1000"))
     finding = found(repo, "nats-server")
     assert finding.level == "problem"
@@ -340,7 +348,7 @@ def test_another_user_is_told_whose_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     assert findings["state"]["level"] == "warning"
     assert findings["state"]["fix"] == f"sudo -u root hub doctor --root {root}"
     assert findings["place"]["level"] == "problem"
-    assert "belongs to root" in findings["place"]["evidence"]
+    assert "is root's" in findings["place"]["evidence"]
     assert "hub" not in findings
     assert "pidfiles" not in findings
 
@@ -429,10 +437,16 @@ def test_a_key_that_cannot_be_used_is_a_problem(
     assert Path(workspace.creds, "nats-hub.nk").read_bytes() == others
 
 
-def test_a_key_of_somebody_else_is_a_problem(repo: Path) -> None:
+def test_a_key_of_somebody_else_is_a_problem(repo: Path, tmp_path: Path) -> None:
     workspace = seeded(repo)
-    shutil.copy(f"{workspace.creds}/nats-sys.nk", f"{workspace.creds}/nats-hub.nk")
-    assert "nats-hub.nk is not the key" in found(repo, "credentials").evidence
+    one, other = (Path(workspace.creds, f"nats-{role}.nk") for role in ("hub", "sys"))
+    swapped = other.read_bytes(), one.read_bytes()
+    one.write_bytes(swapped[0])
+    other.write_bytes(swapped[1])
+    finding = found(repo, "credentials")
+    assert "nats-users.json does not know the keys" in finding.evidence
+    follow(finding.fix, repo, tmp_path)
+    assert found(repo, "credentials").level == "ok"
 
 
 def test_a_fossil_password_that_is_missing_is_a_problem(repo: Path, tmp_path: Path) -> None:
@@ -477,8 +491,8 @@ def test_what_a_killed_hub_left_is_cleared_by_a_stop(repo: Path, tmp_path: Path)
     eventually(lambda: not os.path.exists(f"/proc/{info.nats_pid}"))
     finding = found(repo, "pidfiles")
     assert finding.level == "warning"
-    assert f"hub.pid names {info.pid} (gone)" in finding.evidence
-    assert found(repo, "hub-json").evidence.endswith("is gone")
+    assert f"hub.pid names {info.pid} (ended)" in finding.evidence
+    assert found(repo, "hub-json").evidence.endswith("has ended")
     follow(finding.fix, repo, tmp_path)
     assert wrong(repo) == {}
 
@@ -549,15 +563,16 @@ def test_a_hub_that_lost_its_socket_is_a_problem(repo: Path, tmp_path: Path) -> 
 
 def test_a_process_of_this_workspace_that_nobody_watches_is_a_problem(repo: Path) -> None:
     up(repo)
-    assert found(repo, "orphans").level == "ok"
+    assert found(repo, "strays").level == "ok"
     env = {"PATH": os.defpath, MARK: str(repo)}
     with subprocess.Popen(["sleep", "1000"], env=env, start_new_session=True) as stray:
-        eventually(lambda: found(repo, "orphans").level == "problem")
-        finding = found(repo, "orphans")
+        eventually(lambda: found(repo, "strays").level == "problem")
+        finding = found(repo, "strays")
         stray.kill()
     assert f"pid {stray.pid} (sleep)" in finding.evidence
-    assert finding.fix == "hub reap"
-    assert found(repo, "orphans").level == "ok"
+    assert f"{MARK}={repo}" in finding.evidence
+    assert finding.fix == f"kill {stray.pid}"
+    assert found(repo, "strays").level == "ok"
 
 
 def test_processes_of_a_live_slot_and_of_other_workspaces_are_nobodys_orphans(repo: Path) -> None:
@@ -571,7 +586,7 @@ def test_processes_of_a_live_slot_and_of_other_workspaces_are_nobodys_orphans(re
         slot = repo / ".bones/swarm/auth"
         slot.mkdir(parents=True)
         (slot / "leaf.pid").write_text(f"{leaf.pid}\n")
-        finding = found(repo, "orphans")
+        finding = found(repo, "strays")
         leaf.kill()
         other.kill()
     assert finding.level == "ok"
@@ -606,6 +621,37 @@ def test_errors_in_the_log_count_until_the_next_start(repo: Path) -> None:
 
 
 # --- the trunk's file ------------------------------------------------------------------------
+
+
+def test_a_process_that_nobody_has_waited_for_has_ended(repo: Path) -> None:
+    workspace = seeded(repo)
+    with subprocess.Popen(["true"]) as zombie:
+        eventually(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
+        Path(workspace.pids, "nats.pid").write_text(f"{zombie.pid}\n")
+        assert f"nats.pid names {zombie.pid} (ended)" in found(repo, "pidfiles").evidence
+
+
+def test_what_is_no_database_is_not_quoted(repo: Path) -> None:
+    workspace = seeded(repo)
+    Path(workspace.repository).write_bytes(b"\x1b[2J\xff\0junk")
+    evidence = found(repo, "repository").evidence
+    assert "does not begin like an SQLite database" in evidence
+    assert "junk" not in evidence
+
+
+def test_little_room_is_told_with_what_to_do(repo: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(place, "free_bytes", lambda _path: 300 * 2**20)
+    finding = found(repo, "place")
+    assert finding.level == "warning"
+    assert "300.0 MiB free: below 1.0 GiB" in finding.evidence
+    monkeypatch.setattr(place, "free_bytes", lambda _path: 2**20)
+    finding = found(repo, "place")
+    assert finding.level == "problem"
+    assert "free at least 16 MiB" in finding.evidence
+    assert subprocess.run(["sh", "-nc", finding.fix], check=False).returncode == 0
+    assert finding.fix.startswith("du ")
+    monkeypatch.setattr(place, "free_bytes", lambda _path: 80 * 2**30)
+    assert found(repo, "place").evidence.endswith("80.0 GiB free")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", None])

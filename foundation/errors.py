@@ -55,8 +55,11 @@ class ToolFailed(HubError):
 
     def __init__(self, argv: list[str], status: int, stderr: str, *, reason: str = "tool") -> None:
         """Name the program by *argv*, how it ended by *status* (negative: a signal)."""
-        ended = f"was killed by signal {-status}" if status < 0 else f"exited with {status}"
-        super().__init__(f"{argv[0]} {ended}: {stderr.strip() or 'no output'}", reason=reason)
+        from foundation.spawn import describe_exit  # noqa: PLC0415 - most errors need no process
+
+        super().__init__(
+            f"{argv[0]} {describe_exit(status)}: {stderr.strip() or 'no output'}", reason=reason
+        )
         self.argv = argv
         self.status = status
         self.stderr = stderr

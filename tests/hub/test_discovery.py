@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,17 @@ def test_what_was_written_is_read(workspace: Workspace) -> None:
     assert discovery.read(workspace) == example()
     assert Path(workspace.discovery).stat().st_mode & 0o777 == 0o600
     assert Path(workspace.discovery).read_bytes().count(b"\n") == 1
+
+
+def test_a_copied_directory_is_not_the_one_it_was_written_in(
+    workspace: Workspace, tmp_path: Path
+) -> None:
+    status = os.stat(workspace.state)
+    written = example().replace(directory=[status.st_dev, status.st_ino])
+    assert written.is_of(workspace)
+    copy = Workspace(str(tmp_path / "copy"))
+    shutil.copytree(workspace.root, copy.root)
+    assert not written.is_of(copy)
 
 
 def test_nothing_is_nothing(workspace: Workspace) -> None:

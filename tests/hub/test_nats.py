@@ -18,6 +18,7 @@ from foundation import codec
 from foundation.errors import Refused
 from hub.bus import Bus, StreamRefused, connect
 from hub.nats import (
+    VARIABLE,
     argv,
     check_version,
     config_path,
@@ -222,10 +223,13 @@ def test_the_environment_names_the_server_by_path_or_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine = _program(tmp_path / "bin" / "my-nats")
-    monkeypatch.setenv("HUB_NATS_SERVER", mine)
+    monkeypatch.setenv(VARIABLE, mine)
     assert find_server() == mine
-    monkeypatch.setenv("HUB_NATS_SERVER", "my-nats")
+    monkeypatch.setenv(VARIABLE, "my-nats")
     monkeypatch.setenv("PATH", f".:{tmp_path}/bin")
+    assert find_server() == mine
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv(VARIABLE, "bin/my-nats")  # as HUB_FOSSIL takes one
     assert find_server() == mine
 
 
@@ -233,8 +237,8 @@ def test_the_environment_names_the_server_by_path_or_by_name(
 def test_a_wrong_name_in_the_environment_is_an_error_not_a_fallback(
     named: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HUB_NATS_SERVER", named)
-    with pytest.raises(Refused, match="HUB_NATS_SERVER") as refused:
+    monkeypatch.setenv(VARIABLE, named)
+    with pytest.raises(Refused, match=VARIABLE) as refused:
         find_server()
     assert refused.value.reason == "binary-missing"
 
@@ -242,7 +246,7 @@ def test_a_wrong_name_in_the_environment_is_an_error_not_a_fallback(
 def test_a_file_that_cannot_be_executed_is_no_server(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("HUB_NATS_SERVER", _program(tmp_path / "nats-server", 0o644))
+    monkeypatch.setenv(VARIABLE, _program(tmp_path / "nats-server", 0o644))
     with pytest.raises(Refused):
         find_server()
 
@@ -250,7 +254,7 @@ def test_a_file_that_cannot_be_executed_is_no_server(
 def test_the_server_beside_the_interpreter_comes_before_the_one_on_path(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.delenv("HUB_NATS_SERVER", raising=False)
+    monkeypatch.delenv(VARIABLE, raising=False)
     on_path = _program(tmp_path / "path" / "nats-server")
     monkeypatch.setenv("PATH", str(tmp_path / "path"))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "venv" / "python"))

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from foundation.errors import Refused
 from hub import ports
-from hub.ports import any_free, choose, holder_of, is_free, listener_inodes
+from hub.ports import any_free, check_pins, choose, holder_of, is_free, listener_inodes, parse
 from tests.support import CODE, free_port, taken_port
 
 
@@ -43,6 +43,26 @@ def test_a_taken_pinned_port_names_its_holder() -> None:
         assert len(listener_inodes(taken)) == 1
     assert is_free(taken)
     assert holder_of(taken) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "port"),
+    [
+        ("1", 1), ("65535", 65535), ("08765", 8765), ("0", None), ("65536", None), ("", None),
+        ("-1", None), ("+1", None), (" 1", None), ("1e3", None), ("٣", None), ("9" * 5000, None),
+    ],
+)  # fmt: skip
+def test_a_text_is_a_port_or_none(text: str, port: int | None) -> None:
+    assert parse(text) == port
+
+
+def test_both_servers_cannot_be_pinned_to_one_port() -> None:
+    for fossil, nats in ((None, None), (9000, None), (None, 9000), (9000, 9001)):
+        check_pins(fossil, nats)
+    with pytest.raises(Refused) as raised:
+        check_pins(9000, 9000)
+    assert raised.value.reason == "port-invalid"
+    assert str(raised.value) == "--fossil-port and --nats-port are both 9000; they must differ"
 
 
 @given(st.integers(max_value=0) | st.integers(min_value=65536))

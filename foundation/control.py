@@ -76,15 +76,15 @@ def listen(path: str) -> _socket.socket:
         pass
     server = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
     os.set_inheritable(server.fileno(), False)
-    previous = os.umask(0o177)
     try:
+        # Not by a umask: that is the whole process's, and a caller may have other threads. Until
+        # it listens nobody can connect, and only its owner enters the directory.
         through_directory(path, server.bind)
+        os.chmod(path, 0o600)
         server.listen(BACKLOG)
     except BaseException:
         server.close()
         raise
-    finally:
-        os.umask(previous)
     return server
 
 

@@ -18,6 +18,7 @@ from tests.support import (
     Hub,
     end,
     eventually,
+    free_port,
     listening_ports,
     make_repository,
     processes_of,
@@ -140,7 +141,11 @@ def seeded(tmp_path: Path, _seeded_once: Path) -> Path:
 @pytest.fixture
 def hub(seeded: Path) -> Iterator[Hub]:
     """Return a hub that is ready to be started, and is ended at the end."""
-    yield Hub(seeded)
+    made = Hub(seeded)
+    # As if it had run there before: nothing here depends on who has the default ports.
+    Path(made.workspace.fossil_url).write_text(f"http://127.0.0.1:{free_port()}\n")
+    Path(made.workspace.nats_url).write_text(f"nats://127.0.0.1:{free_port()}\n")
+    yield made
     if (seeded / ".git").exists():
         stop(str(seeded), force=True, timeout_s=5)
 

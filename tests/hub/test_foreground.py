@@ -191,11 +191,13 @@ def test_twenty_threads_that_start_find_one_hub(hub: Hub) -> None:
         except BaseException as error:  # noqa: BLE001 - to be shown by the test
             infos.append(error)
 
+    before = os.umask(0o022)
     threads = [threading.Thread(target=run) for _turn in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
+    assert os.umask(before) == 0o022, "threads that set it restored each other's"
     assert all(isinstance(info, HubInfo) for info in infos), infos
     assert len({info.pid for info in infos if isinstance(info, HubInfo)}) == 1
     hub.stop()

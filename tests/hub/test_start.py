@@ -579,13 +579,15 @@ def can_drop_powers() -> bool:
 
 
 @pytest.mark.skipif(not can_drop_powers(), reason="root writes through modes, and cannot be kept")
-@pytest.mark.parametrize("where", ["", "logs", "nats", "pids", "logs/hub.log"])
+@pytest.mark.parametrize("where", ["", ".orchestrator/logs/hub.log"])
 def test_state_that_cannot_be_written_is_refused(hub: Hub, where: str) -> None:
-    place = Path(hub.workspace.state) / where
-    if where.endswith(".log"):
+    place = hub.root / where
+    if not where:
+        shutil.rmtree(hub.workspace.state)
+    else:
         place.touch()
     before = place.stat().st_mode
-    place.chmod(0o444 if place.is_file() else 0o555)
+    place.chmod(0o444 if where else 0o555)
     done = subprocess.run(
         modes_hold(CODE / "bin/hub", "start", "--detach", "--json"),
         cwd=hub.root,
@@ -607,6 +609,25 @@ def test_a_directory_in_a_log_s_place_is_an_error_with_a_name(hub: Hub, name: st
     (Path(hub.workspace.logs) / name).mkdir()
     error = hub.refused()
     assert name in error["message"]
+
+
+@pytest.mark.skipif(not can_drop_powers(), reason="root writes through modes, and cannot be kept")
+@pytest.mark.parametrize("where", ["", "logs", "nats", "creds", "pids", "outbox"])
+@pytest.mark.parametrize("mode", [0o555, 0o777])
+def test_directories_of_ours_with_other_modes_are_made_private(
+    hub: Hub, where: str, mode: int
+) -> None:
+    place = Path(hub.workspace.state) / where
+    if not where:
+        mode |= 0o200  # otherwise it is refused
+    place.chmod(mode)
+    subprocess.run(
+        modes_hold(CODE / "bin/hub", "start", "--detach"),
+        cwd=hub.root,
+        capture_output=True,
+        check=True,
+    )
+    assert place.stat().st_mode & 0o777 == 0o700
 
 
 def can_mount() -> bool:

@@ -179,6 +179,8 @@ def main() -> None:
     except HubError as error:
         report(fail=to_wire(error))
         os._exit(1)
+    except BrokenPipeError:  # the hub is gone, and nobody is left to tell
+        os._exit(1)
     except OSError as error:
         from hub.place import explain  # noqa: PLC0415
 

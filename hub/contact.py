@@ -34,6 +34,13 @@ def connect(workspace: Workspace) -> Connection | None:
         )
     if status.st_uid != os.geteuid():
         raise foreign(workspace, status.st_uid)
+    try:
+        if not stat.S_ISSOCK(os.lstat(workspace.socket).st_mode):
+            raise Refused(
+                f"{workspace.socket} is not a socket of our own: remove it", reason="state-foreign"
+            )
+    except FileNotFoundError:
+        return None
     connection = Connection.open(workspace.socket)
     if connection is not None:
         uid = connection.peer_uid()

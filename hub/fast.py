@@ -31,7 +31,11 @@ _PLAIN = frozenset(
 VERSION = 1
 """That of :mod:`foundation.control`, which costs too much to ask; a test holds them equal."""
 
-_KIND, _DIRECTORY = 0o170000, 0o040000  # inode(7); stat would have to be imported
+_KIND, _DIRECTORY, _SOCKET = (
+    0o170000,
+    0o040000,
+    0o140000,
+)  # inode(7); stat would have to be imported
 _NOBODY_READS = (9, 32)  # EBADF, EPIPE
 _ADDRESS_LIMIT = 107  # unix(7): sun_path
 _ANSWER_LIMIT = 256 * 1024
@@ -114,9 +118,10 @@ def _address() -> str | None:
                 break
             except FileNotFoundError:
                 directory = directory[: directory.rindex("/")]
-        if posix.lstat(f"{directory}/.orchestrator").st_mode & _KIND != _DIRECTORY:
-            return None  # a link: to another workspace
-        address = f"{directory}/.orchestrator/hub.sock"
+        state, address = f"{directory}/.orchestrator", f"{directory}/.orchestrator/hub.sock"
+        for path, kind in ((state, _DIRECTORY), (address, _SOCKET)):
+            if posix.lstat(path).st_mode & _KIND != kind:
+                return None  # a link: to another workspace
         return address if len(address.encode()) <= _ADDRESS_LIMIT else None
     except (OSError, ValueError):  # deleted, no repository above, a name that is not UTF-8
         return None

@@ -117,7 +117,9 @@ class Supervisor:
         for fd in (wakeup_read, wakeup_write):
             os.set_blocking(fd, False)
         previous_wakeup = _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        handlers: dict[int, Any] = dict.fromkeys((_HUP, _INT, _TERM), lambda *_: None)
+        handlers: dict[int, Any] = dict.fromkeys((_INT, _TERM), lambda *_: None)
+        if _signal.getsignal(_HUP) != _signal.SIG_IGN:  # nohup means it
+            handlers[_HUP] = lambda *_: None
         # A client that leaves must not end us, and who ignores SIGCHLD cannot wait for a child.
         handlers |= {_PIPE: _signal.SIG_IGN, _CHLD: _signal.SIG_DFL}
         previous_handlers = {n: _signal.signal(n, handler) for n, handler in handlers.items()}

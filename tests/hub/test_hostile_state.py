@@ -93,6 +93,19 @@ def test_a_state_that_is_a_link_to_another_workspace_is_not_that_ones_hub(
     assert hub.status()["info"]["pid"] == info["pid"]
 
 
+@pytest.mark.real
+def test_a_socket_that_is_a_link_leads_to_no_other_hub(hub: Hub, tmp_path: Path) -> None:
+    info = hub.start()
+    other = tmp_path / "other"
+    subprocess.run(["git", "init", "-q", str(other)], check=True)
+    workspace = Workspace(str(other))
+    workspace.make_state()
+    Path(workspace.socket).symlink_to(hub.workspace.socket)
+    for verb in ("stop", "status", "url"):
+        assert hub.run(verb, cwd=other).returncode != 0
+    assert hub.status()["info"]["pid"] == info["pid"]
+
+
 @as_root
 @pytest.mark.faults
 def test_a_socket_of_another_user_cannot_make_us_end_a_stranger(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
-"""``bin/bench start|seed [options]``: measure, print a table, exit 1 if a limit is missed."""
+"""``bin/bench start|seed|setup [options]``: measure, print a table, exit 1 if a limit is missed."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-_BENCHES = ("start", "seed")
+_BENCHES = ("start", "seed", "setup")
 
 
 def main() -> None:

@@ -7,15 +7,18 @@ and probed by this process, both servers' own exit.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import select
 import shutil
 import signal
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
 import time
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
@@ -32,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HUB = str(ROOT / "bin" / "hub")
 USS_LIMIT_MB = 8.0
 DEATH_LIMIT_MS = 50.0
+TELL_LIMIT_MS = 100.0
 
 
 def main(arguments: list[str]) -> int:
@@ -117,6 +121,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
         wait_for_trunk(workspace, 10)  # it loads for a while, on a processor that stop wants
         return verb("stop")
 
+    rows.append(failure(root, env, rounds))
     rows.append(paired("hub stop", rounds, floor_stop, ours_stop, quiet=quiet, limit=2.0))
     return rows
 
@@ -198,6 +203,31 @@ def death(root: Path) -> Row:
         unit="ms",
         limit=1.0,
         rounds=10,
+    )
+
+
+def failure(root: Path, env: dict[str, str], rounds: int) -> Row:
+    """Return how long a start takes from finding that a pinned port is taken to its own end."""
+    log = Path(Workspace(str(root)).logs) / "hub.log"
+    told: list[float] = []
+    with socket.create_server((ports.LOOPBACK, 0)) as holder:
+        port = str(holder.getsockname()[1])
+        for _turn in range(rounds):
+            run_ms(
+                [HUB, "start", "--detach", "--fossil-port", port], cwd=str(root), env=env, expect=1
+            )
+            ended = datetime.now(UTC)
+            lines = [json.loads(line) for line in log.read_text().splitlines()]
+            found = [line["time"] for line in lines if line["event"] == "start-failed"]
+            took = ended - datetime.fromisoformat(found[-1])
+            told.append(took.total_seconds() * 1000)
+    return Row(
+        name="a failed start, from finding the reason to its end",
+        ours=statistics.median(told),
+        floor=TELL_LIMIT_MS,
+        unit="ms",
+        limit=1.0,
+        rounds=rounds,
     )
 
 

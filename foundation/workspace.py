@@ -14,6 +14,9 @@ from foundation.errors import Refused
 STATE = ".orchestrator"
 SLOTS = ".bones"
 
+MARK = "BONES_WORKSPACE"
+"""In the environment of every process of ours: the root of the workspace it serves."""
+
 _EXCLUDED = (f"/{STATE}/", f"/{SLOTS}/")
 _EXCLUDE_COMMENT = "# state of the hub and its slots: hub stop, then delete these directories"
 _FORMER_COMMENT = "# state of the hub and its slots; `bones purge` removes it"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _socket
 import os
 import sys
 
@@ -12,25 +13,21 @@ from foundation.failpoint import hit
 from foundation.lock import try_lock
 from foundation.process import open_pidfd, terminate
 from foundation.spawn import describe_exit, fork_daemon, spawn_daemon
+from foundation.workspace import MARK, Workspace
 from hub import place
 from hub.contact import connect
 from hub.info import HubInfo
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
-
-    from foundation.workspace import Workspace
     from hub.start import Progress
 
 LISTENER_FD = 3
 LOCK_FD = 4
-MARK = "BONES_WORKSPACE"
-"""In the environment of every process of ours: the root of the workspace it serves."""
 
 _PROGRAM = (
     "import sys; sys.path[:0] = [sys.argv.pop(1)]; "
-    "from hub.supervisor import daemon_main; daemon_main()"
+    "from hub.daemon import daemon_main; daemon_main()"
 )
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _TAIL_LINES = 20
@@ -120,8 +117,6 @@ def _launch(
         if lean:
 
             def serve() -> int:
-                from hub.supervisor import serve_detached  # noqa: PLC0415 - not in the starter
-
                 return serve_detached(workspace, *asked)
 
             return fork_daemon(serve, files=files)
@@ -190,3 +185,33 @@ def _log_tail(path: str, start: int) -> str:
 
     lines = [line.decode(errors="replace") for line in tail(path, _TAIL_LINES, start=start)]
     return "".join(f"\n  {line}" for line in ["; its log:", *lines]) if lines else ""
+
+
+def daemon_main() -> None:
+    """Be the detached supervisor, executed as one: the last argument says of what."""
+    request = codec.loads_object(sys.argv[1])
+    workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
+    status = serve_detached(workspace, request["fossil_port"], request["nats_port"])
+    os._exit(status)  # skips 0.6 ms of interpreter teardown
+
+
+def serve_detached(workspace: Workspace, fossil_port: int | None, nats_port: int | None) -> int:
+    """Be the detached supervisor until it ends; return the exit status.
+
+    Descriptor 3 listens, 4 holds the lock, 0 to 2 are the null device and the log.
+    """
+    for fd in (LISTENER_FD, LOCK_FD):
+        os.set_inheritable(fd, False)
+    os.closerange(max(LISTENER_FD, LOCK_FD) + 1, 65536)
+    os.umask(0o077)
+    os.chdir(workspace.state)
+    from hub.supervisor import Options, Supervisor  # noqa: PLC0415 - not in the starter
+
+    options = Options(fossil_port=fossil_port, nats_port=nats_port, detached=True)
+    try:
+        Supervisor(
+            workspace, options, lock=LOCK_FD, listener=_socket.socket(fileno=LISTENER_FD)
+        ).run()
+    except HubError:
+        return 1  # logged, and told to everybody who waits
+    return 0

@@ -9,8 +9,8 @@ from __future__ import annotations
 import os
 
 from foundation.process import open_pidfd, send_signal, wait_exit
+from foundation.workspace import MARK
 from hub import nats
-from hub.daemon import MARK
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -6,10 +6,10 @@ import os
 import sys
 
 from foundation.errors import Corrupt, HubError
+from foundation.workspace import MARK
 from hub import discovery, fossil, nats, ports
 from hub.child import ChildSpec
 from hub.creds import intact
-from hub.daemon import MARK
 from hub.probe import Probe
 
 TYPE_CHECKING = False

@@ -6,48 +6,44 @@ killed the kernel kills its children, so that "no supervisor" means "nothing run
 
 from __future__ import annotations
 
-import _signal
-import _socket
-import fcntl
 import os
-import sys
 import time
 
-from foundation import codec, control
+from foundation import control
 from foundation.clock import utc_now
 from foundation.errors import HubError, Refused, Unavailable, to_wire
 from foundation.failpoint import hit
 from foundation.process import Identity
 from foundation.record import Record
 from foundation.spawn import describe_exit
-from foundation.workspace import Workspace
 from hub import discovery, ports
 from hub.child import Child
 from hub.clients import Clients
-from hub.daemon import LISTENER_FD, LOCK_FD
 from hub.discovery import Discovery
+from hub.hold import NOTICED_WITHIN_S, Hold
 from hub.info import HubInfo
 from hub.lifecycle import hub_step
 from hub.logs import HubLog, LogFile
 from hub.reactor import Reactor
 from hub.servers import Servers, repository_corrupt
+from hub.signals import StopSignals
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import _socket
     from collections.abc import Callable
     from typing import Any
 
+    from foundation.workspace import Workspace
     from hub.child import Exit
     from hub.clients import Client
     from hub.lifecycle import HubEvent, HubPhase
     from hub.outbox import Outbox
     from hub.preparation import Preparation
 
-HEALTH_EVERY_S = 5.0
+HEALTH_EVERY_S = NOTICED_WITHIN_S
 PORT_ATTEMPTS = 5
 """How often a server that lost its port to another program gets a new one at start."""
-
-_HUP, _INT, _PIPE, _TERM, _CHLD = 1, 2, 13, 15, 17
 
 
 class Options(Record):
@@ -82,8 +78,7 @@ class Supervisor:
         self.phase: HubPhase = "starting"
         self.failure: HubError | None = None
         self.info: HubInfo | None = None
-        self._lock = lock
-        self._directory_lock = -1
+        self._hold = Hold(workspace, lock)
         self._on_ready = on_ready
         self._on_progress = on_progress
         self._cancel = cancel
@@ -92,7 +87,6 @@ class Supervisor:
         self._log = HubLog(self._logs["hub"])
         self._clients = Clients(self._reactor, listener, self._answer)
         self._identity = _own_identity()
-        self._directory = _inode_of(workspace.state) or (0, 0)
         self._previous = discovery.read(workspace)
         self._epoch = self._previous.epoch + 1 if self._previous else 1
         self._hub_id = self._previous.hub_id if self._previous else os.urandom(16).hex()
@@ -113,18 +107,8 @@ class Supervisor:
         Raises:
             HubError: it could not start; nothing runs, and every client has been told.
         """
-        wakeup_read, wakeup_write = os.pipe()
-        for fd in (wakeup_read, wakeup_write):
-            os.set_blocking(fd, False)
-        previous_wakeup = _signal.set_wakeup_fd(wakeup_write, warn_on_full_buffer=False)
-        handlers: dict[int, Any] = dict.fromkeys((_INT, _TERM), lambda *_: None)
-        if _signal.getsignal(_HUP) != _signal.SIG_IGN:  # nohup means it
-            handlers[_HUP] = lambda *_: None
-        # A client that leaves must not end us, and who ignores SIGCHLD cannot wait for a child.
-        handlers |= {_PIPE: _signal.SIG_IGN, _CHLD: _signal.SIG_DFL}
-        previous_handlers = {n: _signal.signal(n, handler) for n, handler in handlers.items()}
+        signals = StopSignals(self._reactor, lambda number: self.stop(f"signal {number}"))
         try:
-            self._reactor.watch(wakeup_read, lambda _events: self._signalled(wakeup_read))
             if self._cancel is not None:
                 self._reactor.watch(self._cancel, lambda _events: self._cancelled())
             self._reactor.call_later(0, self._begin)
@@ -134,20 +118,11 @@ class Supervisor:
             self._log.write("error", "bug", error=repr(error))
             raise
         finally:
-            _signal.set_wakeup_fd(previous_wakeup)
-            self._reactor.forget(wakeup_read)
-            for fd in (wakeup_read, wakeup_write):
-                os.close(fd)
+            signals.mute()
             self._close()
-            for number, handler in previous_handlers.items():
-                _signal.signal(number, _signal.SIG_DFL if handler is None else handler)
+            signals.restore()
         if self.failure is not None:
             raise self.failure
-
-    def _signalled(self, wakeup: int) -> None:
-        numbers = set(os.read(wakeup, 64)) & {_HUP, _INT, _TERM}
-        if numbers:
-            self.stop(f"signal {max(numbers)}")
 
     def _cancelled(self) -> None:
         assert self._cancel is not None
@@ -177,7 +152,7 @@ class Supervisor:
             self.fail(explain(error, self.workspace.state))
 
     def _prepare(self) -> None:
-        self._lock_directory()
+        self._hold.take_directory()
         hit("start.began")
         if discovery.remove_pids(self.workspace):  # a predecessor that was killed left them
             from hub.orphans import end_orphans  # noqa: PLC0415
@@ -202,24 +177,6 @@ class Supervisor:
         self._clients.progress(progress)
         if self._on_progress is not None:
             self._on_progress(progress)
-
-    def _lock_directory(self) -> None:
-        """Hold the directory itself, too: somebody may have removed hub.lock under a living hub.
-
-        Raises:
-            Unavailable: that hub has not noticed yet.
-        """
-        directory = os.open(self.workspace.state, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(directory)
-            raise Unavailable(
-                f"a hub still runs here whose {self.workspace.lock} was removed: it ends within "
-                f"{HEALTH_EVERY_S:g} s; then start again",
-                reason="lock-replaced",
-            ) from None
-        self._directory_lock = directory
 
     def _prepared(self, error: HubError | None) -> None:
         self._preparation = None
@@ -359,7 +316,7 @@ class Supervisor:
             hub_id=self._hub_id,
             epoch=self._epoch,
             root=self.workspace.root,
-            directory=list(self._directory),
+            directory=list(self._hold.directory),
             identity=self._identity,
             children=children,
             fossil_url=self.info.fossil_url,
@@ -453,11 +410,7 @@ class Supervisor:
 
     def _still_here(self) -> bool:
         """Stop if the workspace was moved or deleted, or the lock file replaced."""
-        gone = ""
-        if _inode_of(self.workspace.state) not in (self._directory, None):
-            gone = f"{self.workspace.root} was moved or deleted"
-        elif _inode_of(self.workspace.lock) not in (_inode_of_fd(self._lock), None):
-            gone = f"{self.workspace.lock} was replaced"
+        gone = self._hold.lost()
         if gone:
             self.stop(gone)
             return False
@@ -598,18 +551,14 @@ class Supervisor:
             child.abandon()
         if self._preparation is not None:
             self._preparation.abandon()
-        # Not after a move, and not if it was another hub that has the lock file of now.
-        ours = self._directory_lock >= 0 and _inode_of(self.workspace.state) == self._directory
-        if ours and _inode_of(self.workspace.lock) in (_inode_of_fd(self._lock), (0, 0)):
+        if self._hold.owns_files():
             try:
                 discovery.remove_pids(self.workspace)
             except OSError as error:
                 self._log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
         hit("stop.unlocking")
-        if self._directory_lock >= 0:
-            os.close(self._directory_lock)
-        os.close(self._lock)  # before the clients see the end and try to start anew
+        self._hold.release()  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
         self._clients.close({"error": to_wire(last_words)})
         if self._outbox is not None:
@@ -634,52 +583,8 @@ def _own_identity() -> Identity:
     return identity
 
 
-def _inode_of(path: str) -> tuple[int, int] | None:
-    """Return device and inode of *path*; (0, 0) if it is not there, None if that is not known."""
-    try:
-        status = os.stat(path)
-    except (FileNotFoundError, NotADirectoryError):
-        return (0, 0)
-    except OSError:
-        return None
-    return (status.st_dev, status.st_ino)
-
-
-def _inode_of_fd(fd: int) -> tuple[int, int]:
-    status = os.fstat(fd)
-    return (status.st_dev, status.st_ino)
-
-
 def _last_words(exit_: Exit | None) -> str:
     lines = (
         [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
     )
     return " | ".join(lines[-3:]) or "it said nothing"
-
-
-def daemon_main() -> None:
-    """Be the detached supervisor, executed as one: the last argument says of what."""
-    request = codec.loads_object(sys.argv[1])
-    workspace = Workspace(os.fsdecode(bytes.fromhex(request["root"])))
-    status = serve_detached(workspace, request["fossil_port"], request["nats_port"])
-    os._exit(status)  # skips 0.6 ms of interpreter teardown
-
-
-def serve_detached(workspace: Workspace, fossil_port: int | None, nats_port: int | None) -> int:
-    """Be the detached supervisor until it ends; return the exit status.
-
-    Descriptor 3 listens, 4 holds the lock, 0 to 2 are the null device and the log.
-    """
-    for fd in (LISTENER_FD, LOCK_FD):
-        os.set_inheritable(fd, False)
-    os.closerange(max(LISTENER_FD, LOCK_FD) + 1, 65536)
-    os.umask(0o077)
-    os.chdir(workspace.state)
-    options = Options(fossil_port=fossil_port, nats_port=nats_port, detached=True)
-    try:
-        Supervisor(
-            workspace, options, lock=LOCK_FD, listener=_socket.socket(fileno=LISTENER_FD)
-        ).run()
-    except HubError:
-        return 1  # logged, and told to everybody who waits
-    return 0

@@ -8,10 +8,10 @@ import stat
 from foundation import codec
 from foundation.atomic import read_bounded
 from foundation.process import ALIVE, UNKNOWN, has_exited, open_pidfd
+from foundation.workspace import MARK
 from hub import discovery
 from hub import logs as log_files
 from hub import ports as tcp
-from hub.daemon import MARK
 from hub.doctor.finding import Scene, Verdict, ok, problem, warning
 from hub.wording import several, size
 

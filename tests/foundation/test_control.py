@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from foundation import codec, control
 from foundation.control import Connection, LineBuffer
-from foundation.errors import HubError, Refused, Unavailable
+from foundation.errors import HubError, Refused, Unavailable, to_wire
 
 
 @given(
@@ -201,3 +201,11 @@ def test_no_descriptor_is_left_by_any_of_it(tmp_path: Path) -> None:
     (tmp_path / "s").unlink()
     test_a_directory_in_the_socket_s_place_is_an_error(tmp_path)
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_the_last_words_of_one_that_closed_before_the_question_are_heard() -> None:
+    ours, theirs = socket.socketpair()
+    theirs.sendall(control.encode({"error": to_wire(Refused("no", reason="because"))}))
+    theirs.close()
+    with Connection(ours) as connection, pytest.raises(Refused, match="no"):
+        connection.ask("start", timeout_s=1)

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foundation.workspace import Workspace
+from foundation.workspace import MARK, Workspace
 from hub import nats, place
 from hub import status as status_module
-from hub.daemon import MARK
 from hub.doctor import Finding, doctor, examine, machine
 from hub.start import start
 from hub.status import status

@@ -35,9 +35,9 @@ def connect(workspace: Workspace) -> Connection | None:
     if status.st_uid != os.geteuid():
         raise foreign(workspace, status.st_uid)
     try:
-        if not stat.S_ISSOCK(os.lstat(workspace.socket).st_mode):
+        if stat.S_ISLNK(os.lstat(workspace.socket).st_mode):
             raise Refused(
-                f"{workspace.socket} is not a socket of our own: remove it", reason="state-foreign"
+                f"{workspace.socket} is a link to another hub's: remove it", reason="state-foreign"
             )
     except FileNotFoundError:
         return None

@@ -121,7 +121,7 @@ def _address() -> str | None:
         state, address = f"{directory}/.orchestrator", f"{directory}/.orchestrator/hub.sock"
         for path, kind in ((state, _DIRECTORY), (address, _SOCKET)):
             if posix.lstat(path).st_mode & _KIND != kind:
-                return None  # a link: to another workspace
+                return None  # a link to another workspace, or worse
         return address if len(address.encode()) <= _ADDRESS_LIMIT else None
     except (OSError, ValueError):  # deleted, no repository above, a name that is not UTF-8
         return None

@@ -249,8 +249,10 @@ def watchful(hub: Hub, **environment: str) -> Iterator[subprocess.Popen[str]]:
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n", hub.log("hub")
-        yield process
-        process.terminate()
+        try:
+            yield process
+        finally:
+            process.terminate()
         assert process.wait(20) == 0
 
 

@@ -303,10 +303,6 @@ class Hub:
         lines = [json.loads(line) for line in self.log("hub").splitlines() if line[:1] == "{"]
         return [line for line in lines if line["event"] == event]
 
-    def is_down(self) -> bool:
-        """Tell whether every process that the pid files name is gone, and nobody listens."""
-        return not self.pids() and not Path(self.workspace.socket).exists()
-
 
 def data_of(stdout: str) -> dict[str, Any]:
     """Return the data in the envelope that a verb printed."""

@@ -60,7 +60,7 @@ class Outbox:
         self._torn = False
         self._fd, self._size = _open_whole(_current(directory))
         self._seq = _last_seq(directory)
-        self.id = _read_id(directory)
+        self.id = read_id(directory)
         if self._seq == 0 or not self.id:
             # A numbering that starts again must not be taken for the old one: its Msg-Ids
             # would be those of events that were published long ago.
@@ -138,7 +138,10 @@ class Outbox:
 
 def read_id(directory: str) -> str:
     """Return the name of the numbering in *directory*; empty if no outbox was opened there."""
-    return _read_id(directory)
+    try:
+        return read_bounded(f"{directory}/id", _ID_LIMIT).decode("ascii").strip()
+    except (OSError, ValueError):
+        return ""
 
 
 def read_after(directory: str, seq: int) -> list[Entry]:
@@ -177,13 +180,6 @@ def _current(directory: str) -> str:
 
 def _previous(directory: str) -> str:
     return f"{directory}/previous"
-
-
-def _read_id(directory: str) -> str:
-    try:
-        return read_bounded(f"{directory}/id", _ID_LIMIT).decode("ascii").strip()
-    except (OSError, ValueError):
-        return ""
 
 
 def _open_whole(path: str) -> tuple[int, int]:

@@ -228,6 +228,10 @@ def test_a_followed_log_shows_the_new_lines_of_a_new_hub(hub: Hub) -> None:
         "hub.verbs",
         "hub.showing",
         "slotgc.slots",
+        "hub.outbox",
+        "hub.place",
+        "hub.systemd",
+        "hub.orphans",
     ],
 )
 def test_what_must_start_fast_imports_nothing_slow(module: str) -> None:

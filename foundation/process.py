@@ -12,6 +12,7 @@ import os
 import select
 import time
 
+from foundation import procfs
 from foundation.record import Record
 
 TYPE_CHECKING = False
@@ -56,12 +57,9 @@ class Identity(Record):
     @classmethod
     def of_pidfd(cls, pid: int, pidfd: int) -> Self | None:
         """Return the identity of the process behind *pidfd*, None once it has exited."""
-        start = start_ticks(pid)
-        try:
-            uid = os.stat(f"/proc/{pid}").st_uid
-        except FileNotFoundError:
-            return None
-        if start is None or has_exited(pidfd):
+        start = procfs.start_ticks(pid)
+        uid = procfs.owner_of(pid)
+        if start is None or uid is None or has_exited(pidfd):
             return None
         return cls(
             pid=pid,
@@ -142,20 +140,6 @@ def _unique_inode(pidfd: int) -> int:
     return inode if _own["unique"] else 0
 
 
-def start_ticks(pid: int) -> int | None:
-    """Return when *pid* started, in clock ticks since boot; None if it is gone.
-
-    Source: proc_pid_stat(5), field 22; the name in field 2 may hold anything, so the fields
-    are counted from its closing parenthesis.
-    """
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            line = file.read()
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(line[line.rindex(b")") + 2 :].split()[19])
-
-
 def open_pidfd(pid: int) -> int | None:
     """Return a pidfd of whoever has *pid* now, None if nobody has (or it is no pid at all)."""
     if not 0 < pid <= PID_MAX:
@@ -218,34 +202,21 @@ def signal_group(leader: int, number: int) -> None:
 def children_of(parent: int) -> dict[int, int]:
     """Return the pid and an open pidfd of every living child of *parent*."""
     children = {}
-    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
-        pidfd = open_pidfd(pid) if _parent_of(pid) == parent else None
+    for pid in procfs.pids():
+        pidfd = open_pidfd(pid) if procfs.parent_of(pid) == parent else None
         if pidfd is None:
             continue
-        if has_exited(pidfd) or _parent_of(pid) != parent:  # looked at again: this very process
+        # Looked at again, now that the descriptor holds on to this very process.
+        if has_exited(pidfd) or procfs.parent_of(pid) != parent:
             os.close(pidfd)
         else:
             children[pid] = pidfd
     return children
 
 
-def _parent_of(pid: int) -> int | None:
-    """Return the parent's pid. Source: proc_pid_stat(5), field 4."""
-    try:
-        with open(f"/proc/{pid}/stat", "rb") as file:
-            return int(file.read().rpartition(b")")[2].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-
-
 def holds_open(pid: int, path: str) -> bool:
     """Tell whether *pid* has the file *path* open, also if its name was removed meanwhile."""
-    try:
-        fds = os.listdir(f"/proc/{pid}/fd")
-        links = {os.readlink(f"/proc/{pid}/fd/{fd}") for fd in fds}
-    except OSError:
-        return False
-    return not links.isdisjoint((path, f"{path} (deleted)"))
+    return not procfs.open_files(pid).isdisjoint((path, f"{path} (deleted)"))
 
 
 def terminate(pidfd: int, *, grace_s: float, kill_wait_s: float = 2.0) -> bool:

@@ -42,7 +42,11 @@ class Workspace:
         self.nats = f"{self.state}/nats"
         self.creds = f"{self.state}/creds"
         self.outbox = f"{self.state}/outbox"
-        self.swarm = f"{self._below}/{SLOTS}/swarm"
+        self.leases = f"{self.state}/leases"
+        self.bones = f"{self._below}/{SLOTS}"
+        self.swarm = f"{self.bones}/swarm"
+        self.swarm_lock = f"{self.bones}/swarm.lock"
+        self.rescue = f"{self.bones}/rescue"
 
     @classmethod
     def find(cls, start: str | os.PathLike[str] | None = None) -> Workspace:
@@ -132,13 +136,33 @@ class Workspace:
         self.hide_from_git()
         _refuse_unmade(self.state)
         make_private(self.state)
-        for directory in (self.pids, self.logs, self.nats, self.creds, self.outbox):
+        for directory in (
+            self.pids,
+            self.logs,
+            self.nats,
+            self.creds,
+            self.outbox,
+            self.leases,
+        ):
             _own_directory(directory)
         for name in os.listdir(self.creds):
             path = f"{self.creds}/{name}"
             status = os.lstat(path)
             if stat.S_ISREG(status.st_mode) and status.st_mode & 0o077:
                 os.chmod(path, 0o600)
+
+    def make_bones(self) -> None:
+        """Make ``.bones/`` and its directories, as :meth:`make_state` does for the hub's.
+
+        Raises:
+            Refused: something there is not our own (``state-foreign``).
+            OSError: something cannot be written.
+        """
+        self.hide_from_git()
+        _refuse_unmade(self.bones)
+        make_private(self.bones)
+        for directory in (self.swarm, self.rescue):
+            _own_directory(directory)
 
     def hide_from_git(self) -> None:
         """List our two directories in the repository's ``info/exclude``, once.

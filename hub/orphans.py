@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 
+from foundation import procfs
 from foundation.process import open_pidfd, send_signal, wait_exit
 from foundation.workspace import MARK
 from hub import nats
@@ -28,7 +29,7 @@ def end_orphans(workspace: Workspace) -> list[int]:
     files = (os.fsencode(workspace.repository), os.fsencode(nats.config_path(workspace)))
     mark = os.fsencode(f"{MARK}={workspace.root}")
     ended = []
-    for pid in (int(entry) for entry in os.listdir("/proc") if entry.isdigit()):
+    for pid in procfs.pids():
         if not _serves(pid, files, mark):
             continue
         pidfd = open_pidfd(pid)
@@ -45,12 +46,7 @@ def end_orphans(workspace: Workspace) -> list[int]:
 
 
 def _serves(pid: int, files: tuple[bytes, bytes], mark: bytes) -> bool:
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as file:
-            words = file.read().split(b"\0")[:-1]
-        if len(words) < 3 or words[-1] not in files or words[1] not in (b"server", b"-c"):  # noqa: PLR2004
-            return False
-        with open(f"/proc/{pid}/environ", "rb") as file:
-            return mark in file.read().split(b"\0")
-    except OSError:  # gone, or another user's
+    words = procfs.command_line(pid) or []
+    if len(words) < 3 or words[-1] not in files or words[1] not in (b"server", b"-c"):  # noqa: PLR2004
         return False
+    return mark in (procfs.environment(pid) or ())

@@ -19,10 +19,10 @@ from foundation.process import (
     has_exited,
     open_pidfd,
     send_signal,
-    start_ticks,
     terminate,
     wait_exit,
 )
+from foundation.procfs import start_ticks
 from tests.support import CODE, eventually, stranger
 
 STUBBORN = """
@@ -195,7 +195,7 @@ def test_a_name_with_parentheses_and_newlines_does_not_confuse_the_start_time() 
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from foundation.process import start_ticks
+from foundation.procfs import start_ticks
 before = start_ticks(int(Path("/proc/self/stat").read_text().split()[0]))
 Path("/proc/self/comm").write_bytes(b") 1 (\n 2 3 4")
 import os

@@ -1,0 +1,89 @@
+"""What /proc tells of a process. Source: proc(5).
+
+A pid may be somebody else's by the time that an answer is read: whoever acts on one opens a
+pidfd first and asks afterwards, or asks again. An answer is None (or nothing) for a process that
+has ended, and for one that this user may not look at.
+"""
+
+from __future__ import annotations
+
+import os
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def pids() -> Iterator[int]:
+    """Yield the pid of every process that can be seen from here."""
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            yield int(entry)
+
+
+def owner_of(pid: int) -> int | None:
+    """Return the effective uid of *pid*."""
+    try:
+        return os.stat(f"/proc/{pid}").st_uid
+    except OSError:
+        return None
+
+
+def parent_of(pid: int) -> int | None:
+    """Return the pid of its parent. Source: proc_pid_stat(5), field 4."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[1])
+
+
+def start_ticks(pid: int) -> int | None:
+    """Return when it started, in clock ticks since boot. Source: proc_pid_stat(5), field 22."""
+    fields = _stat(pid)
+    return None if fields is None else int(fields[19])
+
+
+def _stat(pid: int) -> list[bytes] | None:
+    """Return the fields from the third on: the second, the name in brackets, may hold anything."""
+    content = _read(f"/proc/{pid}/stat")
+    return content.rpartition(b")")[2].split() if content else None
+
+
+def environment(pid: int) -> list[bytes] | None:
+    """Return the environment that it was executed with, as ``NAME=value``."""
+    content = _read(f"/proc/{pid}/environ")
+    return None if content is None else content.split(b"\0")
+
+
+def command_line(pid: int) -> list[bytes] | None:
+    """Return the words that it was executed with; none for a zombie or a kernel thread."""
+    content = _read(f"/proc/{pid}/cmdline")
+    return None if content is None else content.split(b"\0")[:-1]
+
+
+def directory_of(pid: int) -> str | None:
+    """Return its working directory, `` (deleted)`` appended if that was removed."""
+    return _link(f"/proc/{pid}/cwd")
+
+
+def open_files(pid: int) -> set[str]:
+    """Return what it has open: paths (`` (deleted)`` appended), ``socket:[N]``, ``pipe:[N]``."""
+    try:
+        fds = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return set()
+    links = (_link(f"/proc/{pid}/fd/{fd}") for fd in fds)
+    return {link for link in links if link is not None}
+
+
+def _link(path: str) -> str | None:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return None
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None

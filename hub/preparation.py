@@ -1,8 +1,4 @@
-"""What a first start makes: credentials and the seeded repository, in a process of its own.
-
-Of its own, because it takes memory that a supervisor of a few megabytes would never give
-back, and because it may take minutes in which the supervisor must answer.
-"""
+"""What a first start makes: credentials and the seeded repository, in a process of its own."""
 
 from __future__ import annotations
 
@@ -10,10 +6,9 @@ import os
 import sys
 import time
 
-from foundation import codec, control
 from foundation.errors import HubError, from_wire, to_wire
-from foundation.process import signal_group
-from foundation.spawn import describe_exit, spawn_child
+from foundation.spawn import describe_exit
+from hub.errand import REPORT_FD, Errand, report
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -22,12 +17,6 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
     from hub.reactor import Reactor
-
-REPORT_FD = 3
-_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_PROGRAM = (
-    "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.preparation import main; main()"
-)
 
 
 class Preparation:
@@ -47,53 +36,22 @@ class Preparation:
         Raises:
             OSError: it cannot be started.
         """
-        self._reactor = reactor
         self._on_progress = on_progress
         self._on_end = on_end
-        self._lines = control.LineBuffer()
         self._outcome: HubError | None = None
         self._done = False
-        opened: list[int] = []
-        try:
-            read, write = os.pipe()
-            opened += [read, write, os.open(os.devnull, os.O_RDONLY)]
-            flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW
-            opened.append(os.open(f"{workspace.logs}/hub.log", flags, 0o600))
-            _read, _write, null, log = opened
-            child = spawn_child(
-                [sys.executable, "-I", "-c", _PROGRAM, _HERE, workspace.root, fossil],
-                env=dict(os.environ),
-                cwd=workspace.root,
-                files={0: null, 1: log, 2: log, REPORT_FD: write},
-            )
-            opened.remove(read)
-        finally:
-            for fd in opened:
-                os.close(fd)
-        self._pid, self._pidfd, self._read = child.pid, child.pidfd, read
-        os.set_blocking(read, False)
-        reactor.watch(read, self._reported)
-        reactor.watch(self._pidfd, lambda _events: self._exited())
-
-    def _reported(self, _events: int) -> None:
-        self._report()
-
-    def _report(self) -> bool:
-        """Take one chunk of the report; return whether there may be more."""
-        try:
-            chunk = os.read(self._read, 65536)
-        except BlockingIOError:
-            return False
-        if not chunk:
-            self._reactor.forget(self._read)
-            return False
-        try:
-            for line in self._lines.feed(chunk):
-                self._take(codec.loads_object(line))
-        except ValueError as error:
-            self._outcome = HubError(f"seeding was not understood: {error}", reason="seed-failed")
-            self._kill()
-        return True
+        self._errand = Errand(
+            reactor,
+            workspace,
+            "hub.preparation",
+            [workspace.root, fossil],
+            on_report=self._take,
+            on_end=self._ended,
+        )
+        self.cancel = self._errand.cancel
+        """End it; the next start begins anew. *on_end* is called as it goes."""
+        self.abandon = self._errand.abandon
+        """Kill and reap it with no word to anybody: the loop has ended."""
 
     def _take(self, message: dict[str, Any]) -> None:
         if "progress" in message:
@@ -105,37 +63,17 @@ class Preparation:
         elif "done" in message:
             self._done = True
 
-    def _exited(self) -> None:
-        self._kill()  # git, fossil: before the reaping, as long as the group is ours
-        while self._report():
-            pass
-        _pid, wait_status = os.waitpid(self._pid, 0)
-        self._close()
-        status = os.waitstatus_to_exitcode(wait_status)
-        if self._outcome is None and not self._done:
+    def _ended(self, status: int, misunderstood: str) -> None:
+        if misunderstood:
+            self._outcome = HubError(
+                f"seeding was not understood: {misunderstood}", reason="seed-failed"
+            )
+        elif self._outcome is None and not self._done:
             self._outcome = HubError(
                 f"seeding {describe_exit(status)}; `hub logs hub` may say more",
                 reason="seed-failed",
             )
         self._on_end(self._outcome)
-
-    def _close(self) -> None:
-        for fd in (self._read, self._pidfd):
-            self._reactor.forget(fd)
-            os.close(fd)
-
-    def _kill(self) -> None:
-        signal_group(self._pid, 9)
-
-    def cancel(self) -> None:
-        """End it; the next start begins anew. *on_end* is called as it goes."""
-        self._kill()
-
-    def abandon(self) -> None:
-        """Kill and reap it with no word to anybody: the loop has ended."""
-        self._kill()
-        os.waitpid(self._pid, 0)
-        self._close()
 
 
 def set_aside_sidecars(workspace: Workspace) -> None:
@@ -157,9 +95,6 @@ def main() -> None:
 
     root, fossil = sys.argv[1:3]
     workspace = Workspace(root)
-
-    def report(**message: Any) -> None:
-        os.write(REPORT_FD, codec.dumps(message).encode() + b"\n")
 
     def progress(phase: str, done: int, total: int) -> None:
         report(progress={"phase": phase, "done": done, "total": total})

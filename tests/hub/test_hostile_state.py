@@ -56,7 +56,7 @@ def test_a_directory_that_no_hub_made_is_refused_and_left_alone(hub: Hub) -> Non
     assert sorted(p.name for p in state.iterdir()) == ["creds"]
 
 
-@pytest.mark.parametrize("name", ["pids", "logs", "creds", "nats", "outbox"])
+@pytest.mark.parametrize("name", ["pids", "logs", "creds", "nats", "outbox", "leases"])
 def test_a_link_that_leads_out_of_the_state_is_refused(hub: Hub, tmp_path: Path, name: str) -> None:
     outside = tmp_path / "outside"
     outside.mkdir()

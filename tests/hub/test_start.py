@@ -610,7 +610,7 @@ def test_a_directory_in_a_log_s_place_is_an_error_with_a_name(hub: Hub, name: st
 
 
 @pytest.mark.skipif(not can_drop_powers(), reason="root writes through modes, and cannot be kept")
-@pytest.mark.parametrize("where", ["", "logs", "nats", "creds", "pids", "outbox"])
+@pytest.mark.parametrize("where", ["", "logs", "nats", "creds", "pids", "outbox", "leases"])
 @pytest.mark.parametrize("mode", [0o555, 0o777])
 def test_directories_of_ours_with_other_modes_are_made_private(
     hub: Hub, where: str, mode: int

@@ -1,0 +1,325 @@
+"""Which processes of this user serve a workspace, and as what.
+
+A role is given only for what nobody has by accident: a lock that the kernel says is held, or a
+command line of ours. A process that merely carries our mark in its environment, as a shell or an
+editor started inside a slot does, is ``other``: to be named, never to be signalled.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+
+from foundation import procfs
+from foundation.errors import Unavailable
+from foundation.process import Identity, has_exited, open_pidfd
+from foundation.record import Record
+from foundation.workspace import MARK, SLOTS, Workspace
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any, Literal, Self
+
+    Role = Literal["hub", "fossil", "nats", "trunk", "preparation", "leaf", "other"]
+
+SERVERS = ("fossil", "nats", "trunk", "preparation")
+"""The roles that live below a hub: one without a hub above it is an orphan."""
+
+DELETED = " (deleted)"
+_MARK = f"{MARK}=".encode()
+_PROGRAM = (b"import sys; sys.path.insert(0, sys.argv.pop(1)); from ", b" import main; main()")
+_ROOT_WORD = 5
+"""Where the root stands on the command line of trunk and of what the hub runs beside it."""
+
+
+class Member(Record):
+    """A process that serves a workspace, held by a pidfd that was opened before the first look."""
+
+    pid: int
+    pidfd: int
+    """The census closes it."""
+    identity: Identity
+    parent: int
+    root: str
+    """The workspace that it was started for."""
+    role: Role
+    evidence: str
+    """What proves the role, in words."""
+    anchor: str
+    """A link of proc(5) to a directory or file of the workspace, which it follows wherever that
+    goes: ``/proc/PID/fd/N`` or ``/proc/PID/cwd``; "" if it holds none."""
+    expected: str
+    """Where that stood at its start, "" if nothing proves it."""
+    lock: str
+    """Of a hub, such a link to its hub.lock."""
+    near: bool
+    """It sees the same processes and mounts as we do; of another one little can be judged."""
+    name: str
+    """The name of its program, for people."""
+
+
+class Census:
+    """The processes found. As a context manager it closes their descriptors."""
+
+    def __init__(self, members: list[Member]) -> None:
+        """Own the descriptors of *members*."""
+        self.members = tuple(members)
+        self._by_pid = {member.pid: member for member in members}
+
+    def __enter__(self) -> Self:
+        """Close at the end of the ``with``."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
+        for member in self.members:
+            os.close(member.pidfd)
+
+    def of(self, root: str) -> list[Member]:
+        """Return the processes of the workspace *root*."""
+        return [member for member in self.members if member.root == root]
+
+    def hubs(self) -> list[Member]:
+        """Return the hubs."""
+        return [member for member in self.members if member.role == "hub"]
+
+    def hub_above(self, member: Member) -> Member | None:
+        """Return the hub that *member* descends from, None for an orphan (and for a leaf)."""
+        for pid in above(member.pid):
+            found = self._by_pid.get(pid)
+            if found is not None and found.role == "hub":
+                return found
+        return None
+
+
+def census(root: str | None = None, *, hubs: bool = True) -> Census:
+    """Look at every process of this user; with *root* only those of that workspace.
+
+    Without *hubs* open files are not looked at, which is most of the work; hubs and leaves are
+    then taken for what else they are. This process is left out, and of ``other`` those above
+    it, such as the shell in which the question was asked. What another user owns, and what
+    cannot be seen from this pid namespace, is not there.
+
+    Raises:
+        Unavailable: more processes than this one may hold descriptors.
+    """
+    found: list[Member] = []
+    try:
+        asking = {os.getpid(), *above(os.getpid())}
+        for pid in procfs.pids():
+            if procfs.owner_of(pid) != os.geteuid() or pid == os.getpid():
+                continue
+            member = _look(pid, hubs=hubs)
+            if member is None:
+                continue
+            if member.role == "other" and pid in asking:
+                os.close(member.pidfd)
+            else:
+                found.append(member)
+        found = [_rooted(member, found) if member.role == "hub" else member for member in found]
+    except BaseException as error:
+        Census(found).__exit__()
+        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+            raise Unavailable(
+                f"{len(found)} processes serve workspaces, more than this one may hold "
+                "descriptors of: `ulimit -n` tells how many, and raises it",
+                reason="too-many-processes",
+            ) from None
+        raise
+    if root is None:
+        return Census(found)
+    for member in found:
+        if member.root != root:
+            os.close(member.pidfd)
+    return Census([member for member in found if member.root == root])
+
+
+def above(pid: int) -> Iterator[int]:
+    """Yield the ancestors of *pid*, the nearest first, init left out."""
+    seen = {pid}
+    parent = procfs.parent_of(pid)
+    while parent is not None and parent > 1 and parent not in seen:
+        seen.add(parent)
+        yield parent
+        parent = procfs.parent_of(parent)
+
+
+def _look(pid: int, *, hubs: bool) -> Member | None:
+    """Return *pid* if it serves a workspace.
+
+    The pidfd is opened first, and its process is still there after the last look: so every look
+    was at that very process, whoever may have its number later.
+    """
+    pidfd = open_pidfd(pid)
+    if pidfd is None:
+        return None
+    member = None
+    try:
+        role = _role(pid, hubs=hubs)
+        identity = None if role is None else Identity.of_pidfd(pid, pidfd)
+        parent = procfs.parent_of(pid)
+        if role is None or identity is None or parent is None or identity.uid != os.geteuid():
+            return None
+        words = procfs.command_line(pid) or []
+        member = Member(
+            pid=pid,
+            pidfd=pidfd,
+            identity=identity,
+            parent=parent,
+            near=_is_near(pid),
+            name=os.path.basename(os.fsdecode(words[0])) if words else "?",
+            **role,
+        )
+        if has_exited(pidfd):
+            member = None
+        return member
+    finally:
+        if member is None:
+            os.close(pidfd)
+
+
+def _role(pid: int, *, hubs: bool) -> dict[str, Any] | None:
+    """Return the fields of a member that tell its role, None if it serves no workspace."""
+    marked = next(
+        (
+            os.fsdecode(line[len(_MARK) :])
+            for line in procfs.environment(pid) or ()
+            if line.startswith(_MARK + b"/")
+        ),
+        "",
+    )
+    links = _links(pid) if hubs else {}
+    held = _hub(pid, links) or (_leaf(pid, links, marked) if marked else None)
+    if held is not None:
+        return held
+    served = _server(procfs.command_line(pid) or [], marked)
+    if served is not None:
+        role, root, evidence, expected = served
+        return _fields(root, role, evidence, anchor=f"/proc/{pid}/cwd", expected=expected)
+    if marked:
+        return _fields(marked, "other", f"carries {MARK}")
+    return None
+
+
+def _fields(
+    root: str, role: Role, evidence: str, *, anchor: str = "", expected: str = "", lock: str = ""
+) -> dict[str, Any]:
+    return {
+        "root": root,
+        "role": role,
+        "evidence": evidence,
+        "anchor": anchor,
+        "expected": expected,
+        "lock": lock,
+    }
+
+
+def _server(words: list[bytes], marked: str) -> tuple[Role, str, str, str] | None:
+    """Return role, root, evidence and working directory of what *words* run below a hub."""
+    if marked and len(words) > 2:  # noqa: PLR2004
+        own = Workspace(marked)
+        if words[1] == b"server" and words[-1] == os.fsencode(own.repository):
+            return "fossil", marked, f"serves {own.repository}", own.state
+        if words[1] == b"-c" and words[-1] == os.fsencode(f"{own.nats}/nats.conf"):
+            return "nats", marked, f"runs on {own.nats}/nats.conf", own.nats
+    if len(words) <= _ROOT_WORD or words[2] != b"-c" or not words[_ROOT_WORD].startswith(b"/"):
+        return None
+    head, tail = _PROGRAM
+    if not (words[3].startswith(head + b"hub.") and words[3].endswith(tail)):
+        return None
+    module = words[3][len(head) : -len(tail)].decode(errors="replace")
+    root = os.fsdecode(words[_ROOT_WORD])
+    if module == "hub.trunk":
+        return "trunk", root, f"runs {module} for {root}", Workspace(root).state
+    return "preparation", root, f"runs {module} for {root}", root
+
+
+def _hub(pid: int, links: dict[str, str]) -> dict[str, Any] | None:
+    """Return the hub that *pid* is: who holds both of its locks, which nobody else ever takes.
+
+    Not by its environment: a hub that a shell in a slot of another workspace started carries
+    that one's mark.
+    """
+    for fd, link in links.items():
+        path = link.removesuffix(DELETED)
+        if os.path.basename(path) != "hub.lock" or not _is_flocked(pid, fd):
+            continue
+        for other, directory in links.items():
+            names = (directory, directory.removesuffix(DELETED))
+            if os.path.dirname(path) in names and _is_flocked(pid, other):
+                return _fields(
+                    os.path.dirname(directory.removesuffix(DELETED)),
+                    "hub",
+                    f"holds the lock {link}",
+                    anchor=f"/proc/{pid}/fd/{other}",
+                    lock=f"/proc/{pid}/fd/{fd}",
+                )
+    return None
+
+
+def _leaf(pid: int, links: dict[str, str], marked: str) -> dict[str, Any] | None:
+    """Return the leaf that *pid* is: who holds the leaf.lock of a slot, and carries our mark."""
+    for fd, link in links.items():
+        path = link.removesuffix(DELETED)
+        slot = os.path.dirname(path)
+        if not f"{os.path.dirname(slot)}/".endswith(f"/{SLOTS}/swarm/"):
+            continue
+        if os.path.basename(path) == "leaf.lock" and _is_flocked(pid, fd):
+            return _fields(
+                marked,
+                "leaf",
+                f"holds the lock {link}",
+                anchor=f"/proc/{pid}/fd/{fd}",
+                expected=f"{Workspace(marked).swarm}/{os.path.basename(slot)}/leaf.lock",
+            )
+    return None
+
+
+def _rooted(hub: Member, members: list[Member]) -> Member:
+    """Return *hub* with the root that its children were started for, if there are any.
+
+    The kernel tells where its directory is now, which of a moved one is not where it belongs;
+    the command lines of the servers still tell that.
+    """
+    roots = {m.root for m in members if m.parent == hub.pid and m.role in SERVERS}
+    if len(roots) != 1:
+        return hub
+    root = roots.pop()
+    return hub.replace(root=root, expected=Workspace(root).state)
+
+
+def _links(pid: int) -> dict[str, str]:
+    """Return what each descriptor of *pid* leads to."""
+    links = {}
+    try:
+        for fd in os.listdir(f"/proc/{pid}/fd"):
+            try:
+                links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
+            except OSError:
+                continue  # closed meanwhile
+    except OSError:
+        return {}
+    return links
+
+
+def _is_flocked(pid: int, fd: str) -> bool:
+    """Tell whether that descriptor's open file holds a flock alone. Source: proc_pid_fdinfo(5)."""
+    try:
+        with open(f"/proc/{pid}/fdinfo/{fd}", encoding="ascii", errors="replace") as file:
+            return any(
+                line.startswith("lock:") and " FLOCK " in line and " WRITE " in line
+                for line in file
+            )
+    except OSError:
+        return False
+
+
+def _is_near(pid: int) -> bool:
+    try:
+        return all(
+            os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
+            for kind in ("pid", "mnt")
+        )
+    except OSError:
+        return False

@@ -16,6 +16,8 @@ SLOTS = ".bones"
 
 MARK = "BONES_WORKSPACE"
 """In the environment of every process of ours: the root of the workspace it serves."""
+SLOT_MARK = "BONES_SLOT"
+"""In the environment of a leaf and of all that it starts, beside MARK: the name of its slot."""
 
 _EXCLUDED = (f"/{STATE}/", f"/{SLOTS}/")
 _EXCLUDE_COMMENT = "# state of the hub and its slots: hub stop, then delete these directories"

@@ -1,57 +1,44 @@
-"""Which slots are alive."""
+"""Which slots have a live leaf, and which a dead one."""
 
 from __future__ import annotations
 
 import os
 
-from foundation.atomic import read_bounded
-from foundation.process import PID_MAX, has_exited, open_pidfd
 from foundation.record import Record
 from foundation.workspace import Workspace
-
-_PIDFILE_LIMIT = 64
+from slotgc.leaf import DEAD, LIVE, UNKNOWN, look_all
 
 
 class Slot(Record):
-    """A slot with the pid of its leaf."""
+    """A slot with the pid of its leaf; 0 if a leaf.pid is there but could not be read."""
 
     name: str
     pid: int
 
 
-def live_slots(workspace_dir: str) -> list[Slot]:
-    """Return the slots of *workspace_dir* whose leaf process exists, by name.
+def live_slots(workspace_dir: str | os.PathLike[str]) -> list[Slot]:
+    """Return the slots of *workspace_dir* whose leaf lives, by name; a doubt counts as alive.
 
-    A slot is ``.bones/swarm/<name>/``, its leaf the process in ``leaf.pid``. A slot without
-    that file, or with junk in it, is not alive. Whether the process really is the leaf is not
-    asked: a doubt counts as alive.
+    A slot without a leaf.pid, or with junk in it, is not among them.
+
+    Raises:
+        OSError: the swarm directory is there but cannot be listed.
     """
-    swarm = Workspace(os.path.abspath(workspace_dir)).swarm
-    try:
-        names = sorted(os.listdir(swarm))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
-    slots = []
-    for name in names:
-        pid = _pid_in(f"{swarm}/{name}/leaf.pid")
-        if pid is not None and _exists(pid):
-            slots.append(Slot(name=name, pid=pid))
-    return slots
+    leaves = look_all(_workspace(workspace_dir))
+    return [Slot(name=leaf.name, pid=leaf.pid) for leaf in leaves if leaf.state in (LIVE, UNKNOWN)]
 
 
-def _pid_in(path: str) -> int | None:
-    try:
-        text = read_bounded(path, _PIDFILE_LIMIT).decode("ascii").strip()
-    except (OSError, ValueError):
-        return None
-    return int(text) if text.isdigit() and 1 < int(text) <= PID_MAX else None
+def dead_slots(workspace_dir: str | os.PathLike[str]) -> list[str]:
+    """Return the names of the slots of *workspace_dir* whose leaf has provably ended.
+
+    A slot without a leaf.pid, or with junk in it, is not among them.
+
+    Raises:
+        OSError: the swarm directory is there but cannot be listed.
+    """
+    return [leaf.name for leaf in look_all(_workspace(workspace_dir)) if leaf.state == DEAD]
 
 
-def _exists(pid: int) -> bool:
-    pidfd = open_pidfd(pid)
-    if pidfd is None:
-        return False
-    try:
-        return not has_exited(pidfd)
-    finally:
-        os.close(pidfd)
+def _workspace(directory: str | os.PathLike[str]) -> Workspace:
+    """Return the workspace whose root is *directory*, by the path that our mark has too."""
+    return Workspace(os.path.realpath(directory))

@@ -15,7 +15,8 @@ NOTICED_WITHIN_S = 5.0
 """A hub looks this often whether it still holds what counts."""
 
 Inode = tuple[int, int]
-_ABSENT: Inode = (0, 0)
+ABSENT: Inode = (0, 0)
+"""What :func:`inode_of` says of a path that is not there."""
 
 
 class Hold:
@@ -26,7 +27,7 @@ class Hold:
         self._workspace = workspace
         self._lock = lock
         self._directory = -1
-        self.directory: Inode = _inode_of(workspace.state) or _ABSENT
+        self.directory: Inode = inode_of(workspace.state) or ABSENT
         """Device and inode of the state directory."""
 
     def take_directory(self) -> None:
@@ -49,16 +50,16 @@ class Hold:
 
     def lost(self) -> str:
         """Return why this is not the workspace's hub any more, "" while it is."""
-        if _inode_of(self._workspace.state) not in (self.directory, None):
+        if inode_of(self._workspace.state) not in (self.directory, None):
             return f"{self._workspace.root} was moved or deleted"
-        if _inode_of(self._workspace.lock) not in (_inode_of_open(self._lock), None):
+        if inode_of(self._workspace.lock) not in (_inode_of_open(self._lock), None):
             return f"{self._workspace.lock} was replaced"
         return ""
 
     def owns_files(self) -> bool:
         """Tell whether the files in the directory are still ours to remove, not another hub's."""
-        here = self._directory >= 0 and _inode_of(self._workspace.state) == self.directory
-        return here and _inode_of(self._workspace.lock) in (_inode_of_open(self._lock), _ABSENT)
+        here = self._directory >= 0 and inode_of(self._workspace.state) == self.directory
+        return here and inode_of(self._workspace.lock) in (_inode_of_open(self._lock), ABSENT)
 
     def release(self) -> None:
         """Let go of both."""
@@ -67,12 +68,12 @@ class Hold:
         os.close(self._lock)
 
 
-def _inode_of(path: str) -> Inode | None:
+def inode_of(path: str) -> Inode | None:
     """Return device and inode of *path*; (0, 0) if it is not there, None if that is not known."""
     try:
         status = os.stat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return _ABSENT
+        return ABSENT
     except OSError:
         return None
     return (status.st_dev, status.st_ino)

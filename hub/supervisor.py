@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from hub.lifecycle import HubEvent, HubPhase
     from hub.outbox import Outbox
     from hub.preparation import Preparation
+    from hub.registration import Registration
 
 HEALTH_EVERY_S = NOTICED_WITHIN_S
 PORT_ATTEMPTS = 5
@@ -94,6 +95,7 @@ class Supervisor:
         self._children: dict[str, Child] = {}
         self._outbox: Outbox | None = None
         self._preparation: Preparation | None = None
+        self._registration: Registration | None = None
         self._port_attempts = 0
         self._stopping_because = ""
         self._began_s = time.monotonic()
@@ -286,6 +288,7 @@ class Supervisor:
             took_ms=took_ms,
         )
         self._start_trunk()
+        self._register()
         self._last_tick_s = time.monotonic()
         self._reactor.call_later(HEALTH_EVERY_S, self._tick)
 
@@ -299,6 +302,19 @@ class Supervisor:
         trunk = Child(self._reactor, self._servers.spec("trunk", pinned=None), log, self)
         self._children["trunk"] = trunk
         trunk.begin()
+
+    def _register(self) -> None:
+        """Stand in the machine-wide registry, again if somebody removed the entry."""
+        if self._registration is None:
+            from hub.registration import Registration  # noqa: PLC0415 - loaded by _load_rest
+
+            assert self.info is not None
+            self._registration = Registration(
+                self.info, directory=self._hold.directory, identity=self._identity
+            )
+        wrong = self._registration.keep()
+        if wrong:
+            self._log.write("warning", "not-registered", error=wrong)
 
     def _write_discovery(self) -> None:
         assert self.info is not None
@@ -404,6 +420,7 @@ class Supervisor:
             return
         if "trunk" not in self._children:
             self._start_trunk()
+        self._register()
         if not late:  # after SIGSTOP or a suspend everybody was asleep: no verdict
             for child in self._children.values():
                 child.check_health()
@@ -557,6 +574,10 @@ class Supervisor:
             except OSError as error:
                 self._log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
+        if self._registration is not None:
+            wrong = self._registration.withdraw()
+            if wrong:
+                self._log.write("warning", "not-withdrawn", error=wrong)
         hit("stop.unlocking")
         self._hold.release()  # before the clients see the end and try to start anew
         last_words = self.failure or self._stopping()
@@ -573,7 +594,7 @@ def _load_rest() -> None:
 
     Before readiness nevertheless: an upgrade must not load new modules into a running hub.
     """
-    from hub import outbox, place, showing, systemd  # noqa: F401, PLC0415
+    from hub import outbox, place, registration, showing, systemd  # noqa: F401, PLC0415
     from slotgc import slots  # noqa: F401, PLC0415
 
 

@@ -179,15 +179,24 @@ def restart(
     )
 
 
+All = Annotated[
+    bool,
+    typer.Option(
+        "--all", help="Every hub of this user; with --root those of workspaces at DIR or below."
+    ),
+]
+
+
 @app.command()
-def status(*, root: Root = None, as_json: Json = False) -> NoReturn:
+def status(*, root: Root = None, as_json: Json = False, everywhere: All = False) -> NoReturn:
     """Show whether the hub runs, and its servers.
 
-    Exit code: 0 healthy, 3 not running, 4 unknown, 5 degraded.
+    Exit code: 0 healthy, 3 not running, 4 unknown, 5 degraded. With --all: 0 if
+    all are healthy or none runs, else 5.
 
-    Example:  hub status --json
+    Example:  hub status --all --json
     """
-    sys.exit(verbs.status(root=root, as_json=as_json))
+    sys.exit(verbs.status(root=root, as_json=as_json, everywhere=everywhere))
 
 
 @app.command()
@@ -255,7 +264,35 @@ def events(
 
 
 @app.command()
-def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
+def reap(
+    *,
+    root: Annotated[
+        str | None,
+        typer.Option(
+            "--root",
+            metavar="DIR",
+            envvar=verbs.ROOT_VARIABLE,
+            help="Only workspaces at DIR or below, which need not exist any more.",
+        ),
+    ] = None,
+    as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be ended, and why.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> NoReturn:
+    """End hubs whose workspace is gone, moved or trashed.
+
+    And the servers that a killed hub left. Only this user's; never a hub whose
+    workspace is there. Exit code 1 if something survives.
+
+    Example:  hub reap --dry-run
+    """
+    sys.exit(verbs.reap(root=root, as_json=as_json, dry_run=dry_run, yes=yes))
+
+
+@app.command()
+def doctor(*, root: Root = None, as_json: Json = False, everywhere: All = False) -> NoReturn:
     """Look for what is wrong here.
 
     Says what was seen and the command that mends it. Changes nothing. Exit code
@@ -263,6 +300,10 @@ def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
 
     Example:  hub doctor
     """
+    if everywhere:
+        from hub.doctor.everywhere import doctor as examine_all  # noqa: PLC0415
+
+        sys.exit(examine_all(below=verbs.directory_or_anywhere(root), as_json=as_json))
     from hub.doctor import doctor as examine  # noqa: PLC0415
 
     sys.exit(examine(root=verbs.root_or_default(root), as_json=as_json))

@@ -31,7 +31,7 @@ _PLAIN: dict[str, dict[str, tuple[str, object]]] = {
         "--nats-port": ("nats_port", int),
     },
     "stop": {**_ROOT, "--force": ("force", _FLAG)},
-    "status": _ROOT,
+    "status": {**_ROOT, "--all": ("everywhere", _FLAG)},
     "url": _ROOT,
 }
 

@@ -7,7 +7,11 @@ from hub import output
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from hub.everywhere import Listed, Listing
     from hub.info import HubInfo
+    from hub.reap import Reaped, Spared
     from hub.status import HubStatus
     from hub.stop import Stopped
 
@@ -78,3 +82,84 @@ def status(now: HubStatus, *, as_json: bool) -> Shown:
         )
         lines.append(("  " + " ".join(field for field in fields if field)).rstrip())
     return Shown(stdout="\n".join(lines) + "\n", status=now.exit_code)
+
+
+def everywhere(listing: Listing, *, as_json: bool) -> Shown:
+    """Show every hub of this user, a line each; notes on the registry go to stderr."""
+    if as_json:
+        return Shown(
+            stdout=output.envelope("hub.status", listing.as_dict()), status=listing.exit_code
+        )
+    told = [*listing.notes] if listing.hubs else [*listing.notes, "no hub runs"]
+    return Shown(
+        stdout="".join(f"{_line(hub)}\n" for hub in listing.hubs),
+        stderr="".join(output.talk(note) for note in map(printable, told)),
+        status=listing.exit_code,
+    )
+
+
+def _line(hub: Listed) -> str:
+    told = [hub.reason] if hub.reason else []
+    if not hub.registered and hub.state != "starting":
+        told.append("not in this registry")
+    fields = [f"{hub.state:9} {printable(hub.root)}", f"pid {hub.pid}"]
+    if hub.info is not None:
+        fields += [hub.info.fossil_url, hub.info.nats_url]
+    return printable("  ".join([*fields, *(f"({words})" for words in told)]))
+
+
+def printable(text: str) -> str:
+    """Return *text* with what could steer a terminal escaped."""
+    if text.isprintable():
+        return text
+    return "".join(
+        char if char.isprintable() or "\udc80" <= char <= "\udcff" else ascii(char)[1:-1]
+        for char in text
+    )
+
+
+def processes(found: Iterable[Reaped]) -> str:
+    """Return how many processes *found* are, in words."""
+    count = sum(len(one.processes) for one in found)
+    return "1 process" if count == 1 else f"{count} processes"
+
+
+def reaped(
+    found: tuple[Reaped, ...], spared: tuple[Spared, ...], *, as_json: bool, dry_run: bool
+) -> Shown:
+    """Show what a reap did or, with *dry_run*, would do; exit code 1 if something survives."""
+    left = [pid for one in found for pid in one.survivors]
+    if as_json:
+        data = {
+            "dry_run": dry_run,
+            "reaped": [one.as_dict() for one in found],
+            "spared": [one.as_dict() for one in spared],
+        }
+        return Shown(stdout=output.envelope("hub.reap", data), status=1 if left else 0)
+    lines = [line for one in found for line in _of_reaped(one, dry_run=dry_run)]
+    lines += [
+        f"left alone: pid {one.pid} ({one.name}, {one.role}) of {one.root}: {one.reason}"
+        for one in spared
+    ]
+    if left:
+        said = f"{len(left)} survived: pid {', '.join(map(str, left))}"
+    elif not found:
+        said = "nothing to reap"
+    elif dry_run:
+        said = ""
+    else:
+        said = f"ended {processes(found)}"
+    return Shown(
+        stdout="".join(f"{printable(line)}\n" for line in lines),
+        stderr=output.talk(said) if said else "",
+        status=1 if left else 0,
+    )
+
+
+def _of_reaped(one: Reaped, *, dry_run: bool) -> Iterable[str]:
+    yield f"{one.kind} of {one.root}: {one.reason}"
+    for process in one.processes:
+        fate = "would end" if dry_run else "ended"
+        if process.pid in one.survivors:
+            fate = f"SURVIVES ({one.why}):"
+        yield f"  {fate} pid {process.pid} ({process.role}: {process.evidence})"

@@ -76,8 +76,11 @@ def status(root: str | os.PathLike[str] | None = None) -> HubStatus:
     return status_of(Workspace.find(root))
 
 
-def status_of(workspace: Workspace) -> HubStatus:
-    """Return the state of the hub of *workspace*; see :func:`status`."""
+def status_of(workspace: Workspace, *, within_s: float | None = None) -> HubStatus:
+    """Return the state of the hub of *workspace*; see :func:`status`.
+
+    One that does not answer *within_s* seconds (:data:`ANSWER_WITHIN_S`) is ``unknown``.
+    """
     root = workspace.root
     try:
         connection = connect(workspace)
@@ -87,7 +90,9 @@ def status_of(workspace: Workspace) -> HubStatus:
         return HubStatus(state="stopped", root=root)
     with connection:
         try:
-            answer = connection.ask("status", timeout_s=ANSWER_WITHIN_S)
+            answer = connection.ask(
+                "status", timeout_s=ANSWER_WITHIN_S if within_s is None else within_s
+            )
         except Unavailable as error:
             if error.reason == "stopping":
                 return HubStatus(state="stopping", root=root, reason=str(error))

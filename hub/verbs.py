@@ -1,11 +1,11 @@
-"""The verbs start, stop, status and url: call, print, return the exit code."""
+"""The verbs start, stop, restart, status, url and reap: call, print, return the exit code."""
 
 from __future__ import annotations
 
 import os
 import sys
 
-from foundation.errors import HubError, OwnedByAnother
+from foundation.errors import HubError, OwnedByAnother, Usage
 from hub import output, render
 
 TYPE_CHECKING = False
@@ -20,6 +20,12 @@ ROOT_VARIABLE = "HUB_ROOT"
 def root_or_default(root: str | None) -> str | None:
     """Return *root*, else what HUB_ROOT names, else None: look upward from here."""
     return root or os.environ.get(ROOT_VARIABLE) or None
+
+
+def directory_or_anywhere(root: str | None) -> str | None:
+    """Return the directory that *root* or HUB_ROOT names, which need not exist; None: neither."""
+    named = root_or_default(root)
+    return None if named is None else os.path.realpath(named)
 
 
 def start(
@@ -155,11 +161,16 @@ def restart(
     )
 
 
-def status(*, root: str | None = None, as_json: bool = False) -> int:
-    """Show the state of the hub; the exit code says it too."""
+def status(*, root: str | None = None, as_json: bool = False, everywhere: bool = False) -> int:
+    """Show the state of the hub, or of all of this user's; the exit code says it too."""
     from hub import status as asking  # noqa: PLC0415
 
     try:
+        if everywhere:
+            from hub import everywhere as listing  # noqa: PLC0415
+
+            found = listing.everywhere(directory_or_anywhere(root))
+            return output.show(render.everywhere(found, as_json=as_json))
         now = asking.status(root_or_default(root))
     except HubError as error:
         return output.print_error("hub.status", error, as_json=as_json)
@@ -175,3 +186,47 @@ def url(*, root: str | None = None, as_json: bool = False) -> int:
     except HubError as error:
         return output.print_error("hub.url", error, as_json=as_json)
     return output.show(render.url(info, as_json=as_json))
+
+
+def reap(
+    *,
+    root: str | None = None,
+    as_json: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+) -> int:
+    """End what serves workspaces that are gone; without *yes* only after asking."""
+    from hub import reap as reaping  # noqa: PLC0415
+    from hub.census import census  # noqa: PLC0415
+
+    below = directory_or_anywhere(root)
+    try:
+        with census() as found:
+            plan = reaping.plan(found, below)
+            planned = reaping.would(plan)
+        if dry_run or not planned:
+            return output.show(
+                render.reaped(planned, plan.spared, as_json=as_json, dry_run=dry_run)
+            )
+        if not yes:
+            if not as_json:
+                output.show(render.reaped(planned, plan.spared, as_json=False, dry_run=True))
+            if as_json or not _has_terminal():
+                raise Usage(
+                    f"{render.processes(planned)} to end, and nobody here to ask: --yes ends "
+                    "them, --dry-run only says which",
+                    reason="not-agreed",
+                )
+            output.say("end these processes? [y/N]")
+            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+                output.say("nothing was ended")
+                return 1
+        pids = [process.pid for one in planned for process in one.processes]
+        done = reaping.reap(below, only=pids)
+    except HubError as error:
+        return output.print_error("hub.reap", error, as_json=as_json)
+    return output.show(render.reaped(done, plan.spared, as_json=as_json, dry_run=False))
+
+
+def _has_terminal() -> bool:
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))

@@ -20,7 +20,16 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-__all__ = ["Finding", "doctor", "examine"]
+__all__ = [
+    "Finding",
+    "count",
+    "doctor",
+    "examine",
+    "in_workspace",
+    "lines",
+    "machine_wide",
+    "summary",
+]
 
 _MACHINE: dict[str, Callable[[], Verdict]] = {
     "python": machine.python,
@@ -68,13 +77,22 @@ def examine(root: str | None = None) -> list[Finding]:
 
     One finding for each check that applies. Never raises: what cannot be judged is a finding.
     """
-    findings = [_found(name, check) for name, check in _MACHINE.items()]
+    return [*machine_wide(), *in_workspace(root)]
+
+
+def machine_wide() -> list[Finding]:
+    """Return what was found on this machine, whatever the workspace. Never raises."""
+    return [_found(name, check) for name, check in _MACHINE.items()]
+
+
+def in_workspace(root: str | None = None) -> list[Finding]:
+    """Return what was found in the workspace around *root* alone. Never raises."""
     try:
         scene = Scene.of(root)
     except Refused as error:
         wrong = problem(str(error), way_out(error, "git init && git add . && git commit"))
-        return [*findings, Finding.of("workspace", wrong)]
-    findings += _all(_OUTSIDE, scene)
+        return [Finding.of("workspace", wrong)]
+    findings = [*_all(_OUTSIDE, scene)]
     looked_into = _found("state", partial(_state, scene))
     findings.append(looked_into)
     if looked_into.level == "ok" and os.path.isdir(scene.workspace.state):
@@ -139,8 +157,7 @@ def doctor(*, root: str | None = None, as_json: bool = False) -> int:
     from hub.verbs import root_or_default  # noqa: PLC0415 - it draws in every verb
 
     findings = examine(root_or_default(root))
-    problems = sum(finding.level == "problem" for finding in findings)
-    warnings = sum(finding.level == "warning" for finding in findings)
+    problems, warnings = count(findings)
     if as_json:
         output.print_data(
             "hub.doctor",
@@ -151,11 +168,18 @@ def doctor(*, root: str | None = None, as_json: bool = False) -> int:
             },
         )
     else:
-        output.line("\n".join([*_lines(findings), _summary(len(findings), problems, warnings)]))
+        output.line("\n".join([*lines(findings), summary(findings)]))
     return 1 if problems else 0
 
 
-def _lines(findings: list[Finding]) -> Iterator[str]:
+def count(findings: list[Finding]) -> tuple[int, int]:
+    """Return how many problems and how many warnings are in *findings*."""
+    levels = [finding.level for finding in findings]
+    return levels.count("problem"), levels.count("warning")
+
+
+def lines(findings: list[Finding]) -> Iterator[str]:
+    """Yield what a person reads of *findings*: all but what is well."""
     for finding in findings:
         if finding.level != "ok":
             evidence = finding.evidence.replace("\n", "\n         ")
@@ -163,9 +187,10 @@ def _lines(findings: list[Finding]) -> Iterator[str]:
             yield f"         fix: {finding.fix}"
 
 
-def _summary(checks: int, problems: int, warnings: int) -> str:
+def summary(findings: list[Finding]) -> str:
     """Return the last line: ``12 checks, 1 problem``."""
-    told = [f"{checks} checks", f"{problems or 'no'} problem{'' if problems == 1 else 's'}"]
+    problems, warnings = count(findings)
+    told = [f"{len(findings)} checks", f"{problems or 'no'} problem{'' if problems == 1 else 's'}"]
     if warnings:
         told.append(f"{warnings} warning{'' if warnings == 1 else 's'}")
     return ", ".join(told)

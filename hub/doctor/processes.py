@@ -12,6 +12,7 @@ from foundation.workspace import MARK
 from hub import discovery
 from hub import logs as log_files
 from hub import ports as tcp
+from hub.census import SERVERS, above, census
 from hub.doctor.finding import Scene, Verdict, ok, problem, warning
 from hub.wording import several, size
 
@@ -164,52 +165,35 @@ def _who(pid: int) -> str:
 def strays(scene: Scene) -> Verdict | None:
     """Every process of this workspace has a hub or a leaf above it.
 
-    More than :mod:`hub.orphans` ends, which are the servers': whatever carries our mark.
+    What `hub reap` ends is a program of ours; the others are a person's to judge.
     """
     if scene.status.state not in ("running", "degraded", "failed", "stopped"):
         return None  # who belongs to whom is about to change
-    import psutil  # noqa: PLC0415
-
     from slotgc.slots import live_slots  # noqa: PLC0415
 
-    marked: dict[int, str] = {}
-    parents: dict[int, int] = {}
-    for process in psutil.process_iter():
-        try:
-            with process.oneshot():
-                parents[process.pid] = process.ppid()
-                if process.uids().effective != os.geteuid():
-                    continue
-                if process.status() == psutil.STATUS_ZOMBIE:
-                    continue
-            if process.environ().get(MARK) == scene.workspace.root:
-                marked[process.pid] = process.name()
-        except psutil.Error:
-            continue  # it ended meanwhile, or may not be looked at
     known = {slot.pid for slot in live_slots(scene.workspace.root)}
     known |= _holders(scene)
     if scene.status.info is not None:
         known.add(scene.status.info.pid)
-    own = {os.getpid(), *_above(os.getpid(), parents)}  # a shell in a slot, a test, this doctor
-    left = [
-        pid for pid in sorted(marked) if pid not in own and not known & {pid, *_above(pid, parents)}
-    ]
+    with census(scene.workspace.root) as found:
+        known |= {member.pid for member in found.members if member.role in ("hub", "leaf")}
+        left = [
+            member
+            for member in found.members
+            if not known & {member.pid, *above(member.pid)} and not has_exited(member.pidfd)
+        ]
     if not left:
-        return ok(f"none among {len(marked)} processes of this workspace")
-    named = [f"pid {pid} ({marked[pid]})" for pid in left]
+        return ok(f"none among {len(found.members)} processes of this workspace")
+    named = [f"pid {member.pid} ({member.name})" for member in left]
+    others = [str(member.pid) for member in left if member.role not in SERVERS]
+    fixes = ["hub reap"] if len(others) < len(left) else []
+    if others:
+        fixes.append(f"kill {' '.join(others)}")
     return problem(
         f"{several(named)}: started for this workspace ({MARK}={scene.workspace.root} in the "
         "environment), with no hub or leaf above",
-        f"kill {' '.join(map(str, left))}",
+        " && ".join(fixes),
     )
-
-
-def _above(pid: int, parents: dict[int, int]) -> Iterator[int]:
-    """Yield the ancestors of *pid*, init left out."""
-    seen = {pid}
-    while (pid := parents.get(pid, 0)) > 1 and pid not in seen:
-        seen.add(pid)
-        yield pid
 
 
 def _holders(scene: Scene) -> set[int]:

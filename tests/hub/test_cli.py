@@ -19,7 +19,7 @@ from tests.support import CODE, HUB, data_of, is_gone, run_python
 if TYPE_CHECKING:
     from tests.support import Hub
 
-VERBS = ("start", "stop", "restart", "status", "url", "logs", "events", "doctor", "run")
+VERBS = ("start", "stop", "restart", "status", "url", "logs", "events", "reap", "doctor", "run")
 BONES = CODE / "bin/bones"
 SLOW_MODULES = {
     "re",
@@ -232,6 +232,12 @@ def test_a_followed_log_shows_the_new_lines_of_a_new_hub(hub: Hub) -> None:
         "hub.place",
         "hub.systemd",
         "hub.orphans",
+        "hub.census",
+        "hub.registry",
+        "hub.registration",
+        "hub.whereabouts",
+        "hub.everywhere",
+        "hub.reap",
     ],
 )
 def test_what_must_start_fast_imports_nothing_slow(module: str) -> None:

@@ -1,11 +1,11 @@
-"""``bin/bench start|seed|setup [options]``: measure, print a table, exit 1 if a limit is missed."""
+"""``bin/bench start|seed|setup|chaos [options]``: measure or torment, print, exit 1 on a miss."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-_BENCHES = ("start", "seed", "setup")
+_BENCHES = ("start", "seed", "setup", "chaos")
 
 
 def main() -> None:

@@ -1,0 +1,194 @@
+"""``base.json``: what a slot's worktree was when it last agreed with trunk.
+
+Whatever in the worktree differs from it is work that is saved nowhere else. It is written by who
+makes a worktree and by who commits it, and it is read with the standard library alone, by who
+must judge a slot whose leaf is dead.
+
+One JSON object::
+
+    {"schema": 1,
+     "checkin": HASH or "",
+     "indexed_ns": when the first file was looked at, nanoseconds since the epoch,
+     "files": [[PATH, "file"|"exec"|"link", SIZE, HASH, MTIME_NS, CTIME_NS, INODE], …],
+     "git": {"head": TEXT, "refs": {NAME: TEXT}}}
+
+PATH is a string, or ``{"b64": …}`` where it is not UTF-8. HASH is Fossil's name of the content (a
+link's content is its target). MTIME_NS, CTIME_NS and INODE are what the file system said of the
+file when it was known to have that content; 0 in one of them: not known. ``git`` is what
+:func:`slotgc.history.git_refs` saw of the worktree's own repository.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+import time
+
+from foundation import atomic, codec
+from foundation.errors import Corrupt
+from foundation.record import Record
+from slotgc import artifact, history, treepath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+FILE, EXEC, LINK = "file", "exec", "link"
+_KINDS = frozenset((FILE, EXEC, LINK))
+SCHEMA = 1
+NAME = "base.json"
+LIMIT_BYTES = 256 << 20
+"""A million files; more cannot be judged."""
+
+TICK_NS = 20_000_000
+"""Twice the coarsest step of a file's times (10 ms): two changes within one look like one."""
+
+Row = tuple[str, int, str, int, int, int]
+"""Kind, size in bytes, hash, mtime_ns, ctime_ns, inode."""
+
+
+class Base(Record):
+    """A worktree as it was: its files by path, its check-in ("": none), its git references."""
+
+    checkin: str
+    indexed_ns: int
+    files: dict[bytes, Row]
+    git_head: str = ""
+    git_refs: dict[str, str] = {}  # noqa: RUF012 - a record never changes
+
+    def trusts(self, row: Row, status: os.stat_result) -> bool:
+        """Tell from *status* alone that a file still is what *row* says.
+
+        Any change moves the ctime, unless it falls into the same tick as the one before it: one
+        that was young when it was indexed proves nothing (git calls this a racy entry).
+        """
+        _kind, size, _hash, mtime_ns, ctime_ns, inode = row
+        return (
+            status.st_ctime_ns == ctime_ns
+            and status.st_size == size
+            and status.st_mtime_ns == mtime_ns
+            and status.st_ino == inode
+            and ctime_ns < self.indexed_ns - TICK_NS
+        )
+
+
+def kind_of(mode: int) -> str:
+    """Return ``file``, ``exec`` or ``link`` for a file's st_mode, "" for anything else."""
+    if stat.S_ISLNK(mode):
+        return LINK
+    if not stat.S_ISREG(mode):
+        return ""
+    return EXEC if mode & stat.S_IXUSR else FILE
+
+
+def index(worktree: str, *, checkin: str = "", hashes: Mapping[bytes, str] | None = None) -> Base:
+    """Return what *worktree* is now, every file of it.
+
+    A hash that the caller knows (*hashes*, by path) is believed, the others are taken of the
+    content. Whoever calls this has the worktree alone.
+
+    Raises:
+        OSError: something in it cannot be read.
+    """
+    indexed_ns = time.time_ns()
+    known = hashes or {}
+    top = os.fsencode(worktree)
+    files: dict[bytes, Row] = {}
+    for path, status in _walk(top):
+        kind = kind_of(status.st_mode)
+        if not kind:
+            continue
+        name = known.get(path) or artifact.of_entry(top + b"/" + path, kind)
+        stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+        files[path] = (kind, status.st_size, name, *stamps)
+    head, refs = history.git_refs(worktree)
+    return Base(checkin=checkin, indexed_ns=indexed_ns, files=files, git_head=head, git_refs=refs)
+
+
+def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
+    """Yield what is no directory below *top*, by its path from there; no link is followed."""
+    pending = [b""]
+    while pending:
+        below = pending.pop()
+        with os.scandir(top + b"/" + below) as entries:
+            for entry in entries:
+                path = below + entry.name
+                if path in treepath.BOOKKEEPING:
+                    continue
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path + b"/")
+                else:
+                    yield path, entry.stat(follow_symlinks=False)
+
+
+def write(path: str, base: Base) -> None:
+    """Put *base* at *path*, whole or not at all.
+
+    Raises:
+        ValueError: it is not sound; :func:`read` would refuse it.
+        OSError: it cannot be written.
+    """
+    rows = [[treepath.to_json(name), *row] for name, row in sorted(base.files.items())]
+    value = {
+        "schema": SCHEMA,
+        "checkin": base.checkin,
+        "indexed_ns": base.indexed_ns,
+        "files": rows,
+        "git": {"head": base.git_head, "refs": base.git_refs},
+    }
+    _parse(value)
+    atomic.write_file(path, codec.dumps(value).encode() + b"\n", durable=False)
+
+
+def read(path: str) -> Base | None:
+    """Return the base at *path*, None if there is none.
+
+    Raises:
+        Corrupt: it is not sound, or cannot be read: nothing can be judged by it.
+    """
+    try:
+        return _parse(codec.loads(atomic.read_bounded(path, LIMIT_BYTES)))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise Corrupt(f"{path} cannot be used: {error}", reason="base") from None
+
+
+def _parse(value: Any) -> Base:
+    """Return the base that *value* (decoded JSON) holds.
+
+    Raises:
+        ValueError: it is not sound.
+    """
+    _require(isinstance(value, dict), "it is no object")
+    _require(value.get("schema") == SCHEMA, f"schema {value.get('schema')!r:.20}, not {SCHEMA}")
+    checkin, indexed_ns = value.get("checkin"), value.get("indexed_ns")
+    _require(checkin == "" or artifact.is_name(checkin), "checkin is no hash")
+    _require(_is_count(indexed_ns), "indexed_ns is no time")
+    _require(isinstance(value.get("files"), list), "files is no list")
+    files: dict[bytes, Row] = {}
+    for row in value["files"]:
+        _require(isinstance(row, list) and len(row) == 1 + 6, "a row of files is no row")
+        path = treepath.from_json(row[0])
+        kind, size, name, *stamps = row[1:]
+        _require(isinstance(kind, str) and kind in _KINDS, "a kind is none")
+        _require(artifact.is_name(name), "a hash is none")
+        _require(_is_count(size) and all(map(_is_count, stamps)), "a number is none")
+        _require(path not in files, "a path stands twice")
+        files[path] = (kind, size, name, *stamps)
+    git = value.get("git")
+    _require(isinstance(git, dict) and set(git) == {"head", "refs"}, "git is incomplete")
+    head, refs = git["head"], git["refs"]
+    _require(isinstance(head, str) and isinstance(refs, dict), "git is malformed")
+    _require(all(isinstance(to, str) for to in refs.values()), "a reference is no text")
+    return Base(checkin=checkin, indexed_ns=indexed_ns, files=files, git_head=head, git_refs=refs)
+
+
+def _is_count(value: object) -> bool:
+    return type(value) is int and value >= 0
+
+
+def _require(sound: bool, fault: str) -> None:
+    if not sound:
+        raise ValueError(fault)

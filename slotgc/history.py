@@ -1,0 +1,197 @@
+"""What the repositories in a worktree hold that its files do not: commits and stashes.
+
+A worktree is a git repository of its own and a Fossil check-out. Both are read without their
+programs, without writing a byte, and without trust in what they contain.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from foundation.atomic import read_bounded
+from slotgc import treepath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+_REF_LIMIT = 4096
+_PACKED_LIMIT = 64 << 20
+_MOST_REFS = 100_000
+_STEPS = 1_000_000  # of SQLite's machine: a database may hold a view that never ends
+
+
+def git_refs(worktree: str) -> tuple[str, dict[str, str]]:
+    """Return the content of HEAD and of every reference of the repository in *worktree*.
+
+    ``("", {})`` if there is none. Source: gitrepository-layout(5).
+
+    Raises:
+        OSError: something of it cannot be read.
+        ValueError: it is not as git writes it, or keeps its references in another form.
+    """
+    git = f"{worktree}/.git"
+    try:
+        mode = os.lstat(git).st_mode
+    except FileNotFoundError:
+        return "", {}
+    if not stat.S_ISDIR(mode):
+        raise ValueError(f"{git} is not a directory")
+    for name in ("reftable", "commondir"):
+        if os.path.lexists(f"{git}/{name}"):
+            raise ValueError(f"{git}/{name} says that its references are elsewhere")
+    try:
+        head = _text(f"{git}/HEAD", _REF_LIMIT)
+    except FileNotFoundError:
+        head = ""
+    refs = dict(_packed(git))
+    for name in _loose(git):
+        refs[name] = _text(f"{git}/{name}", _REF_LIMIT)
+    if len(refs) > _MOST_REFS:
+        raise ValueError(f"{git} has more than {_MOST_REFS} references")
+    return head, refs
+
+
+def _text(path: str, limit: int) -> str:
+    return read_bounded(path, limit).decode("utf-8", "backslashreplace").strip()
+
+
+def _packed(git: str) -> Iterator[tuple[str, str]]:
+    """Yield name and hash of each line of ``packed-refs``; comments and peeled tags are none."""
+    try:
+        lines = _text(f"{git}/packed-refs", _PACKED_LIMIT).splitlines()
+    except FileNotFoundError:
+        return
+    for line in lines:
+        if line[:1] not in ("#", "^", ""):
+            to, _space, name = line.partition(" ")
+            yield name, to
+
+
+def _loose(git: str) -> Iterator[str]:
+    """Yield the names of the files below ``refs/``, and the HEADs of linked worktrees."""
+    pending = ["refs"]
+    seen = 0
+    while pending:
+        below = pending.pop()
+        try:
+            names = os.listdir(f"{git}/{below}")
+        except FileNotFoundError:
+            continue
+        seen += len(names)
+        if seen > _MOST_REFS:
+            raise ValueError(f"{git}/refs holds more than {_MOST_REFS} names")
+        for name in names:
+            path = f"{below}/{name}"
+            if stat.S_ISDIR(os.lstat(f"{git}/{path}").st_mode):
+                pending.append(path)
+            elif not name.endswith(".lock"):
+                yield path
+    try:
+        linked = os.listdir(f"{git}/worktrees")
+    except FileNotFoundError:
+        return
+    for name in linked:
+        yield f"worktrees/{name}/HEAD"
+
+
+def unsaved_git(worktree: str, head: str, refs: dict[str, str]) -> str:
+    """Return which commits or stashes of *worktree*'s own git are saved nowhere else, "" if none.
+
+    *head* and *refs*: what :func:`git_refs` said when they were.
+    """
+    try:
+        head_now, refs_now = git_refs(worktree)
+    except (OSError, ValueError) as error:
+        return f"its git repository cannot be judged: {error}"
+    moved = sorted(name for name, to in refs_now.items() if refs.get(name) != to)
+    if head_now not in ("", head):
+        moved.insert(0, "HEAD")
+    if not moved:
+        return ""
+    more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""  # noqa: PLR2004
+    names = ", ".join(treepath.show(os.fsencode(name)) for name in moved[:3])
+    return f"its git has commits or stashes of its own: {names}{more}"
+
+
+def unsaved_stash(worktree: str) -> str:
+    """Return why the stash of *worktree*'s Fossil check-out may hold work, "" if it holds none."""
+    for name in treepath.CHECKOUT_FILES:
+        shown = name.decode()
+        path = f"{worktree}/{shown}"
+        try:
+            for journal in (f"{path}-journal", f"{path}-wal"):
+                if os.path.lexists(journal) and os.lstat(journal).st_size:
+                    return f"{shown} was being written when its writer was killed"
+            fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except FileNotFoundError:
+            continue
+        except OSError as error:
+            return f"{shown} cannot be judged: {error}"
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return f"{shown} is no file"
+            found = _ask(fd, "stash", "SELECT 1 FROM stash LIMIT 1", ())
+        except OSError as error:
+            return f"{shown} cannot be judged: {error}"
+        finally:
+            os.close(fd)
+        if found:
+            return f"{shown} has a stash"
+    return ""
+
+
+def trunk_holds(repository: str, checkin: str) -> bool:
+    """Tell whether the Fossil repository file *repository* holds the check-in named *checkin*.
+
+    False where that cannot be known. Nothing is written, not even the files that a reader of a
+    write-ahead log leaves.
+    """
+    if not checkin:
+        return False
+    try:
+        fd = os.open(repository, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            return False
+        # A check-in is in the file itself, or still in the log of a hub that runs.
+        query = "SELECT 1 FROM blob WHERE uuid = ? AND size >= 0"
+        for options in ("immutable=1", "mode=ro&readonly_shm=1"):
+            try:
+                if _ask(fd, "blob", query, (checkin,), options):
+                    return True
+            except OSError:
+                continue
+        return False
+    finally:
+        os.close(fd)
+
+
+def _ask(
+    fd: int, table: str, query: str, values: tuple[str, ...], options: str = "immutable=1"
+) -> bool:
+    """Tell whether *query* of the database behind *fd* gives a row; no *table*: it does not.
+
+    Raises:
+        OSError: it is no database, is damaged, or takes too long.
+    """
+    import sqlite3  # noqa: PLC0415 - 5 ms, and few slots have a check-out
+
+    database = None
+    try:
+        database = sqlite3.connect(
+            f"file:/proc/self/fd/{fd}?mode=ro&{options}", uri=True, timeout=1
+        )
+        database.set_progress_handler(lambda: 1, _STEPS)
+        schema = "SELECT 1 FROM sqlite_master WHERE name = ?"
+        if database.execute(schema, (table,)).fetchone() is None:
+            return False
+        return database.execute(query, values).fetchone() is not None
+    except sqlite3.Error as error:
+        raise OSError(f"SQLite: {error}") from None
+    finally:
+        if database is not None:
+            database.close()

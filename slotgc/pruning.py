@@ -1,0 +1,243 @@
+"""Cleaning up after dead slots: what is clean goes, what is not is rescued, the rest stays.
+
+========================  =====================  =================================================
+the slot                  judged                 becomes of it
+========================  =====================  =================================================
+dead, or its maker died   clean                  removed
+dead, or its maker died   unsaved work           rescued (with *clean_only*: stays)
+dead, or its maker died   something works in it  stays
+anything else             is not judged          stays
+========================  =====================  =================================================
+
+A slot is judged in place, without a lock, because that may take a second. Then, under the locks
+(:class:`slotgc.hold.Claim`), its leaf is judged once more, whoever works in it is looked for, and
+the directory is renamed away: :mod:`slotgc.passage` says what follows. A clean one is judged a
+second time there, for somebody may have written in between.
+"""
+
+from __future__ import annotations
+
+import os
+
+from foundation.errors import HubError
+from foundation.failpoint import hit
+from foundation.record import Record
+from foundation.workspace import Workspace
+from slotgc import passage, rescue, work
+from slotgc.hold import Claim
+from slotgc.leaf import DEAD, UNBORN, Leaf, look_all
+from slotgc.removal import remove_tree
+from slotgc.use import in_use
+
+REMOVE, RESCUE, KEEP = "remove", "rescue", "keep"
+
+
+class Verdict(Record):
+    """What a pass would do with a slot: ``remove``, ``rescue`` or ``keep``, and why, in words."""
+
+    name: str
+    action: str
+    reason: str
+
+
+class Pruned(Record):
+    """What a pass has done, slots by name.
+
+    ``rescued`` names the rescue of each. ``kept`` are those that stay by rule; ``failed`` those
+    that should have gone, or are gone but not finished (the next pass goes on); both say why.
+    """
+
+    removed: list[str]
+    rescued: dict[str, str]
+    kept: dict[str, str]
+    failed: dict[str, str]
+
+
+class PruneError(HubError):
+    """Some slots could not be cleaned up; the others were."""
+
+    def __init__(self, removed: list[str], failed: dict[str, str]) -> None:
+        """Take the names that are gone, and of those that failed the reasons."""
+        told = "; ".join(f"{name}: {reason}" for name, reason in failed.items())
+        super().__init__(f"not cleaned up: {told}", reason="prune")
+        self.removed = removed
+        self.failed = failed
+
+
+def plan(workspace_dir: str, *, clean_only: bool = False) -> list[Verdict]:
+    """Return what :func:`prune` would do with each slot of *workspace_dir*; change nothing.
+
+    Raises:
+        HubError: the slots cannot be listed.
+    """
+    workspace = Workspace(os.path.abspath(workspace_dir))
+    return [_verdict(workspace, leaf, clean_only=clean_only) for leaf in _leaves(workspace)]
+
+
+def prune(workspace_dir: str, *, clean_only: bool = False) -> Pruned:
+    """Clean up after every dead slot of *workspace_dir*, and what a killed pass has left.
+
+    One that fails keeps no other from being cleaned up. Several passes at once do no harm.
+
+    Raises:
+        HubError: the slots cannot be listed.
+    """
+    workspace = Workspace(os.path.abspath(workspace_dir))
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    _go_on(workspace, pruned)
+    for leaf in _leaves(workspace):
+        try:
+            _prune_slot(workspace, leaf, pruned, clean_only=clean_only)
+        except (OSError, HubError) as error:
+            pruned.failed[leaf.name] = str(error)
+    return pruned
+
+
+def prune_dead(workspace_dir: str, *, clean_only: bool = False) -> list[str]:
+    """As :func:`prune`; return the names of the slots that are gone, rescued ones among them.
+
+    Raises:
+        PruneError: a slot failed, after the whole pass.
+        HubError: the slots cannot be listed.
+    """
+    pruned = prune(workspace_dir, clean_only=clean_only)
+    gone = sorted([*pruned.removed, *pruned.rescued])
+    if pruned.failed:
+        raise PruneError(gone, pruned.failed)
+    return gone
+
+
+def _leaves(workspace: Workspace) -> list[Leaf]:
+    try:
+        return look_all(workspace)
+    except OSError as error:
+        raise HubError(f"{workspace.swarm} cannot be read: {error}", reason="swarm") from None
+
+
+def _is_dead(leaf: Leaf) -> bool:
+    return leaf.state == DEAD or (leaf.state == UNBORN and leaf.abandoned)
+
+
+def _verdict(workspace: Workspace, leaf: Leaf, *, clean_only: bool) -> Verdict:
+    """Judge a slot where it is."""
+    if not _is_dead(leaf):
+        return Verdict(name=leaf.name, action=KEEP, reason=leaf.reason)
+    slot = f"{workspace.swarm}/{leaf.name}"
+    try:
+        user = in_use(slot)
+        found = work.judge(workspace, slot)
+    except OSError as error:
+        return Verdict(name=leaf.name, action=KEEP, reason=f"it cannot be judged: {error}")
+    if user:
+        return Verdict(name=leaf.name, action=KEEP, reason=user)
+    if not found.exists():
+        return Verdict(name=leaf.name, action=REMOVE, reason=f"{leaf.reason}; no unsaved work")
+    words = f"unsaved work: {found.describe()}"
+    if clean_only:
+        return Verdict(name=leaf.name, action=KEEP, reason=f"{words}; `hub gc` rescues it")
+    return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")
+
+
+def _prune_slot(workspace: Workspace, leaf: Leaf, pruned: Pruned, *, clean_only: bool) -> None:
+    verdict = _verdict(workspace, leaf, clean_only=clean_only)
+    hit("gc.judged")
+    if verdict.action == KEEP:
+        pruned.kept[leaf.name] = verdict.reason
+        return
+    passage.make_place(workspace)
+    taken = _take(workspace, leaf.name, pruned, clean=verdict.action == REMOVE)
+    if taken is None:
+        return
+    name, claimed = taken
+    hit("gc.taken")
+    try:
+        _settle(workspace, name, pruned)
+    finally:
+        os.close(claimed)
+
+
+def _take(
+    workspace: Workspace, slot: str, pruned: Pruned, *, clean: bool
+) -> tuple[str, int] | None:
+    """Rename *slot* away under the locks; return its new name and its claim, None if it stays.
+
+    Raises:
+        OSError, HubError: it stays.
+    """
+    source = f"{workspace.swarm}/{slot}"
+    with Claim(workspace, slot) as claim:
+        hit("gc.locked")
+        if not os.path.lexists(source):
+            return None  # another pass was faster
+        user = "" if not _is_dead(claim.leaf) else in_use(source)
+        if user or not _is_dead(claim.leaf):
+            pruned.kept[slot] = user or claim.leaf.reason
+            return None
+        claimed = passage.claim(source)
+        if claimed is None:
+            pruned.kept[slot] = "another process has locked it"
+            return None
+        try:
+            os.fchmod(claimed, 0o700)  # a directory that is read-only cannot move
+            name = passage.new_name(workspace, slot)
+            name = passage.JUDGING + name if clean else name
+            os.rename(source, f"{workspace.rescue}/{name}")
+        except BaseException:
+            os.close(claimed)
+            raise
+    return name, claimed
+
+
+def _settle(workspace: Workspace, name: str, pruned: Pruned) -> None:
+    """Bring what was taken away to its end, from whatever step it stands at; we have claimed it."""
+    slot, _made_at = passage.parse_name(name)
+    try:
+        if name.startswith(passage.JUDGING):
+            name = _judge_again(workspace, name)
+        if name.startswith(passage.REMOVING):
+            pruned.removed.append(slot)
+            remove_tree(f"{workspace.rescue}/{name}")
+            hit("gc.removed")
+        else:
+            pruned.rescued[slot] = name
+            hit("gc.rescued")
+            rescue.finish(workspace, name)
+    except (OSError, HubError) as error:
+        key = name if slot in pruned.failed else slot
+        pruned.failed[key] = f"{workspace.rescue}/{name} is not finished: {error}"
+
+
+def _judge_again(workspace: Workspace, name: str) -> str:
+    """Judge once more what was taken away as clean; return its next name."""
+    place = f"{workspace.rescue}/{name}"
+    plain = name.removeprefix(passage.JUDGING)
+    unsaved = in_use(place) or work.judge(workspace, place).exists()
+    new = plain if unsaved else passage.REMOVING + plain
+    passage.step(workspace, name, new)
+    hit("gc.judged-again")
+    return new
+
+
+def _go_on(workspace: Workspace, pruned: Pruned) -> None:
+    """Finish what killed passes have left; what a living one has in hand is left to it."""
+    try:
+        names = os.listdir(workspace.rescue)
+        left = [n for n in names if n.startswith((passage.JUDGING, passage.REMOVING))]
+        left += rescue.unfinished(workspace)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    except OSError as error:
+        pruned.failed["rescue"] = str(error)
+        return
+    for name in sorted(left):
+        try:
+            claimed = passage.claim(f"{workspace.rescue}/{name}")
+        except OSError as error:
+            pruned.failed[name] = str(error)
+            continue
+        if claimed is None:
+            continue
+        try:
+            _settle(workspace, name, pruned)
+        finally:
+            os.close(claimed)

@@ -225,3 +225,22 @@ def terminate(pidfd: int, *, grace_s: float, kill_wait_s: float = 2.0) -> bool:
         if not send_signal(pidfd, number) or wait_exit(pidfd, patience_s):
             return True
     return False
+
+
+def terminate_all(pidfds: list[int], *, grace_s: float, kill_wait_s: float = 2.0) -> None:
+    """End the processes side by side: SIGTERM, *grace_s* for all together, SIGKILL.
+
+    A stopped one is woken to obey. Who belongs to another user by now is left alone; whether
+    all are gone is for the caller to ask.
+    """
+    for numbers, patience_s in (((15, 18), grace_s), ((9,), kill_wait_s)):
+        for number in numbers:
+            for pidfd in pidfds:
+                try:
+                    if not has_exited(pidfd):
+                        send_signal(pidfd, number)
+                except PermissionError:
+                    continue  # it changed its user since it was looked at
+        deadline_s = time.monotonic() + patience_s
+        for pidfd in pidfds:
+            wait_exit(pidfd, max(0.0, deadline_s - time.monotonic()))

@@ -29,9 +29,9 @@ def error_envelope(verb: str, error: HubError) -> str:
     return codec.dumps({"schema": {"verb": verb, "version": VERSION}, "error": told}) + "\n"
 
 
-def talk(text: str) -> str:
-    """Return the lines for stderr that say *text* to the person."""
-    return f"hub: {text}\n"
+def talk(text: str, *, program: str = "hub") -> str:
+    """Return the lines for stderr with which *program* says *text* to the person."""
+    return f"{program}: {text}\n"
 
 
 def show(shown: Shown) -> int:
@@ -51,7 +51,7 @@ def print_error(verb: str, error: HubError, *, as_json: bool) -> int:
     if as_json:
         _write(sys.stdout, error_envelope(verb, error))
     else:
-        say(str(error))
+        say(str(error), program="hub" if verb.startswith("hub.") else "bones")
     return error.exit_code
 
 
@@ -60,9 +60,9 @@ def line(text: str) -> None:
     _write(sys.stdout, f"{text}\n")
 
 
-def say(text: str) -> None:
+def say(text: str, *, program: str = "hub") -> None:
     """Tell the person something that is not data."""
-    _write(sys.stderr, talk(text))
+    _write(sys.stderr, talk(text, program=program))
 
 
 def _write(stream: Any, text: str) -> None:

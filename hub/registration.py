@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
+
 from foundation.errors import HubError
 from foundation.process import GONE
 from hub import __version__, registry
-from hub.hold import inode_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ class Registration:
             started_at=info.started_at,
             version=__version__,
         )
-        self._inode: Inode | None = None
+        self._stamp: tuple[int, ...] | None = None
         self._told = False
 
     def keep(self) -> str:
@@ -42,10 +43,10 @@ class Registration:
         """
         try:
             path = registry.path_of(self._entry.root)
-            if self._inode is None or inode_of(path) != self._inode:
-                if self._inode is None or not self._is_of_another(path):
+            if self._stamp is None or _stamp_of(path) != self._stamp:
+                if self._stamp is None or not self._is_of_another(path):
                     registry.write(self._entry)
-                self._inode = inode_of(path)
+                self._stamp = _stamp_of(path)
         except (OSError, HubError) as error:
             told, self._told = self._told, True
             return "" if told else str(error)
@@ -66,3 +67,12 @@ class Registration:
         except (OSError, ValueError):
             return False
         return found != self._entry.identity and found.state() != GONE
+
+
+def _stamp_of(path: str) -> tuple[int, ...] | None:
+    """Return what changes with the file at *path*: an inode alone is soon given out again."""
+    try:
+        status = os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return (status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size)

@@ -2,11 +2,13 @@
 
 A pid may be somebody else's by the time that an answer is read: whoever acts on one opens a
 pidfd first and asks afterwards, or asks again. An answer is None (or nothing) for a process that
-has ended, and for one that this user may not look at.
+has ended, and for one that this user may not look at; want of descriptors or memory is no answer
+and raises OSError.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 
 TYPE_CHECKING = False
@@ -33,6 +35,19 @@ def parent_of(pid: int) -> int | None:
     """Return the pid of its parent. Source: proc_pid_stat(5), field 4."""
     fields = _stat(pid)
     return None if fields is None else int(fields[1])
+
+
+def ancestors_of(pid: int) -> list[int]:
+    """Return its parent, that one's parent and so on, up to and without pid 1.
+
+    Ends early at one that cannot be looked at.
+    """
+    above: list[int] = []
+    parent = parent_of(pid)
+    while parent is not None and parent > 1 and parent not in above:
+        above.append(parent)
+        parent = parent_of(parent)
+    return above
 
 
 def start_ticks(pid: int) -> int | None:
@@ -68,7 +83,8 @@ def open_files(pid: int) -> set[str]:
     """Return what it has open: paths (`` (deleted)`` appended), ``socket:[N]``, ``pipe:[N]``."""
     try:
         fds = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
+    except OSError as error:
+        _raise_if_ours(error)
         return set()
     links = (_link(f"/proc/{pid}/fd/{fd}") for fd in fds)
     return {link for link in links if link is not None}
@@ -85,5 +101,12 @@ def _read(path: str) -> bytes | None:
     try:
         with open(path, "rb") as file:
             return file.read()
-    except OSError:
+    except OSError as error:
+        _raise_if_ours(error)
         return None
+
+
+def _raise_if_ours(error: OSError) -> None:
+    """Raise *error* if it tells of us and not of the process: it must not pass for its end."""
+    if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+        raise error

@@ -31,9 +31,18 @@ import stat
 
 from foundation import codec, procfs
 from foundation.atomic import read_bounded, write_file
-from foundation.process import ALIVE, GONE, PID_MAX, Identity, has_exited, open_pidfd
+from foundation.process import (
+    ALIVE,
+    GONE,
+    PID_MAX,
+    Identity,
+    boot_id,
+    has_exited,
+    open_pidfd,
+    pid_namespace,
+)
 from foundation.record import Record
-from foundation.workspace import MARK, SLOT_MARK
+from slotgc.mark import is_marked_as_leaf
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -181,20 +190,20 @@ def _unborn(name: str, directory: str, *, locked: bool) -> Leaf:
 def _judge(workspace: Workspace, name: str, pid: int, identity: Identity | None) -> Leaf:
     """Judge by the process alone."""
     if identity is not None:
-        state = identity.state()
+        state = _state_of(identity)
         if state == ALIVE:
             words = f"pid {identity.pid} is the leaf and lives"
             return Leaf(name=name, state=LIVE, reason=words, pid=identity.pid)
-        if state != GONE:
-            words = "leaf of another pid namespace"
-            return Leaf(name=name, state=UNKNOWN, reason=words, pid=identity.pid)
+        if state != GONE:  # its pid is no number of ours: none is handed out
+            words = f"leaf of another pid namespace (pid {identity.pid} there)"
+            return Leaf(name=name, state=UNKNOWN, reason=words)
         if identity.pid == pid:
             return Leaf(name=name, state=DEAD, reason=f"pid {pid} has ended", pid=pid)
     pidfd = open_pidfd(pid)
     try:
         if pidfd is None or has_exited(pidfd):
             return Leaf(name=name, state=DEAD, reason=f"pid {pid} has ended", pid=pid)
-        if carries_mark(pid, workspace.root, name):
+        if is_marked_as_leaf(pid, workspace.root, name):
             return Leaf(name=name, state=LIVE, reason=f"pid {pid} lives, with our mark", pid=pid)
     finally:
         if pidfd is not None:
@@ -203,21 +212,35 @@ def _judge(workspace: Workspace, name: str, pid: int, identity: Identity | None)
     return Leaf(name=name, state=UNKNOWN, reason=words, pid=pid)
 
 
-def carries_mark(pid: int, root: str | None, slot: str | None = None) -> bool:
-    """Tell whether *pid*, of which the caller has a pidfd, is this user's and carries our mark.
+def _state_of(identity: Identity) -> str:
+    """Return ``gone``, ``alive`` or ``unknown`` (of another pid namespace).
 
-    For the workspace *root* (None: for any) and not for another slot than *slot* (None: any).
+    Stricter than :meth:`Identity.state`, for which a start time that reads otherwise, as from
+    another time namespace, is a death.
+
+    Raises:
+        OSError: out of descriptors.
     """
-    if procfs.owner_of(pid) != os.geteuid():
+    if identity.boot != boot_id():
+        return GONE
+    if identity.namespace != pid_namespace():
+        return UNKNOWN
+    pidfd = open_pidfd(identity.pid)
+    if pidfd is None:
+        return GONE
+    try:
+        return ALIVE if identity_is_behind(identity, pidfd) else GONE
+    finally:
+        os.close(pidfd)
+
+
+def identity_is_behind(identity: Identity, pidfd: int) -> bool:
+    """Tell whether *pidfd*, opened for its pid, is of the process *identity* of here and now."""
+    if has_exited(pidfd):
         return False
-    environment = procfs.environment(pid) or []
-    roots = [line for line in environment if line.startswith(f"{MARK}=".encode())]
-    if root is None:
-        marked = any(len(line) > len(MARK) + 1 for line in roots)
-    else:
-        marked = os.fsencode(f"{MARK}={root}") in roots
-    slots = [line for line in environment if line.startswith(f"{SLOT_MARK}=".encode())]
-    return marked and (slot is None or not slots or os.fsencode(f"{SLOT_MARK}={slot}") in slots)
+    if identity.inode:
+        return os.fstat(pidfd).st_ino == identity.inode
+    return procfs.start_ticks(identity.pid) == identity.start
 
 
 def _read_pid(path: str) -> int | None:

@@ -1,0 +1,36 @@
+"""The mark that our processes carry in their environment, and only they."""
+
+from __future__ import annotations
+
+import os
+
+from foundation import procfs
+from foundation.workspace import MARK, SLOT_MARK
+
+
+def is_marked(pid: int, root: str | None) -> bool:
+    """Tell whether *pid* is this user's and carries our mark for *root* (None: any workspace).
+
+    The caller has a pidfd of it; the answer is about that process only if it lives afterwards.
+    """
+    roots = _values(pid, MARK)
+    return any(roots) if root is None else root in roots
+
+
+def is_marked_as_leaf(pid: int, root: str, slot: str) -> bool:
+    """Tell whether *pid* may be the leaf of *slot*: marked for *root*, and for no other slot."""
+    return is_marked(pid, root) and _values(pid, SLOT_MARK) in ([], [slot])
+
+
+def is_marked_for_slot(pid: int, root: str, slot: str) -> bool:
+    """Tell whether *pid* was started by the leaf of *slot*, or by something that it started."""
+    return slot in _values(pid, SLOT_MARK) and is_marked(pid, root)
+
+
+def _values(pid: int, name: str) -> list[str]:
+    """Return the values of the variable *name* that *pid* was executed with, if it is ours."""
+    if procfs.owner_of(pid) != os.geteuid():
+        return []
+    prefix = os.fsencode(f"{name}=")
+    environment = procfs.environment(pid) or []
+    return [os.fsdecode(line[len(prefix) :]) for line in environment if line.startswith(prefix)]

@@ -9,6 +9,7 @@ import typer
 from hub import __version__, output
 from hub.cli import app as hub_app
 from hub.cli import run_app
+from swarm.cli import app as swarm_app
 
 app = typer.Typer(
     name="bones",
@@ -21,6 +22,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(hub_app, name="hub")
+app.add_typer(swarm_app, name="swarm")
 
 
 def _version(wanted: bool) -> None:
@@ -41,4 +43,6 @@ def options(
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the command line *arguments* and exit."""
+    if arguments[:1] == ["swarm"]:  # so that a mistake is told of the verb, swarm.…
+        run_app(swarm_app, arguments[1:], program="bones swarm")
     run_app(app, arguments, program="bones")

@@ -24,6 +24,7 @@ import stat
 
 from foundation.clock import utc_now
 from foundation.errors import Refused
+from slotgc.leaf import is_own_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,16 +46,20 @@ def make_place(workspace: Workspace) -> None:
     try:
         os.mkdir(workspace.rescue, 0o700)
     except FileExistsError:
-        status = os.lstat(workspace.rescue)
-        if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        if not is_place(workspace):
             raise Refused(
                 f"{workspace.rescue} is not a directory of our own: move it away",
                 reason="state-foreign",
             ) from None
-        if stat.S_IMODE(status.st_mode) != stat.S_IRWXU:
+        if stat.S_IMODE(os.lstat(workspace.rescue).st_mode) != stat.S_IRWXU:
             os.chmod(workspace.rescue, stat.S_IRWXU)
     if os.path.lexists(f"{workspace.root}/.git"):
         workspace.hide_from_git()
+
+
+def is_place(workspace: Workspace) -> bool:
+    """Tell whether ``.bones/rescue`` is there and ours: nothing is changed by way of a link."""
+    return is_own_directory(workspace.bones) and is_own_directory(workspace.rescue)
 
 
 def new_name(workspace: Workspace, slot: str) -> str:

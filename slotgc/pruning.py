@@ -67,11 +67,17 @@ class PruneError(HubError):
 def plan(workspace_dir: str, *, clean_only: bool = False) -> list[Verdict]:
     """Return what :func:`prune` would do with each slot of *workspace_dir*; change nothing.
 
+    What a killed pass has left follows, by the name it has in ``.bones/rescue``.
+
     Raises:
         HubError: the slots cannot be listed.
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
-    return [_verdict(workspace, leaf, clean_only=clean_only) for leaf in _leaves(workspace)]
+    verdicts = [_verdict(workspace, leaf, clean_only=clean_only) for leaf in _leaves(workspace)]
+    for name in _left(workspace):
+        action = REMOVE if name.startswith((passage.JUDGING, passage.REMOVING)) else RESCUE
+        verdicts.append(Verdict(name=name, action=action, reason="a killed pass has left it"))
+    return verdicts
 
 
 def prune(workspace_dir: str, *, clean_only: bool = False) -> Pruned:
@@ -125,11 +131,11 @@ def _verdict(workspace: Workspace, leaf: Leaf, *, clean_only: bool) -> Verdict:
     slot = f"{workspace.swarm}/{leaf.name}"
     try:
         user = in_use(slot)
+        if user:
+            return Verdict(name=leaf.name, action=KEEP, reason=user)
         found = work.judge(workspace, slot)
     except OSError as error:
         return Verdict(name=leaf.name, action=KEEP, reason=f"it cannot be judged: {error}")
-    if user:
-        return Verdict(name=leaf.name, action=KEEP, reason=user)
     if not found.exists():
         return Verdict(name=leaf.name, action=REMOVE, reason=f"{leaf.reason}; no unsaved work")
     words = f"unsaved work: {found.describe()}"
@@ -178,10 +184,20 @@ def _take(
             pruned.kept[slot] = "another process has locked it"
             return None
         try:
-            os.fchmod(claimed, 0o700)  # a directory that is read-only cannot move
+            if os.fstat(claimed).st_mode & 0o700 != 0o700:  # noqa: PLR2004
+                os.fchmod(claimed, 0o700)  # a directory that is read-only cannot move
             name = passage.new_name(workspace, slot)
             name = passage.JUDGING + name if clean else name
-            os.rename(source, f"{workspace.rescue}/{name}")
+            target = f"{workspace.rescue}/{name}"
+            os.rename(source, target)
+            hit("gc.renamed")
+            # Somebody may have come in between; now nobody can any more, by its path.
+            user = in_use(target)
+            if user:
+                os.rename(target, source)
+                os.close(claimed)
+                pruned.kept[slot] = user
+                return None
         except BaseException:
             os.close(claimed)
             raise
@@ -221,15 +237,11 @@ def _judge_again(workspace: Workspace, name: str) -> str:
 def _go_on(workspace: Workspace, pruned: Pruned) -> None:
     """Finish what killed passes have left; what a living one has in hand is left to it."""
     try:
-        names = os.listdir(workspace.rescue)
-        left = [n for n in names if n.startswith((passage.JUDGING, passage.REMOVING))]
-        left += rescue.unfinished(workspace)
-    except (FileNotFoundError, NotADirectoryError):
-        return
+        left = _left(workspace)
     except OSError as error:
-        pruned.failed["rescue"] = str(error)
+        pruned.failed[workspace.rescue] = str(error)
         return
-    for name in sorted(left):
+    for name in left:
         try:
             claimed = passage.claim(f"{workspace.rescue}/{name}")
         except OSError as error:
@@ -241,3 +253,12 @@ def _go_on(workspace: Workspace, pruned: Pruned) -> None:
             _settle(workspace, name, pruned)
         finally:
             os.close(claimed)
+
+
+def _left(workspace: Workspace) -> list[str]:
+    """Return the names of what killed passes have left, and of what living ones have in hand."""
+    if not passage.is_place(workspace):
+        return []
+    steps = (passage.JUDGING, passage.REMOVING)
+    names = [name for name in os.listdir(workspace.rescue) if name.startswith(steps)]
+    return sorted([*names, *rescue.unfinished(workspace)])

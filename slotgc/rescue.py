@@ -25,7 +25,7 @@ from foundation.workspace import Workspace
 from slotgc import account as account_of
 from slotgc import base, history, passage, work
 from slotgc.account import Account
-from slotgc.use import mounted_in
+from slotgc.use import in_use
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -122,14 +122,18 @@ def finish(workspace: Workspace, name: str) -> Account:
     """
     place = f"{workspace.rescue}/{name}"
     account = account_of.read(place)
+    if account is not None and account.state == account_of.DONE:
+        return account
+    if not passage.is_place(workspace):
+        raise OSError(f"{workspace.rescue} is not a directory of our own")
     if account is None:
         account = _give_account(workspace, name)
         account_of.write(place, account)
         hit("gc.recorded")
     if account.state == account_of.THINNING:
-        mounted = mounted_in(place)
-        if mounted:
-            raise OSError(mounted)
+        user = in_use(place)
+        if user:
+            raise OSError(user)
         changes = {change.path: change for change in account.changes}
         changes.update((change.path, change) for change in _thin(workspace, place, account))
         hit("gc.thinned")

@@ -1,0 +1,91 @@
+"""Dead slots with worktrees, for tests of judging, rescuing and restoring."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+from typing import NamedTuple
+
+from foundation.process import PID_MAX
+from foundation.workspace import Workspace
+from slotgc import base
+
+CHECKIN = "c" * 64
+DEAD_PID = PID_MAX
+"""The kernel gives out smaller ones only."""
+
+
+class Node(NamedTuple):
+    """What stands at a path: a file's content, or a link's target; a link has mode 0."""
+
+    content: bytes
+    mode: int = 0o644
+
+
+Tree = dict[bytes, Node]
+
+
+def plant(top: Path, tree: Tree) -> None:
+    """Make *top* hold exactly the files of *tree*."""
+    if top.exists():
+        shutil.rmtree(top)
+    top.mkdir(parents=True)
+    for path, node in tree.items():
+        target = os.fsencode(top) + b"/" + path
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if node.mode == 0:
+            os.symlink(node.content, target)
+        else:
+            Path(os.fsdecode(target)).write_bytes(node.content)
+            os.chmod(target, node.mode)
+
+
+def tree_of(top: Path) -> Tree:
+    """Return the files and links below *top*; git's and Fossil's own are not looked at."""
+    found: Tree = {}
+    start = os.fsencode(top)
+    for where, directories, files in os.walk(start):
+        if where == start:
+            directories[:] = [name for name in directories if name != b".git"]
+        for name in [*directories, *files]:
+            path = where + b"/" + name
+            status = os.lstat(path)
+            if stat.S_ISLNK(status.st_mode):
+                found[path[len(start) + 1 :]] = Node(os.readlink(path), 0)
+            elif stat.S_ISREG(status.st_mode):
+                content = Path(os.fsdecode(path)).read_bytes()
+                found[path[len(start) + 1 :]] = Node(content, stat.S_IMODE(status.st_mode))
+    return found
+
+
+def make_trunk(root: Path, *checkins: str) -> None:
+    """Make a repository file that holds *checkins*, as far as anybody here looks."""
+    (root / ".orchestrator").mkdir(exist_ok=True)
+    database = sqlite3.connect(root / ".orchestrator/hub.fossil")
+    database.execute("CREATE TABLE IF NOT EXISTS blob(rid INTEGER PRIMARY KEY, size, uuid UNIQUE)")
+    for checkin in checkins or (CHECKIN,):
+        database.execute("INSERT INTO blob(size, uuid) VALUES (1, ?)", (checkin,))
+    database.commit()
+    database.close()
+
+
+def make_slot(root: Path, name: str, tree: Tree, *, checkin: str = CHECKIN) -> Path:
+    """Make a slot whose leaf is dead and whose worktree is as its base; return the worktree."""
+    slot = Path(Workspace(str(root)).swarm) / name
+    plant(slot / "wt", tree)
+    base.write(f"{slot}/base.json", base.index(f"{slot}/wt", checkin=checkin))
+    (slot / "leaf.lock").touch(0o600)
+    (slot / "leaf.pid").write_text(f"{DEAD_PID}\n")
+    for made in (root / ".bones", root / ".bones/swarm", slot):
+        made.chmod(0o700)
+    return slot / "wt"
+
+
+def age(slot: Path) -> None:
+    """Have the base believe that it was made a second after its files."""
+    known = base.read(f"{slot}/base.json")
+    assert known is not None
+    base.write(f"{slot}/base.json", known.replace(indexed_ns=known.indexed_ns + 10**9))

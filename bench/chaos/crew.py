@@ -9,7 +9,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from foundation.process import has_exited, send_signal, wait_exit
 from foundation.spawn import die_with_parent
@@ -67,7 +67,7 @@ class Crew:
         self.freezer = Freezer()
         self._errors = errors
 
-    def __enter__(self) -> Crew:
+    def __enter__(self) -> Self:
         """End all at the end of the ``with``."""
         return self
 

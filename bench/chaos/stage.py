@@ -10,6 +10,7 @@ import tempfile
 import uuid
 from collections.abc import Callable
 from pathlib import Path
+from typing import Self
 
 from foundation import procfs
 from foundation.process import has_exited, open_pidfd, send_signal, wait_exit
@@ -37,7 +38,7 @@ class Stage:
         self._isolate()
         self._alarm, self._guard = self._post_guard()
 
-    def __enter__(self) -> Stage:
+    def __enter__(self) -> Self:
         """Clear at the end of the ``with``."""
         self._former = signal.signal(signal.SIGTERM, _as_exception)
         return self

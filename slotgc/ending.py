@@ -7,7 +7,6 @@ every signal goes through that descriptor. So whoever has the number later is sa
 from __future__ import annotations
 
 import os
-import time
 
 from foundation import procfs
 from foundation.errors import Refused
@@ -16,10 +15,6 @@ from foundation.record import Record
 from foundation.workspace import Workspace
 from slotgc.leaf import is_own_directory, read_record
 from slotgc.mark import is_marked
-
-TYPE_CHECKING = False
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
 
 GRACE_S = 2.0
 """How long a process may take to obey SIGTERM."""
@@ -78,26 +73,6 @@ def end(
         ValueError: *grace_s* is negative, or no number of seconds.
         OSError: out of descriptors.
     """
-    if workspace_dir is not None:
-        workspace = Workspace(os.path.realpath(workspace_dir))
-        root = workspace.root
-    else:
-        root = None
-        try:
-            workspace = Workspace.find()
-        except Refused:
-            workspace = None
-
-    def is_ours(pidfd: int) -> bool:
-        return is_marked(pid, root) or (
-            workspace is not None and _is_recorded(workspace, pid, pidfd)
-        )
-
-    return end_if(pid, is_ours, grace_s=grace_s)
-
-
-def end_if(pid: int, is_ours: Callable[[int], bool], *, grace_s: float) -> Ending:
-    """End process *pid* as :func:`end` does, if *is_ours* says so of its open pidfd."""
     if type(pid) is not int:
         raise TypeError(f"a pid is an int, not {pid!r}")
     if not 0 <= grace_s < 1e6:  # noqa: PLR2004 - a poll has no more; a NaN is refused too
@@ -118,49 +93,40 @@ def end_if(pid: int, is_ours: Callable[[int], bool], *, grace_s: float) -> Endin
     try:
         if has_exited(pidfd):
             return Ending(pid=pid, outcome=ABSENT, reason=f"pid {pid} had ended")
-        if not is_ours(pidfd):
+        if not _is_ours(pid, pidfd, workspace_dir):
             if has_exited(pidfd):  # while it was looked at, which made it no one's
                 return Ending(pid=pid, outcome=ABSENT, reason=f"pid {pid} had ended")
             return Ending(pid=pid, outcome=REFUSED, reason=f"nothing proves that pid {pid} is ours")
-        return end_all({pid: pidfd}, grace_s)[0]
+        return _end(pid, pidfd, grace_s)
     finally:
         os.close(pidfd)
 
 
-def end_all(opened: Mapping[int, int], grace_s: float) -> list[Ending]:
-    """End the processes whose pids and pidfds are *opened*, all of them proved ours, together.
+def _end(pid: int, pidfd: int, grace_s: float) -> Ending:
+    outcome, words = SURVIVED, "outlived SIGKILL (is its disk hanging?)"
+    try:
+        if not send_signal(pidfd, _TERM):
+            outcome, words = ABSENT, "had ended"
+        elif not send_signal(pidfd, _CONT) or wait_exit(pidfd, grace_s):
+            outcome, words = ENDED, "ended after SIGTERM"
+        elif not send_signal(pidfd, _KILL) or wait_exit(pidfd, _KILL_WAIT_S):
+            outcome, words = KILLED, f"did not end within {grace_s:g} s of SIGTERM and was killed"
+    except PermissionError:
+        outcome, words = REFUSED, "belongs to another user"
+    return Ending(pid=pid, outcome=outcome, reason=f"pid {pid} {words}")
 
-    They share *grace_s*, so that many take no longer than one.
-    """
-    outcomes: dict[int, str] = {}
-    for pid, pidfd in opened.items():
-        try:
-            if not send_signal(pidfd, _TERM):
-                outcomes[pid] = ABSENT
-            send_signal(pidfd, _CONT)  # a stopped one cannot obey
-        except PermissionError:
-            outcomes[pid] = REFUSED
-    left = {pid: pidfd for pid, pidfd in opened.items() if pid not in outcomes}
-    deadline_s = time.monotonic() + grace_s
-    for pid, pidfd in left.items():
-        if wait_exit(pidfd, deadline_s - time.monotonic()):
-            outcomes[pid] = ENDED
-        else:
-            send_signal(pidfd, _KILL)
-    for pid, pidfd in left.items():
-        if pid not in outcomes:
-            outcomes[pid] = KILLED if wait_exit(pidfd, _KILL_WAIT_S) else SURVIVED
-    words = {
-        ABSENT: "had ended",
-        ENDED: "ended after SIGTERM",
-        KILLED: f"did not end within {grace_s:g} s of SIGTERM and was killed",
-        SURVIVED: "outlived SIGKILL (is its disk hanging?)",
-        REFUSED: "belongs to another user",
-    }
-    return [
-        Ending(pid=pid, outcome=outcomes[pid], reason=f"pid {pid} {words[outcomes[pid]]}")
-        for pid in opened
-    ]
+
+def _is_ours(pid: int, pidfd: int, workspace_dir: str | os.PathLike[str] | None) -> bool:
+    """Tell whether the process behind *pidfd* carries our mark, or a leaf record names it."""
+    if workspace_dir is not None:
+        workspace = Workspace(os.path.realpath(workspace_dir))
+        return is_marked(pid, workspace.root) or _is_recorded(workspace, pid, pidfd)
+    if is_marked(pid, None):
+        return True
+    try:
+        return _is_recorded(Workspace.find(), pid, pidfd)
+    except Refused:
+        return False
 
 
 def _is_recorded(workspace: Workspace, pid: int, pidfd: int) -> bool:

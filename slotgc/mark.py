@@ -22,11 +22,6 @@ def is_marked_as_leaf(pid: int, root: str, slot: str) -> bool:
     return is_marked(pid, root) and _values(pid, SLOT_MARK) in ([], [slot])
 
 
-def is_marked_for_slot(pid: int, root: str, slot: str) -> bool:
-    """Tell whether *pid* was started by the leaf of *slot*, or by something that it started."""
-    return slot in _values(pid, SLOT_MARK) and is_marked(pid, root)
-
-
 def _values(pid: int, name: str) -> list[str]:
     """Return the values of the variable *name* that *pid* was executed with, if it is ours."""
     if procfs.owner_of(pid) != os.geteuid():

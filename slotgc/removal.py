@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 
+from foundation.failpoint import hit
+
 _DEEPEST = 100
 """Levels that are descended into: each holds a descriptor and a Python frame."""
 
@@ -71,6 +73,7 @@ def _empty(top: int, fd: int, device: int, depth: int, failures: list[OSError]) 
             status = os.lstat(name, dir_fd=fd)
             if not stat.S_ISDIR(status.st_mode):
                 os.unlink(name, dir_fd=fd)
+                hit("gc.removing")
                 continue
             if status.st_dev != device:
                 raise OSError(f"{name} is another file system")

@@ -23,6 +23,7 @@ app = typer.Typer(
     name="swarm",
     help="Slots: who works on what.\n\nExample:  bones swarm rescue ls",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -32,6 +33,7 @@ rescue = typer.Typer(
     help="Unsaved work of dead slots, kept by `hub gc` in .bones/rescue."
     "\n\nExample:  bones swarm rescue ls",
     no_args_is_help=True,
+    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

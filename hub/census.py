@@ -18,7 +18,6 @@ from foundation.workspace import MARK, SLOTS, Workspace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from typing import Any, Literal, Self
 
     Role = Literal["hub", "fossil", "nats", "trunk", "preparation", "leaf", "other"]
@@ -86,7 +85,7 @@ class Census:
 
     def hub_above(self, member: Member) -> Member | None:
         """Return the hub that *member* descends from, None for an orphan (and for a leaf)."""
-        for pid in above(member.pid):
+        for pid in procfs.ancestors_of(member.pid):
             found = self._by_pid.get(pid)
             if found is not None and found.role == "hub":
                 return found
@@ -106,7 +105,7 @@ def census(root: str | None = None, *, hubs: bool = True) -> Census:
     """
     found: list[Member] = []
     try:
-        asking = {os.getpid(), *above(os.getpid())}
+        asking = {os.getpid(), *procfs.ancestors_of(os.getpid())}
         for pid in procfs.pids():
             if procfs.owner_of(pid) != os.geteuid() or pid == os.getpid():
                 continue
@@ -133,16 +132,6 @@ def census(root: str | None = None, *, hubs: bool = True) -> Census:
         if member.root != root:
             os.close(member.pidfd)
     return Census([member for member in found if member.root == root])
-
-
-def above(pid: int) -> Iterator[int]:
-    """Yield the ancestors of *pid*, the nearest first, init left out."""
-    seen = {pid}
-    parent = procfs.parent_of(pid)
-    while parent is not None and parent > 1 and parent not in seen:
-        seen.add(parent)
-        yield parent
-        parent = procfs.parent_of(parent)
 
 
 def _look(pid: int, *, hubs: bool) -> Member | None:

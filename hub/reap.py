@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import stat
-import time
 
 from foundation.errors import HubError
 from foundation.lock import try_lock
-from foundation.process import send_signal, wait_exit
+from foundation.process import has_exited, terminate_all
 from foundation.record import Record
 from foundation.workspace import Workspace
 from hub import registry, whereabouts
@@ -34,7 +33,6 @@ GRACE_S = 6.0
 _KILL_WAIT_S = 5.0
 _PASSES = 3
 """What a hub's servers forked while it was being ended is found by looking again."""
-_TERM, _CONT, _KILL = 15, 18, 9
 
 
 class Condemned(Record):
@@ -212,37 +210,19 @@ def _end(condemned: list[Condemned], grace_s: float) -> list[Reaped]:
             if lock >= 0:
                 locks.append(lock)
             todo.append(one)
-        asked = [m for one in todo for m in one.members if m.role in ("hub", "leaf")]
-        for number in (_TERM, _CONT):  # the end is the first thing that a stopped one wakes to
-            for member in asked:
-                _signal(member, number)
-        _wait(asked, grace_s)
-        doomed = [member for one in todo for member in one.members]
-        for member in doomed:
-            if not wait_exit(member.pidfd, 0):
-                _signal(member, _KILL)
-        _wait(doomed, _KILL_WAIT_S)
+        members = [member for one in todo for member in one.members]
+        asked = [m.pidfd for m in members if m.role in ("hub", "leaf")]
+        terminate_all(asked, grace_s=grace_s, kill_wait_s=_KILL_WAIT_S)
+        # The servers of one that obeyed have ended with it; the others', and orphans, do at once.
+        terminate_all([m.pidfd for m in members], grace_s=0, kill_wait_s=_KILL_WAIT_S)
         return done + [_ended(one) for one in todo]
     finally:
         for lock in locks:
             os.close(lock)
 
 
-def _signal(member: Member, number: int) -> None:
-    try:
-        send_signal(member.pidfd, number)
-    except PermissionError:
-        pass  # it changed its user since it was looked at: a survivor, then
-
-
-def _wait(members: list[Member], within_s: float) -> None:
-    deadline_s = time.monotonic() + within_s
-    for member in members:
-        wait_exit(member.pidfd, max(0.0, deadline_s - time.monotonic()))
-
-
 def _ended(one: Condemned) -> Reaped:
-    gone = tuple(member.pid for member in one.members if wait_exit(member.pidfd, 0))
+    gone = tuple(member.pid for member in one.members if has_exited(member.pidfd))
     left = tuple(member.pid for member in one.members if member.pid not in gone)
     if one.kind == "hub" and one.members[0].pid in gone:
         _withdraw(one.members[0])

@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 import stat
 
-from foundation import codec
+from foundation import codec, procfs
 from foundation.atomic import read_bounded
 from foundation.process import ALIVE, UNKNOWN, has_exited, open_pidfd
 from foundation.workspace import MARK
 from hub import discovery
 from hub import logs as log_files
 from hub import ports as tcp
-from hub.census import SERVERS, above, census
+from hub.census import SERVERS, census
 from hub.doctor.finding import Scene, Verdict, ok, problem, warning
 from hub.wording import several, size
 
@@ -180,7 +180,8 @@ def strays(scene: Scene) -> Verdict | None:
         left = [
             member
             for member in found.members
-            if not known & {member.pid, *above(member.pid)} and not has_exited(member.pidfd)
+            if not known & {member.pid, *procfs.ancestors_of(member.pid)}
+            and not has_exited(member.pidfd)
         ]
     if not left:
         return ok(f"none among {len(found.members)} processes of this workspace")

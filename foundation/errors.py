@@ -46,6 +46,12 @@ class OwnedByAnother(HubError):
     exit_code = 100
 
 
+class LeaseLost(HubError):
+    """A lease is not held any more: stop touching what it stood for."""
+
+    exit_code = 100
+
+
 class Corrupt(HubError):
     """Stored state is damaged: stop and show it to a person."""
 
@@ -67,7 +73,16 @@ class ToolFailed(HubError):
 
 _BY_NAME: dict[str, type[HubError]] = {
     cls.__name__: cls
-    for cls in (HubError, Refused, Usage, Unavailable, NotRunning, OwnedByAnother, Corrupt)
+    for cls in (
+        HubError,
+        Refused,
+        Usage,
+        Unavailable,
+        NotRunning,
+        OwnedByAnother,
+        LeaseLost,
+        Corrupt,
+    )
 }
 
 

@@ -1,0 +1,46 @@
+"""Descriptors that a forked child must not keep.
+
+A child that held a guard would keep it locked after its parent's death.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_open: set[int] = set()
+_mutex = threading.RLock()  # held over a fork: no descriptor is between its opening and its entry
+
+
+def opened(make: Callable[[], int]) -> int:
+    """Return the descriptor that *make* opens; a child forked from now on closes it."""
+    with _mutex:
+        fd = make()
+        _open.add(fd)
+        return fd
+
+
+def close(fd: int) -> None:
+    """Close *fd*, which :func:`opened` returned."""
+    with _mutex:
+        _open.discard(fd)
+        os.close(fd)
+
+
+def _in_child() -> None:
+    try:
+        for fd in _open:
+            try:
+                os.close(fd)
+            except OSError:  # whoever forked has closed what he did not know
+                pass
+        _open.clear()
+    finally:
+        _mutex.release()
+
+
+os.register_at_fork(before=_mutex.acquire, after_in_parent=_mutex.release, after_in_child=_in_child)

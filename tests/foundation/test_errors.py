@@ -18,6 +18,7 @@ KINDS = [
     errors.Unavailable,
     errors.NotRunning,
     errors.OwnedByAnother,
+    errors.LeaseLost,
     errors.Corrupt,
 ]
 JSON = st.recursive(
@@ -58,4 +59,4 @@ def test_an_unknown_kind_becomes_the_root(wire: object) -> None:
 
 
 def test_exit_codes_are_as_documented() -> None:
-    assert [kind.exit_code for kind in KINDS] == [1, 1, 2, 75, 3, 100, 1]
+    assert [kind.exit_code for kind in KINDS] == [1, 1, 2, 75, 3, 100, 100, 1]

@@ -89,11 +89,14 @@ class Identity(Record):
         fd = open_pidfd(self.pid)
         if fd is None:
             return None
-        now = Identity.of_pidfd(self.pid, fd)
-        if now is None or (now.inode, now.start) != (self.inode, self.start):
-            os.close(fd)
-            return None
-        return fd
+        now = None
+        try:
+            now = Identity.of_pidfd(self.pid, fd)
+        finally:
+            same = now is not None and (now.inode, now.start) == (self.inode, self.start)
+            if not same:
+                os.close(fd)
+        return fd if same else None
 
     def state(self) -> str:
         """Return ``gone``, ``alive`` or ``unknown`` (and unknown counts as alive)."""

@@ -131,12 +131,16 @@ def _is_ours(pid: int, pidfd: int, workspace_dir: str | os.PathLike[str] | None)
 
 def _is_recorded(workspace: Workspace, pid: int, pidfd: int) -> bool:
     """Tell whether some slot's leaf.json names the process behind *pidfd*."""
-    if not (is_own_directory(workspace.bones) and is_own_directory(workspace.swarm)):
-        return False
     identity = Identity.of_pidfd(pid, pidfd)
     if identity is None or identity.uid != os.geteuid():
         return False
-    for name in os.listdir(workspace.swarm):
+    try:
+        if not (is_own_directory(workspace.bones) and is_own_directory(workspace.swarm)):
+            return False
+        names = os.listdir(workspace.swarm)
+    except PermissionError:
+        return False
+    for name in names:
         directory = f"{workspace.swarm}/{name}"
         try:
             if is_own_directory(directory) and read_record(directory) == identity:

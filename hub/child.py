@@ -70,6 +70,14 @@ class Exit(Record):
     """Its last lines."""
 
 
+def last_words(exit_: Exit | None) -> str:
+    """Return what it said before it ended, in a line."""
+    lines = (
+        [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
+    )
+    return " | ".join(lines[-3:]) or "it said nothing"
+
+
 class Child:
     """The life of one server over all its processes; the table is :data:`lifecycle.CHILD`."""
 

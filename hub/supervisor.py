@@ -11,13 +11,14 @@ import time
 
 from foundation import control
 from foundation.clock import utc_now
-from foundation.errors import HubError, Refused, Unavailable, to_wire
+from foundation.errors import HubError, Unavailable, to_wire
 from foundation.failpoint import hit
 from foundation.process import Identity
 from foundation.record import Record
 from foundation.spawn import describe_exit
 from hub import discovery, ports
-from hub.child import Child
+from hub.answers import Answers
+from hub.child import Child, last_words
 from hub.clients import Clients
 from hub.discovery import Discovery
 from hub.hold import NOTICED_WITHIN_S, Hold
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
     from hub.child import Exit
-    from hub.clients import Client
     from hub.lifecycle import HubEvent, HubPhase
     from hub.outbox import Outbox
     from hub.preparation import Preparation
@@ -56,7 +56,10 @@ class Options(Record):
 
 
 class Supervisor:
-    """One run of a hub, from the lock to the last child reaped."""
+    """One run of a hub, from the lock to the last child reaped.
+
+    What is public beside its methods is for :mod:`hub.answers`, which speaks for it.
+    """
 
     def __init__(
         self,
@@ -85,15 +88,16 @@ class Supervisor:
         self._cancel = cancel
         self._logs = {"hub": LogFile(f"{workspace.logs}/hub.log")}
         self._reactor = Reactor()
-        self._log = HubLog(self._logs["hub"])
-        self._clients = Clients(self._reactor, listener, self._answer)
-        self._identity = _own_identity()
+        self.log = HubLog(self._logs["hub"])
+        self._answers = Answers(self)
+        self.clients = Clients(self._reactor, listener, self._answers.serve)
+        self.identity = _own_identity()
         self._previous = discovery.read(workspace)
         self._epoch = self._previous.epoch + 1 if self._previous else 1
         self._hub_id = self._previous.hub_id if self._previous else os.urandom(16).hex()
-        self._servers = Servers(self._reactor, workspace, self._previous)
-        self._children: dict[str, Child] = {}
-        self._outbox: Outbox | None = None
+        self.servers = Servers(self._reactor, workspace, self._previous)
+        self.children: dict[str, Child] = {}
+        self.outbox: Outbox | None = None
         self._preparation: Preparation | None = None
         self._registration: Registration | None = None
         self._port_attempts = 0
@@ -117,7 +121,7 @@ class Supervisor:
             self._reactor.run()
         except BaseException as error:
             self.failure = HubError(f"the hub met a bug and ended: {error!r}", reason="bug")
-            self._log.write("error", "bug", error=repr(error))
+            self.log.write("error", "bug", error=repr(error))
             raise
         finally:
             signals.mute()
@@ -137,7 +141,7 @@ class Supervisor:
     # --- starting --------------------------------------------------------------------------
 
     def _begin(self) -> None:
-        self._log.write(
+        self.log.write(
             "info", "starting", pid=os.getpid(), epoch=self._epoch, root=self.workspace.root
         )
         self._guarded(self._prepare)
@@ -160,9 +164,9 @@ class Supervisor:
             from hub.orphans import end_orphans  # noqa: PLC0415
 
             ended = end_orphans(self.workspace)
-            self._log.write("warning", "predecessor-killed", ended=ended)
-        self._servers.find()
-        if self._servers.prepared():
+            self.log.write("warning", "predecessor-killed", ended=ended)
+        self.servers.find()
+        if self.servers.prepared():
             self._start_servers()
             return
         from hub.preparation import Preparation  # noqa: PLC0415 - a first start only
@@ -170,13 +174,13 @@ class Supervisor:
         self._preparation = Preparation(
             self._reactor,
             self.workspace,
-            self._servers.fossil,
+            self.servers.fossil,
             on_progress=self._progress,
             on_end=lambda error: self._guarded(lambda: self._prepared(error)),
         )
 
     def _progress(self, progress: dict[str, Any]) -> None:
-        self._clients.progress(progress)
+        self.clients.progress(progress)
         if self._on_progress is not None:
             self._on_progress(progress)
 
@@ -192,18 +196,18 @@ class Supervisor:
     def _start_servers(self) -> None:
         for pinned in (self.options.nats_port, self.options.fossil_port):
             if pinned is not None:
-                self._servers.avoid(pinned)  # the other server's habit may be this very port
+                self.servers.avoid(pinned)  # the other server's habit may be this very port
         for name in discovery.SERVERS:
             self._start_server(name)
         _load_rest()
 
     def _start_server(self, name: str) -> None:
         pinned = self.options.fossil_port if name == "fossil" else self.options.nats_port
-        spec = self._servers.spec(name, pinned=pinned)
+        spec = self.servers.spec(name, pinned=pinned)
         if name not in self._logs:
             self._logs[name] = LogFile(f"{self.workspace.logs}/{name}.log")
         child = Child(self._reactor, spec, self._logs[name], self)
-        self._children[name] = child
+        self.children[name] = child
         child.spawn()
         discovery.write_pid(self.workspace, name, child.pid)
         hit(f"start.{name}-spawned")
@@ -211,15 +215,15 @@ class Supervisor:
     def child_ready(self, child: Child) -> None:
         """Take note that *child* serves; the last one to do so makes the hub ready."""
         name = child.spec.name
-        self._log.write("info", "child-ready", child=name, pid=child.pid)
+        self.log.write("info", "child-ready", child=name, pid=child.pid)
         if self.phase == "starting":
-            if all(self._children[server].phase == "ready" for server in discovery.SERVERS):
+            if all(self.children[server].phase == "ready" for server in discovery.SERVERS):
                 self._guarded(self._all_ready)
             return
         try:
             discovery.write_pid(self.workspace, name, child.pid)
         except OSError as error:  # a full disk, a removed directory: no reason to end
-            self._log.write("error", "pid-not-written", child=name, error=str(error))
+            self.log.write("error", "pid-not-written", child=name, error=str(error))
         if name in discovery.SERVERS:
             self._write_discovery()
         if child.restarts:
@@ -231,11 +235,11 @@ class Supervisor:
                 restarts=child.restarts,
                 down_ms=down_ms,
             )
-        self._release_waiting()
+        self._answers.release_waiting()
 
     def _all_ready(self) -> None:
         hit("start.servers-ready")
-        discovery.write_urls(self.workspace, self._servers.fossil_url, self._servers.nats_url)
+        discovery.write_urls(self.workspace, self.servers.fossil_url, self.servers.nats_url)
         hit("start.urls-written")
         discovery.write_pid(self.workspace, "hub", os.getpid())
         started_at = utc_now()
@@ -244,10 +248,10 @@ class Supervisor:
             hub_id=self._hub_id,
             epoch=self._epoch,
             pid=os.getpid(),
-            fossil_pid=self._children["fossil"].pid,
-            nats_pid=self._children["nats"].pid,
-            fossil_url=self._servers.fossil_url,
-            nats_url=self._servers.nats_url,
+            fossil_pid=self.children["fossil"].pid,
+            nats_pid=self.children["nats"].pid,
+            fossil_url=self.servers.fossil_url,
+            nats_url=self.servers.nats_url,
             started_at=started_at,
         )
         self._write_discovery()
@@ -255,10 +259,10 @@ class Supervisor:
         self._step("all-ready")
         hit("start.ready")
         took_ms = round((time.monotonic() - self._began_s) * 1000)
-        self._release_waiting()
+        self._answers.release_waiting()
         urls = f"fossil at {self.info.fossil_url}, nats at {self.info.nats_url}"
         self._notify(f"READY=1\nSTATUS={urls}")
-        self._log.write(
+        self.log.write(
             "info",
             "ready",
             took_ms=took_ms,
@@ -277,9 +281,9 @@ class Supervisor:
         from hub.outbox import Outbox  # noqa: PLC0415 - loaded by _load_rest
 
         try:
-            self._outbox = Outbox(self.workspace.outbox, epoch=self._epoch)
+            self.outbox = Outbox(self.workspace.outbox, epoch=self._epoch)
         except OSError as error:
-            self._log.write("error", "outbox-unusable", error=str(error))
+            self.log.write("error", "outbox-unusable", error=str(error))
         self._event(
             "ready",
             fossil_url=self.info.fossil_url,
@@ -297,10 +301,10 @@ class Supervisor:
         try:
             log = self._logs["trunk"] = LogFile(f"{self.workspace.logs}/trunk.log")
         except OSError as error:
-            self._log.write("error", "trunk-not-started", error=str(error))
+            self.log.write("error", "trunk-not-started", error=str(error))
             return  # the next tick tries again
-        trunk = Child(self._reactor, self._servers.spec("trunk", pinned=None), log, self)
-        self._children["trunk"] = trunk
+        trunk = Child(self._reactor, self.servers.spec("trunk", pinned=None), log, self)
+        self.children["trunk"] = trunk
         trunk.begin()
 
     def _register(self) -> None:
@@ -310,21 +314,21 @@ class Supervisor:
 
             assert self.info is not None
             self._registration = Registration(
-                self.info, directory=self._hold.directory, identity=self._identity
+                self.info, directory=self._hold.directory, identity=self.identity
             )
         wrong = self._registration.keep()
         if wrong:
-            self._log.write("warning", "not-registered", error=wrong)
+            self.log.write("warning", "not-registered", error=wrong)
 
     def _write_discovery(self) -> None:
         assert self.info is not None
         children = {
             name: child.identity
-            for name, child in self._children.items()
+            for name, child in self.children.items()
             if child.identity is not None
         }
         self.info = self.info.replace(
-            fossil_pid=self._children["fossil"].pid, nats_pid=self._children["nats"].pid
+            fossil_pid=self.children["fossil"].pid, nats_pid=self.children["nats"].pid
         )
         record = Discovery(
             schema=discovery.SCHEMA,
@@ -333,20 +337,20 @@ class Supervisor:
             epoch=self._epoch,
             root=self.workspace.root,
             directory=list(self._hold.directory),
-            identity=self._identity,
+            identity=self.identity,
             children=children,
             fossil_url=self.info.fossil_url,
             nats_url=self.info.nats_url,
             started_at=self.info.started_at,
-            versions=self._servers.versions,
-            tools=self._servers.tools,
+            versions=self.servers.versions,
+            tools=self.servers.tools,
         )
         try:
             record.write(self.workspace)
         except OSError as error:
             if self.phase == "starting":
                 raise
-            self._log.write("error", "discovery-not-written", error=str(error))
+            self.log.write("error", "discovery-not-written", error=str(error))
 
     # --- trouble ---------------------------------------------------------------------------
 
@@ -359,7 +363,7 @@ class Supervisor:
         if self.phase == "draining":
             self._finish_if_drained()
             return
-        self._log.write(
+        self.log.write(
             "warning",
             "child-exited",
             child=name,
@@ -374,37 +378,37 @@ class Supervisor:
             "child-exited", child=name, pid=exit_.pid, status=exit_.status, uptime_s=exit_.uptime_s
         )
         if not child.retry():
-            said = _last_words(exit_)
-            self._log.write("error", "failed", child=name, reason=said)
+            said = last_words(exit_)
+            self.log.write("error", "failed", child=name, reason=said)
             self._event("failed", child=name, reason=said)
-            self._release_waiting()
+            self._answers.release_waiting()
 
     def _start_failed(self, child: Child, exit_: Exit) -> None:
         """A server died before the hub was ready: try another port, or give the reason."""
         name = child.spec.name
-        port = self._servers.port(name)
+        port = self.servers.port(name)
         pinned = self.options.fossil_port if name == "fossil" else self.options.nats_port
-        if self._servers.lost_port(name, exit_.output):
+        if self.servers.lost_port(name, exit_.output):
             if pinned is not None:
                 raise ports.taken(name, port)
             self._port_attempts += 1
             if self._port_attempts < PORT_ATTEMPTS:
-                self._servers.avoid(port)
+                self.servers.avoid(port)
                 self._start_server(name)
                 return
         if name == "fossil" and any(b"not a valid repository" in line for line in exit_.output):
             raise repository_corrupt(self.workspace.repository)
         raise HubError(
-            f"{name} {describe_exit(exit_.status)} before it was ready: {_last_words(exit_)}",
+            f"{name} {describe_exit(exit_.status)} before it was ready: {last_words(exit_)}",
             reason=f"{name}-failed",
         )
 
     def _event(self, kind: str, **data: Any) -> None:
-        if self._outbox is None:
+        if self.outbox is None:
             return
-        if self._outbox.append(kind, data) == 0:
-            self._log.write("error", "event-lost", kind=kind, error=self._outbox.error)
-        trunk = self._children.get("trunk")
+        if self.outbox.append(kind, data) == 0:
+            self.log.write("error", "event-lost", kind=kind, error=self.outbox.error)
+        trunk = self.children.get("trunk")
         if trunk is not None:
             trunk.wake()
 
@@ -416,117 +420,31 @@ class Supervisor:
         if self.phase != "ready":
             return
         self._reactor.call_later(HEALTH_EVERY_S, self._tick)
-        if not self._still_here():
+        if not self.still_here():
             return
-        if "trunk" not in self._children:
+        if "trunk" not in self.children:
             self._start_trunk()
         self._register()
         if not late:  # after SIGSTOP or a suspend everybody was asleep: no verdict
-            for child in self._children.values():
+            for child in self.children.values():
                 child.check_health()
 
-    def _still_here(self) -> bool:
+    def still_here(self) -> bool:
         """Stop if the workspace was moved or deleted, or the lock file replaced."""
         gone = self._hold.lost()
         if gone:
             self.stop(gone)
             return False
-        self._clients.listen_again(self.workspace.socket)
+        self.clients.listen_again(self.workspace.socket)
         return True
-
-    # --- clients ---------------------------------------------------------------------------
-
-    def _answer(self, client: Client, request: dict[str, Any]) -> None:
-        """Serve one request of the control socket."""
-        verb = request.get("verb")
-        if verb == "stop":  # whatever its version: `hub restart` must be able to heal
-            client.send({"data": {"pid": os.getpid()}})
-            self.stop(str(request.get("reason") or "asked to"))
-            return
-        try:
-            control.check_version(request)
-            if self.phase == "ready":
-                self._still_here()
-            if self.phase == "draining":
-                raise self.failure or self._stopping()
-            if verb == "status":
-                client.send({"data": self.status()})
-            elif verb == "show":
-                self._show(client, request.get("arguments"))
-            elif verb == "start":
-                self._revive_failed()
-                self._clients.wait(client)
-                self._release_waiting()
-            else:
-                raise Refused(f"the hub knows no verb {verb!r}", reason="unknown-verb")
-        except HubError as error:
-            client.send({"error": to_wire(error)})
-        except OSError as error:  # no client's request is worth the hub
-            client.send({"error": to_wire(HubError(str(error), reason="system"))})
-
-    def _revive_failed(self) -> None:
-        for child in self._children.values():
-            if child.phase == "failed":
-                self._log.write("info", "revived", child=child.spec.name)
-                try:
-                    child.revive()
-                except OSError as error:
-                    raise HubError(
-                        f"{child.spec.name} cannot be started: {error}", reason="child-failed"
-                    ) from None
-
-    def _release_waiting(self) -> None:
-        """Answer the clients that wait for readiness, if there is an answer."""
-        if self.phase != "ready" or self.info is None:
-            return
-        servers = [self._children[name] for name in discovery.SERVERS]
-        failed = [child for child in servers if child.phase == "failed"]
-        if failed:
-            name, exit_ = failed[0].spec.name, failed[0].last_exit
-            way_out = "mend it and run `hub start` again, or see `hub logs`"
-            if exit_ is not None and self._servers.lost_port(name, exit_.output):
-                way_out = "`hub restart` takes another port"
-            error = HubError(
-                f"{name} keeps failing and was given up: {_last_words(exit_)}; {way_out}",
-                reason="child-failed",
-            )
-            self._clients.release({"error": to_wire(error)})
-        elif all(child.phase == "ready" for child in servers):
-            self._clients.release({"data": self.info.as_dict()})
-
-    def status(self) -> dict[str, Any]:
-        """Return what `hub status` shows; its shape is :class:`hub.status.HubStatus`."""
-        children = [child.as_dict() for child in self._children.values()]
-        return {
-            "phase": self.phase,
-            "info": None if self.info is None else self.info.as_dict(),
-            "identity": self._identity.as_dict(),
-            "children": children,
-            "versions": self._servers.versions,
-            "events_lost": 0 if self._outbox is None else self._outbox.lost,
-        }
-
-    def _show(self, client: Client, arguments: object) -> None:
-        """Answer with what the command line *arguments* prints; see :mod:`hub.fast`.
-
-        Raises:
-            HubError: that takes more than showing.
-        """
-        from hub.showing import show  # noqa: PLC0415 - loaded by _load_rest
-
-        words = arguments if isinstance(arguments, list) else []
-        shown = show(words, self.workspace, self.status())
-        client.send({"data": {**shown.as_dict(), "pid": os.getpid()}})
-        if words[0] == "stop":
-            self.stop("asked to")
 
     # --- stopping --------------------------------------------------------------------------
 
     def fail(self, error: HubError) -> None:
         """Give up the start: drain, tell every waiting client why."""
         self.failure = error
-        self._log.write("error", "start-failed", reason=error.reason, message=str(error))
-        self._clients.release({"error": to_wire(error)})
+        self.log.write("error", "start-failed", reason=error.reason, message=str(error))
+        self.clients.release({"error": to_wire(error)})
         self.stop(str(error))
 
     def stop(self, reason: str) -> None:
@@ -536,15 +454,15 @@ class Supervisor:
         self._step("stop")
         self._stopping_because = reason
         # The servers first: they take a millisecond to end, which the rest can use.
-        for child in self._children.values():
+        for child in self.children.values():
             child.stop()
         if self._preparation is not None:
             self._preparation.cancel()
-        self._log.write("info", "stopping", reason=reason)
+        self.log.write("info", "stopping", reason=reason)
         self._event("stopping", reason=reason)
         self._notify("STOPPING=1")
         hit("stop.draining")
-        self._clients.release({"error": to_wire(self._stopping())})
+        self.clients.release({"error": to_wire(self.stopping())})
         self._finish_if_drained()
 
     def _notify(self, state: str) -> None:
@@ -554,17 +472,18 @@ class Supervisor:
 
             systemd.notify(state)
 
-    def _stopping(self) -> Unavailable:
+    def stopping(self) -> Unavailable:
+        """Return what whoever asks a hub that stops is told."""
         return Unavailable(f"the hub is stopping ({self._stopping_because})", reason="stopping")
 
     def _finish_if_drained(self) -> None:
-        idle = all(child.pid == 0 for child in self._children.values())
+        idle = all(child.pid == 0 for child in self.children.values())
         if self.phase == "draining" and idle and self._preparation is None:
-            self._log.write("info", "stopped")
+            self.log.write("info", "stopped")
             self._reactor.stop()
 
     def _close(self) -> None:
-        for child in self._children.values():
+        for child in self.children.values():
             child.abandon()
         if self._preparation is not None:
             self._preparation.abandon()
@@ -572,18 +491,18 @@ class Supervisor:
             try:
                 discovery.remove_pids(self.workspace)
             except OSError as error:
-                self._log.write("error", "pids-not-removed", error=str(error))
+                self.log.write("error", "pids-not-removed", error=str(error))
         hit("stop.pids-removed")
         if self._registration is not None:
             wrong = self._registration.withdraw()
             if wrong:
-                self._log.write("warning", "not-withdrawn", error=wrong)
+                self.log.write("warning", "not-withdrawn", error=wrong)
         hit("stop.unlocking")
         self._hold.release()  # before the clients see the end and try to start anew
-        last_words = self.failure or self._stopping()
-        self._clients.close({"error": to_wire(last_words)})
-        if self._outbox is not None:
-            self._outbox.close()
+        last_words = self.failure or self.stopping()
+        self.clients.close({"error": to_wire(last_words)})
+        if self.outbox is not None:
+            self.outbox.close()
         for log in self._logs.values():
             log.close()
         self._reactor.close()
@@ -602,10 +521,3 @@ def _own_identity() -> Identity:
     identity = Identity.of(os.getpid())
     assert identity is not None
     return identity
-
-
-def _last_words(exit_: Exit | None) -> str:
-    lines = (
-        [] if exit_ is None else [line.decode(errors="replace") for line in exit_.output if line]
-    )
-    return " | ".join(lines[-3:]) or "it said nothing"

@@ -55,7 +55,7 @@ _WRONG = {
 def rates(processes: int) -> list[plan.Rate]:
     """Return how often what happens, for so many processes."""
     return [
-        plan.Rate("stop", 1.5 * processes, (0.0, 3 * TTL_S[1]), leader_share=0.4),
+        plan.Rate("stop", 0.9 * processes, (0.0, 3 * TTL_S[1]), leader_share=0.4),
         plan.Rate("kill", 0.7 * processes, leader_share=0.4),
     ]
 
@@ -332,8 +332,8 @@ class Hopeful:
 
     def _own(self, lease: Any, epoch: int) -> None:
         """Work for a while, then end it in one of the ways there are."""
-        steps = 10**9 if self._quiet else self._draw.randrange(1, 300)
-        cancels_at = self._draw.randrange(300) if self._draw.random() < 0.15 else -1
+        steps = 10**9 if self._quiet else self._draw.randrange(1, 150)
+        cancels_at = self._draw.randrange(150) if self._draw.random() < 0.15 else -1
         for step in range(steps):
             if not self._work_once(lease, epoch):
                 self._end_lost(lease, epoch)

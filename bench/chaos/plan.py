@@ -28,7 +28,7 @@ class Rate(NamedTuple):
     what: str
     per_s: float
     for_s: tuple[float, float] = (0.0, 0.0)
-    """Bounds of how long it lasts, drawn evenly between them."""
+    """Bounds of how long it lasts; short ones are more frequent."""
     leader_share: float = 0.0
     """How many of them go to whoever leads."""
 
@@ -47,9 +47,9 @@ def faults(seed: int, seconds: float, processes: int, rates: list[Rate]) -> list
         while at_s < seconds:
             leads = draw.random() < rate.leader_share
             whom = draw.randrange(processes)
-            planned.append(
-                Fault(at_s, rate.what, LEADER if leads else whom, draw.uniform(*rate.for_s))
-            )
+            shortest, longest = rate.for_s
+            lasts_s = shortest + (longest - shortest) * draw.random() ** 2
+            planned.append(Fault(at_s, rate.what, LEADER if leads else whom, lasts_s))
             at_s += draw.expovariate(rate.per_s)
     return sorted(planned)
 

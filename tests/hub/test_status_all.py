@@ -73,17 +73,17 @@ def test_every_hub_is_shown_and_none_is_no_error(hub: Hub) -> None:
 
 @pytest.mark.faults
 def test_hubs_that_hang_delay_nobody_and_are_unknown(hub: Hub) -> None:
-    others = [beside(hub, name) for name in ("second", "third")]
+    others = [beside(hub, name) for name in ("second", "third", "fourth")]
     infos = started(hub, *others)
     for info in infos[1:]:
         os.kill(info["pid"], signal.SIGSTOP)
     try:
         began_s = time.monotonic()
         code, hubs = listed(hub)
-        assert time.monotonic() - began_s < 2 * everywhere.ANSWER_WITHIN_S, "one after the other"
+        assert time.monotonic() - began_s < 2.5 * everywhere.ANSWER_WITHIN_S, "one after the other"
         assert code == 5
-        assert [one["state"] for one in hubs] == ["running", "unknown", "unknown"]
-        assert "did not answer within 1 s" in hubs[1]["reason"]
+        assert [one["state"] for one in hubs] == ["unknown", "running", "unknown", "unknown"]
+        assert "did not answer within 1 s" in hubs[0]["reason"]
     finally:
         for info in infos[1:]:
             os.kill(info["pid"], signal.SIGCONT)

@@ -1,0 +1,106 @@
+"""``bones swarm rescue``, as a person and as a program meet it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from slotgc.pruning import prune
+from tests.slotgc.worktrees import CHECKIN, Node, Tree, make_slot, make_trunk, plant, tree_of
+from tests.support import CODE, data_of
+
+BONES = CODE / "bin/bones"
+BASE: Tree = {b"a": Node(b"one\n"), b"b": Node(b"two\n")}
+EDITED: Tree = {b"a": Node(b"edited\n"), b"n\nl\xff": Node(b"", 0o755)}
+
+
+def bones(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BONES, "swarm", "rescue", *words], cwd=root, capture_output=True, text=True, check=False
+    )
+
+
+@pytest.fixture
+def name(repo: Path) -> str:
+    """Return the name of a rescue in the repository."""
+    make_trunk(repo)
+    plant(make_slot(repo, "auth", BASE), EDITED)
+    return prune(str(repo)).rescued["auth"]
+
+
+@pytest.mark.parametrize("verb", ["ls", "restore"])
+def test_every_verb_has_a_screen_of_help_with_an_example(repo: Path, verb: str) -> None:
+    text = bones(repo, verb, "--help").stdout
+    assert "Example:" in text
+    assert "--json" in text
+    assert "--root" in text
+    assert len(text.splitlines()) <= 40
+
+
+def test_ls_lists_in_words_and_in_json(repo: Path, name: str) -> None:
+    done = bones(repo, "ls")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.split("  ")[0] == name
+    assert "1 changed, 1 added, 1 deleted  base cccccccccc" in done.stdout
+    (repo / ".bones/rescue/junk").touch()
+    assert "junk  damaged: it is not a directory" in bones(repo, "ls").stdout
+    data = data_of(bones(repo, "ls", "--json").stdout)
+    assert data["root"] == str(repo)
+    found = {one["name"]: one for one in data["rescues"]}
+    assert found["junk"]["state"] == "damaged"
+    one = found[name]
+    assert (one["slot"], one["state"], one["checkin"]) == ("auth", "done", CHECKIN)
+    assert (one["added"], one["changed"], one["deleted"]) == (1, 1, 1)
+
+
+def test_without_rescues_ls_says_so_and_prints_no_data(repo: Path) -> None:
+    done = bones(repo, "ls")
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "no rescues" in done.stderr
+
+
+def test_restore_makes_a_new_directory_here(repo: Path, name: str) -> None:
+    done = bones(repo / "src", "restore", name)
+    assert (done.returncode, done.stdout) == (0, ""), done.stderr
+    assert tree_of(repo / "src" / name) == EDITED
+    assert f"2 files restored to {repo}/src/{name}" in done.stderr
+    assert "deleted: b" in done.stderr
+
+
+def test_restore_patches_a_tree_and_says_in_json_what_it_did(repo: Path, name: str) -> None:
+    plant(repo / "copy", BASE)
+    done = bones(repo, "restore", name, "--to", "copy", "--json")
+    assert tree_of(repo / "copy") == EDITED
+    data = data_of(done.stdout)
+    assert data["written"] == ["a", {"b64": "bgps/w=="}]
+    assert data["deleted"] == ["b"]
+    assert data["to"] == str(repo / "copy")
+    assert os.path.isdir(data["path"])  # the rescue stays
+
+
+def test_a_conflict_is_an_error_that_names_the_paths(repo: Path, name: str) -> None:
+    plant(repo / "copy", {**BASE, b"a": Node(b"theirs")})
+    done = bones(repo, "restore", name, "--to", "copy", "--json")
+    told = json.loads(done.stdout)
+    assert told["schema"] == {"verb": "swarm.rescue.restore", "version": "v1"}
+    assert told["error"]["reason"] == "conflict"
+    assert told["error"]["exit_code"] == done.returncode == 1
+    assert " at a;" in told["error"]["message"]
+    assert tree_of(repo / "copy") == {**BASE, b"a": Node(b"theirs")}
+    done = bones(repo, "restore", "nope")
+    assert done.returncode == 1
+    assert "bones swarm rescue ls" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["bogus", "--json"], ["restore", "--json"], ["ls", "x", "--json"]]
+)
+def test_a_wrong_command_line_is_an_error_like_any_other(repo: Path, words: list[str]) -> None:
+    done = bones(repo, *words)
+    told = json.loads(done.stdout)
+    assert told["schema"]["verb"] == "swarm.rescue"
+    assert told["error"]["exit_code"] == done.returncode == 2

@@ -14,6 +14,7 @@ import importlib
 import os
 import statistics
 import time
+from contextlib import nullcontext
 from typing import Any
 
 from bench.chaos import detect, fenced, hardship, plan
@@ -68,6 +69,11 @@ def main(arguments: list[str]) -> int:
         choices=["owner", "bench.chaos.naive"],
         default="owner",
         help="what to torment; the naive one shows what the witnesses can see",
+    )
+    parser.add_argument(
+        "--no-fence",
+        action="store_true",
+        help="use the resource by is_owner alone, to show what the fence is for",
     )
     options = plan.options(parser.parse_args(arguments), smoke_s=_SMOKE_S)
     verdict = Verdict("owner", options)
@@ -259,6 +265,7 @@ class Hopeful:
     ) -> None:
         """Be number *number*, the *turn*-th to be it."""
         self._module = campaign.module
+        self._fences = not campaign.options.rest.no_fence
         self._resource = campaign.resource
         self._witness = campaign.witnesses[number]
         self._draw = plan.stream(campaign.options.seed, "hopeful", number, turn)
@@ -369,7 +376,7 @@ class Hopeful:
             self._say_wrong(epoch, OWNER_AFTER_LOST)
         if self._draw.random() < 0.2 and not self._quiet:
             try:
-                with lease.fenced():
+                with lease.fenced() if self._fences else nullcontext():
                     found = self._resource.visit(epoch, self._draw.choice([0, 0, 0.001, 0.005]))
             except LeaseLost:
                 self._say(FENCED_OUT, epoch, before, now_ns())

@@ -42,7 +42,10 @@ LIMIT_BYTES = 256 << 20
 """A million files; more cannot be judged."""
 
 TICK_NS = 20_000_000
-"""Twice the coarsest step of a file's times (10 ms): two changes within one look like one."""
+"""Twice the coarsest step of the kernel's clock for files: two changes within one look like one."""
+
+_SECOND_NS = 1_000_000_000
+_COARSE_TICK_NS = 3 * _SECOND_NS  # where the file system itself keeps whole seconds, or every other
 
 Row = tuple[str, int, str, int, int, int]
 """Kind, size in bytes, hash, mtime_ns, ctime_ns, inode."""
@@ -69,7 +72,7 @@ class Base(Record):
             and status.st_size == size
             and status.st_mtime_ns == mtime_ns
             and status.st_ino == inode
-            and ctime_ns < self.indexed_ns - TICK_NS
+            and ctime_ns < self.indexed_ns - (TICK_NS if ctime_ns % _SECOND_NS else _COARSE_TICK_NS)
         )
 
 

@@ -64,7 +64,7 @@ class PruneError(HubError):
         self.failed = failed
 
 
-def plan(workspace_dir: str, *, clean_only: bool = False) -> list[Verdict]:
+def plan(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> list[Verdict]:
     """Return what :func:`prune` would do with each slot of *workspace_dir*; change nothing.
 
     What a killed pass has left follows, by the name it has in ``.bones/rescue``.
@@ -74,13 +74,17 @@ def plan(workspace_dir: str, *, clean_only: bool = False) -> list[Verdict]:
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
     verdicts = [_verdict(workspace, leaf, clean_only=clean_only) for leaf in _leaves(workspace)]
-    for name in _left(workspace):
+    try:
+        left = _left(workspace)
+    except OSError as error:
+        raise HubError(f"{workspace.rescue} cannot be read: {error}", reason="rescue") from None
+    for name in left:
         action = REMOVE if name.startswith((passage.JUDGING, passage.REMOVING)) else RESCUE
         verdicts.append(Verdict(name=name, action=action, reason="a killed pass has left it"))
     return verdicts
 
 
-def prune(workspace_dir: str, *, clean_only: bool = False) -> Pruned:
+def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> Pruned:
     """Clean up after every dead slot of *workspace_dir*, and what a killed pass has left.
 
     One that fails keeps no other from being cleaned up. Several passes at once do no harm.
@@ -99,7 +103,7 @@ def prune(workspace_dir: str, *, clean_only: bool = False) -> Pruned:
     return pruned
 
 
-def prune_dead(workspace_dir: str, *, clean_only: bool = False) -> list[str]:
+def prune_dead(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> list[str]:
     """As :func:`prune`; return the names of the slots that are gone, rescued ones among them.
 
     Raises:

@@ -55,7 +55,7 @@ class Rescue(Record):
     deleted: int = 0
 
 
-def list_rescues(workspace_dir: str) -> list[Rescue]:
+def list_rescues(workspace_dir: str | os.PathLike[str]) -> list[Rescue]:
     """Return the rescues of *workspace_dir*, the oldest first. One that is bad says so."""
     workspace = Workspace(os.path.abspath(workspace_dir))
     try:

@@ -41,7 +41,7 @@ class Restored(Record):
     """The rescue's own directory, which holds them."""
 
 
-def restore(workspace_dir: str, name: str, to: str | None = None) -> Restored:
+def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = None) -> Restored:
     """Bring the rescue *name* of *workspace_dir* back, into *to* (``./NAME`` by default).
 
     Raises:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
@@ -207,3 +207,19 @@ def test_a_young_entry_proves_nothing(tmp_path: Path) -> None:
         other = list(entry)
         other[position] = 0
         assert not older.trusts(tuple(other), status)  # type: ignore[arg-type]
+
+
+def test_where_times_are_whole_seconds_an_entry_is_young_for_longer() -> None:
+    second = 10**9
+    known = base.Base(checkin="", indexed_ns=5 * second + second // 2, files={})
+
+    def trusted(ctime_ns: int) -> bool:
+        class Status:
+            st_size, st_mtime_ns, st_ino, st_ctime_ns = 0, 1, 7, ctime_ns
+
+        row = ("file", 0, "0" * 40, 1, ctime_ns, 7)
+        return known.trusts(row, cast("os.stat_result", Status))
+
+    assert trusted(5 * second + 1)
+    assert not trusted(5 * second)
+    assert trusted(2 * second)

@@ -555,13 +555,13 @@ def test_on_a_full_disk_nothing_is_lost_and_a_pass_with_room_ends_it(root: Path,
 
 
 @contextmanager
-def as_an_ordinary_user() -> Iterator[Callable[[Callable[[Path], object]], None]]:
-    """Give a function that calls another as an ordinary user, with a directory of his own."""
+def as_an_ordinary_user() -> Iterator[tuple[Path, Callable[[Callable[[], object]], None]]]:
+    """Give a directory of an ordinary user's, and a function that calls another as he."""
     place = Path(tempfile.mkdtemp(dir="/tmp"))
     user = 65534 if os.geteuid() == 0 else os.geteuid()
     os.chown(place, user, -1)
 
-    def call(act: Callable[[Path], object]) -> None:
+    def call(act: Callable[[], object]) -> None:
         pid = os.fork()
         if pid == 0:
             status = 1
@@ -570,7 +570,7 @@ def as_an_ordinary_user() -> Iterator[Callable[[Callable[[Path], object]], None]
                     os.setgroups([])
                     os.setgid(user)
                     os.setuid(user)
-                act(place)
+                act()
                 status = 0
             except BaseException:  # noqa: BLE001 - the last stop of a fork
                 sys.excepthook(*sys.exc_info())
@@ -579,13 +579,13 @@ def as_an_ordinary_user() -> Iterator[Callable[[Callable[[Path], object]], None]
         assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
 
     try:
-        yield call
+        yield place, call
     finally:
         shutil.rmtree(place)
 
 
 def test_an_ordinary_user_s_closed_directories_are_no_obstacle() -> None:
-    def act(place: Path) -> None:
+    def act() -> None:
         root = workspace(place / "root")
         swarm = root / ".bones/swarm"
         (swarm / "clean/wt/src/b").chmod(0o400)
@@ -614,24 +614,24 @@ def test_an_ordinary_user_s_closed_directories_are_no_obstacle() -> None:
         }
 
     prune(str(Path("/nowhere")))  # what is imported late is imported by root
-    with as_an_ordinary_user() as call:
+    with as_an_ordinary_user() as (place, call):
         call(act)
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can have another user's files")
 def test_what_another_user_has_put_there_is_kept_and_named() -> None:
-    def act(place: Path) -> None:
+    def act() -> None:
         root = place / "root"
         pruned = prune(str(root))
         assert pruned.removed == ["clean"]  # it is gone from the swarm, but not from the disk
         assert "Permission denied" in pruned.failed["clean"], pruned
         assert list((root / ".bones/rescue").glob(".removing-clean-*"))
 
-    with as_an_ordinary_user() as call:
-        call(lambda place: workspace(place / "root"))
-        [place] = [Path(p) for p in Path("/tmp").glob("tmp*/root/.bones/swarm/clean/wt")]
-        (place / "__pycache__").mkdir()
-        (place / "__pycache__/x.pyc").touch()
+    with as_an_ordinary_user() as (place, call):
+        call(lambda: workspace(place / "root"))
+        cache = place / "root/.bones/swarm/clean/wt/__pycache__"
+        cache.mkdir()
+        (cache / "x.pyc").touch()
         call(act)
 
 

@@ -264,6 +264,27 @@ def events(
 
 
 @app.command()
+def gc(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what becomes of each slot, and why.")
+    ] = False,
+) -> NoReturn:
+    """Clean up after dead slots.
+
+    Clean ones are removed; unsaved work is moved to .bones/rescue first. A slot
+    whose leaf may live, or in which some process works, stays.
+
+    Example:  hub gc --dry-run
+    """
+    from hub.gc import gc as collect  # noqa: PLC0415
+
+    sys.exit(collect(root=root, dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
 def reap(
     *,
     root: Annotated[

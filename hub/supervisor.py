@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
     from hub.child import Exit
+    from hub.collection import Collection
     from hub.lifecycle import HubEvent, HubPhase
     from hub.outbox import Outbox
     from hub.preparation import Preparation
@@ -98,7 +99,7 @@ class Supervisor:
         self.servers = Servers(self._reactor, workspace, self._previous)
         self.children: dict[str, Child] = {}
         self.outbox: Outbox | None = None
-        self._preparation: Preparation | None = None
+        self._errand: Preparation | Collection | None = None
         self._registration: Registration | None = None
         self._port_attempts = 0
         self._stopping_because = ""
@@ -171,7 +172,7 @@ class Supervisor:
             return
         from hub.preparation import Preparation  # noqa: PLC0415 - a first start only
 
-        self._preparation = Preparation(
+        self._errand = Preparation(
             self._reactor,
             self.workspace,
             self.servers.fossil,
@@ -185,7 +186,7 @@ class Supervisor:
             self._on_progress(progress)
 
     def _prepared(self, error: HubError | None) -> None:
-        self._preparation = None
+        self._errand = None
         if self.phase == "draining":
             self._finish_if_drained()
             return
@@ -292,6 +293,7 @@ class Supervisor:
             took_ms=took_ms,
         )
         self._start_trunk()
+        self._collect()
         self._register()
         self._last_tick_s = time.monotonic()
         self._reactor.call_later(HEALTH_EVERY_S, self._tick)
@@ -319,6 +321,33 @@ class Supervisor:
         wrong = self._registration.keep()
         if wrong:
             self.log.write("warning", "not-registered", error=wrong)
+
+    def _collect(self) -> None:
+        """Have clean dead slots removed; whatever becomes of it, the hub runs."""
+        from hub import collection  # noqa: PLC0415 - loaded by _load_rest
+
+        if not collection.is_needed(self.workspace):
+            return
+        try:
+            self._errand = collection.Collection(
+                self._reactor, self.workspace, on_end=self._collected
+            )
+        except OSError as error:
+            self.log.write("error", "slots-not-collected", error=str(error))
+
+    def _collected(self, report: dict[str, Any], wrong: str) -> None:
+        self._errand = None
+        if self.phase == "draining":
+            self._finish_if_drained()
+            return
+        if wrong:
+            self.log.write("error", "slots-not-collected", error=wrong)
+        for slot, reason in report.get("failed", {}).items():
+            self.log.write("error", "slot-not-removed", slot=slot, reason=reason)
+        removed = report.get("removed", [])
+        if removed:
+            self.log.write("info", "slots-removed", slots=removed)
+            self._event("slots-removed", slots=removed)
 
     def _write_discovery(self) -> None:
         assert self.info is not None
@@ -456,8 +485,8 @@ class Supervisor:
         # The servers first: they take a millisecond to end, which the rest can use.
         for child in self.children.values():
             child.stop()
-        if self._preparation is not None:
-            self._preparation.cancel()
+        if self._errand is not None:
+            self._errand.cancel()
         self.log.write("info", "stopping", reason=reason)
         self._event("stopping", reason=reason)
         self._notify("STOPPING=1")
@@ -478,15 +507,15 @@ class Supervisor:
 
     def _finish_if_drained(self) -> None:
         idle = all(child.pid == 0 for child in self.children.values())
-        if self.phase == "draining" and idle and self._preparation is None:
+        if self.phase == "draining" and idle and self._errand is None:
             self.log.write("info", "stopped")
             self._reactor.stop()
 
     def _close(self) -> None:
         for child in self.children.values():
             child.abandon()
-        if self._preparation is not None:
-            self._preparation.abandon()
+        if self._errand is not None:
+            self._errand.abandon()
         if self._hold.owns_files():
             try:
                 discovery.remove_pids(self.workspace)
@@ -513,7 +542,7 @@ def _load_rest() -> None:
 
     Before readiness nevertheless: an upgrade must not load new modules into a running hub.
     """
-    from hub import outbox, place, registration, showing, systemd  # noqa: F401, PLC0415
+    from hub import collection, outbox, place, registration, showing, systemd  # noqa: F401, PLC0415
     from slotgc import slots  # noqa: F401, PLC0415
 
 

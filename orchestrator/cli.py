@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated, NoReturn
 
 import typer
 
 from hub import __version__, output
+from hub.cli import Json, Root, Timeout, run_app
 from hub.cli import app as hub_app
-from hub.cli import run_app
 from swarm.cli import app as swarm_app
 
 app = typer.Typer(
@@ -23,6 +24,40 @@ app = typer.Typer(
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(swarm_app, name="swarm")
+
+
+@app.command()
+def down(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what would be ended, and why.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    keep_hub: Annotated[bool, typer.Option("--keep-hub", help="End all but the hub.")] = False,
+    timeout: Timeout = None,
+) -> NoReturn:
+    """End all that runs in this workspace, and lose nothing.
+
+    Leaves end first, dead slots are removed or their unsaved work rescued, then
+    the hub stops. Whatever survives is named, with exit code 1. The trunk, the
+    events and the rescues stay.
+
+    Example:  bones down --dry-run
+    """
+    from orchestrator import verbs  # noqa: PLC0415
+
+    sys.exit(
+        verbs.down(
+            root=root,
+            keep_hub=keep_hub,
+            dry_run=dry_run,
+            yes=yes,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    )
 
 
 def _version(wanted: bool) -> None:

@@ -89,3 +89,13 @@ def age(slot: Path) -> None:
     known = base.read(f"{slot}/base.json")
     assert known is not None
     base.write(f"{slot}/base.json", known.replace(indexed_ns=known.indexed_ns + 10**9))
+
+
+def newest_checkin(root: Path) -> str:
+    """Return the newest check-in on the trunk of a workspace that was seeded."""
+    database = sqlite3.connect(f"file:{root}/.orchestrator/hub.fossil?mode=ro", uri=True)
+    try:
+        query = "SELECT uuid FROM blob JOIN event ON rid = objid ORDER BY mtime DESC LIMIT 1"
+        return str(database.execute(query).fetchone()[0])
+    finally:
+        database.close()

@@ -1,0 +1,223 @@
+"""`bones down`: end what runs in a workspace, lose nothing, prove that nothing is left.
+
+Leaves and what they started first, then the dead slots are cleaned up (unsaved work is rescued),
+then the hub ends. Whoever survives is named. The trunk, the events and the rescues stay.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from foundation import procfs
+from foundation.errors import HubError, Refused
+from foundation.failpoint import hit
+from foundation.process import has_exited, terminate_all
+from foundation.record import Record
+from foundation.workspace import Workspace
+from hub.census import Census, Member, census
+from hub.status import status_of
+from hub.stop import TIMEOUT_S, stop
+from slotgc import ending, pruning
+from slotgc.leaf import LIVE, UNKNOWN, look_all
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from slotgc.leaf import Leaf
+
+GRACE_S = 5.0
+"""How long leaves and what they started may take to end, all together."""
+_PASSES = 3
+"""What a process forked while it was being ended is found by looking again."""
+
+
+class Process(Record):
+    """A process of the workspace."""
+
+    pid: int
+    what: str
+    """In words: ``leaf of slot alpha``, ``fossil``, ``sleep, started for this workspace``."""
+
+
+class SlotFate(Record):
+    """What becomes of a slot."""
+
+    name: str
+    action: str
+    """``remove``, ``rescue``, ``keep``, or ``end``: remove or rescue it once its leaf has ended."""
+    reason: str
+
+
+class Plan(Record):
+    """What a down would do."""
+
+    root: str
+    processes: tuple[Process, ...]
+    """To be ended one by one; a hub ends its own."""
+    slots: tuple[SlotFate, ...]
+    hub: int
+    """The pid of the hub that would be stopped, 0 if none runs or it is to be kept."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing to do."""
+        return not (self.processes or self.hub or any(slot.action != "keep" for slot in self.slots))
+
+
+class Down(Record):
+    """What a down did."""
+
+    root: str
+    ended: tuple[Process, ...]
+    removed: tuple[str, ...]
+    rescued: dict[str, str]
+    """By slot, the name of its rescue."""
+    kept: dict[str, str]
+    """By slot, why it is still there."""
+    failed: dict[str, str]
+    """By slot, why it could not be cleaned up."""
+    hub: int
+    """The pid of the hub that was stopped, 0 if none was."""
+    survivors: tuple[Process, ...]
+    doubtful: tuple[str, ...]
+    """The slots among ``kept`` whose leaf may live, although nothing proves it."""
+    trouble: str = ""
+    """Why the hub could not be stopped."""
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of this workspace is left running and every slot was seen to."""
+        return not (self.survivors or self.failed or self.doubtful or self.trouble)
+
+
+def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
+    """Return what :func:`down` would do now. Changes nothing.
+
+    Raises:
+        Refused: the state is not this user's, or this process is below a leaf (``inside-slot``).
+    """
+    leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
+    slots = tuple(
+        SlotFate(name=verdict.name, action="end", reason=leaves[verdict.name].reason)
+        if verdict.name in leaves
+        else SlotFate(name=verdict.name, action=verdict.action, reason=verdict.reason)
+        for verdict in pruning.plan(workspace.root)
+    )
+    with census(workspace.root) as found:
+        members = [_process(member, leaves) for member in _beside_the_hub(found)]
+    known = {process.pid for process in members}
+    members += [_leaf(leaf) for leaf in leaves.values() if leaf.pid not in known]
+    _refuse_inside(members)
+    return Plan(
+        root=workspace.root,
+        processes=tuple(members),
+        slots=slots,
+        hub=0 if keep_hub else _hub_pid(workspace),
+    )
+
+
+def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = TIMEOUT_S) -> Down:
+    """End what runs in the workspace around *root*, clean up its slots, prove that it is done.
+
+    Nothing to do is no error. With *keep_hub* the hub goes on.
+
+    Raises:
+        Refused: there is no workspace, its state is not this user's, or this process is below
+            a leaf that would take it along (``inside-slot``).
+        Unavailable: more processes than this one may hold descriptors of.
+    """
+    workspace = Workspace.find(root)
+    before = plan(workspace, keep_hub=keep_hub).hub
+    ended = _end_processes(workspace)
+    hit("down.processes-ended")
+    pruned = pruning.prune(workspace.root)
+    hit("down.slots-pruned")
+    stopped, trouble = 0, ""
+    if not keep_hub:
+        try:
+            done = stop(workspace.root, force=True, timeout_s=timeout_s)
+            stopped = before if done.was_running else 0
+        except HubError as error:
+            trouble = str(error)
+        ended += _end_processes(workspace)  # what the end of the hub left without one
+    hit("down.hub-stopped")
+    with census(workspace.root) as found:
+        left = [member for member in found.members if not has_exited(member.pidfd)]
+        if keep_hub:
+            left = [m for m in left if m.role != "hub" and found.hub_above(m) is None]
+        survivors = tuple(_process(member, {}) for member in left)
+    return Down(
+        root=workspace.root,
+        ended=tuple(ended),
+        removed=tuple(pruned.removed),
+        rescued=dict(pruned.rescued),
+        kept=dict(pruned.kept),
+        failed=dict(pruned.failed),
+        hub=stopped,
+        survivors=survivors,
+        doubtful=tuple(leaf.name for leaf in look_all(workspace) if leaf.state == UNKNOWN),
+        trouble=trouble,
+    )
+
+
+def _refuse_inside(processes: list[Process]) -> None:
+    above = set(procfs.ancestors_of(os.getpid()))
+    for process in processes:
+        if process.pid in above:
+            raise Refused(
+                f"this command runs below the {process.what} (pid {process.pid}), which it would "
+                "end and so itself: run it from a shell outside of the slots",
+                reason="inside-slot",
+            )
+
+
+def _end_processes(workspace: Workspace) -> list[Process]:
+    """End the leaves and whatever else serves *workspace* with no hub above it."""
+    ended: dict[int, Process] = {}
+    for _pass in range(_PASSES):
+        leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
+        with ExitStack() as stack:
+            found = stack.enter_context(census(workspace.root))
+            members = _beside_the_hub(found)
+            terminate_all([member.pidfd for member in members], grace_s=GRACE_S)
+            for member in members:
+                if has_exited(member.pidfd):
+                    ended[member.pid] = _process(member, leaves)
+        known = {member.pid for member in members}
+        unmarked = [leaf for leaf in leaves.values() if leaf.pid not in known]
+        for leaf in unmarked:  # proved by its record alone
+            if ending.end(leaf.pid, workspace_dir=workspace.root, grace_s=GRACE_S).gone:
+                ended[leaf.pid] = _leaf(leaf)
+        if not members and not unmarked:
+            break
+    return list(ended.values())
+
+
+def _beside_the_hub(found: Census) -> list[Member]:
+    """Return what a hub does not end itself."""
+    return [m for m in found.members if m.role != "hub" and found.hub_above(m) is None]
+
+
+def _hub_pid(workspace: Workspace) -> int:
+    if not os.path.isdir(workspace.state):
+        return 0
+    now = status_of(workspace)
+    if now.info is not None:
+        return now.info.pid
+    with census(workspace.root) as found:
+        return next((member.pid for member in found.hubs()), 0)
+
+
+def _process(member: Member, leaves: dict[str, Leaf]) -> Process:
+    slot = next((leaf.name for leaf in leaves.values() if leaf.pid == member.pid), "")
+    if slot:
+        what = f"leaf of slot {slot}"
+    elif member.role == "other":
+        what = f"{member.name}, started for this workspace"
+    else:
+        what = member.role
+    return Process(pid=member.pid, what=what)
+
+
+def _leaf(leaf: Leaf) -> Process:
+    return Process(pid=leaf.pid, what=f"leaf of slot {leaf.name}")

@@ -1,0 +1,125 @@
+"""The verb down: plan, ask, call, print, exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from foundation.errors import HubError, Usage
+from foundation.workspace import Workspace
+from hub import output
+from hub.render import printable
+from hub.stop import TIMEOUT_S
+from hub.verbs import root_or_default
+from orchestrator import down as ending
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.down import Down, Plan
+
+VERB = "bones.down"
+
+
+def down(
+    *,
+    root: str | None = None,
+    keep_hub: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """End what runs in the workspace; without *yes* only after asking."""
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        plan = ending.plan(workspace, keep_hub=keep_hub)
+        if dry_run:
+            if as_json:
+                output.print_data(VERB, {"dry_run": True, **plan.as_dict()})
+            else:
+                _print(_planned(plan), f"nothing runs in {workspace.root}")
+            return 0
+        if not (plan.is_empty or yes) and not _agreed(plan, as_json=as_json):
+            output.say("nothing was ended", program="bones")
+            return 1
+        done = ending.down(
+            workspace.root,
+            keep_hub=keep_hub,
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+        )
+    except HubError as error:
+        return output.print_error(VERB, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say("interrupted: `bones down` again ends the rest", program="bones")
+        return 130
+    if as_json:
+        output.print_data(VERB, {"dry_run": False, **done.as_dict()})
+    else:
+        _show(done)
+    return 0 if done.is_clean else 1
+
+
+def _agreed(plan: Plan, *, as_json: bool) -> bool:
+    """Show *plan* and ask.
+
+    Raises:
+        Usage: there is nobody to ask.
+    """
+    if not as_json:
+        output.say(f"in {printable(plan.root)}:", program="bones")
+        for line in _planned(plan):
+            output.say(line, program="bones")
+    if as_json or not (sys.stdin and sys.stdin.isatty()):
+        raise Usage(
+            "nobody can be asked here: --yes does it, --dry-run shows what it would do",
+            reason="not-confirmed",
+        )
+    sys.stderr.write("bones: go on? [y/N] ")
+    sys.stderr.flush()
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _planned(plan: Plan) -> Iterator[str]:
+    for process in plan.processes:
+        yield f"end      {printable(process.what)} (pid {process.pid})"
+    for slot in plan.slots:
+        action = "clean up" if slot.action == "end" else slot.action
+        yield f"{action:8} slot {printable(slot.name)}: {printable(slot.reason)}"
+    if plan.hub:
+        yield f"stop     the hub (pid {plan.hub})"
+
+
+def _show(done: Down) -> None:
+    lines = list(_done(done))
+    if lines:
+        output.line("\n".join(map(printable, lines)))
+    if done.is_clean:
+        output.say(f"nothing of ours runs in {printable(done.root)}", program="bones")
+
+
+def _done(done: Down) -> Iterator[str]:
+    for process in done.ended:
+        yield f"ended    {process.what} (pid {process.pid})"
+    for name in done.removed:
+        yield f"removed  slot {name}"
+    for name, rescue in done.rescued.items():
+        yield f"rescued  slot {name}: `bones swarm rescue restore {rescue}` brings its work back"
+    if done.hub:
+        yield f"stopped  the hub (pid {done.hub})"
+    for name, reason in done.kept.items():
+        yield f"kept     slot {name}: {reason}"
+    for name, reason in done.failed.items():
+        yield f"FAILED   slot {name}: {reason}"
+    for process in done.survivors:
+        yield f"SURVIVES {process.what} (pid {process.pid})"
+    if done.trouble:
+        yield f"FAILED   the hub: {done.trouble}"
+
+
+def _print(shown: Iterator[str], otherwise: str) -> None:
+    lines = list(shown)
+    if lines:
+        output.line("\n".join(map(printable, lines)))
+    else:
+        output.say(otherwise, program="bones")

@@ -1,0 +1,225 @@
+"""`bones down`: everything of this workspace ends, nothing is lost, what is left is named."""
+
+from __future__ import annotations
+
+import os
+import pty
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foundation.workspace import Workspace
+from tests.slotgc.leaves import STUBBORN, leaf, mark, process, sign
+from tests.slotgc.worktrees import Node, make_slot, make_trunk, newest_checkin
+from tests.support import CODE, accepts, data_of, eventually, is_gone, port_of, stranger
+
+if TYPE_CHECKING:
+    from tests.support import Hub
+
+BONES = CODE / "bin/bones"
+TREE = {b"a": Node(b"1\n")}
+FAILPOINTS = ["down.processes-ended", "gc.renamed", "down.slots-pruned", "down.hub-stopped"]
+
+
+def bones(root: Path, *arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run ``bones`` in *root*, with nobody at the terminal."""
+    return subprocess.run(
+        [BONES, *arguments],
+        cwd=root,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=50,
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, **environment},
+    )
+
+
+def live_slot(root: Path, name: str) -> Path:
+    """Make a slot with unsaved work that waits for its leaf; return its worktree."""
+    worktree = make_slot(root, name, TREE)
+    (worktree / "new").write_text("unsaved\n")
+    return worktree
+
+
+@pytest.mark.real
+def test_down_ends_leaves_and_hub_rescues_the_work_and_proves_it(hub: Hub) -> None:
+    info = hub.start()
+    hub.wait_ready()  # it has looked for dead slots by then
+    live_slot(hub.root, "busy")
+    make_slot(hub.root, "clean", TREE, checkin=newest_checkin(hub.root))
+    with (
+        leaf(hub.root, "busy") as busy,
+        process(*STUBBORN, ready=True, variables=mark(hub.root, "busy")) as agent,
+        stranger() as other,
+    ):
+        shown = bones(hub.root, "down", "--dry-run")
+        assert shown.returncode == 0
+        assert f"end      leaf of slot busy (pid {busy.pid})" in shown.stdout
+        assert f"(pid {agent.pid})" in shown.stdout
+        assert "clean up slot busy: " in shown.stdout
+        assert "remove   slot clean: " in shown.stdout
+        assert f"stop     the hub (pid {info['pid']})" in shown.stdout
+        assert hub.status()["state"] in ("running", "degraded")
+
+        done = bones(hub.root, "down", "--yes", "--json")
+        assert done.returncode == 0, done.stdout + done.stderr
+        told = data_of(done.stdout)
+        assert {one["pid"] for one in told["ended"]} == {busy.pid, agent.pid}
+        assert told["removed"] == ["clean"]
+        assert told["hub"] == info["pid"]
+        assert told["survivors"] == []
+        assert busy.wait(1) == -signal.SIGTERM
+        assert agent.wait(1) == -signal.SIGKILL
+        assert other.poll() is None
+    assert is_gone(info["pid"])
+    assert not accepts(port_of(info["fossil_url"]))
+    assert not accepts(port_of(info["nats_url"]))
+    rescue = Path(hub.workspace.rescue) / told["rescued"]["busy"]
+    assert (rescue / "wt/new").read_text() == "unsaved\n"
+    assert Path(hub.workspace.repository).exists()
+
+
+def test_down_where_nothing_runs_says_so_and_asks_nobody(repo: Path) -> None:
+    for arguments in (["down"], ["down", "--dry-run"], ["down", "--yes"]):
+        done = bones(repo, *arguments)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == ""
+        assert str(repo) in done.stderr
+    assert sorted(os.listdir(repo)) == [".git", "README", "src"]
+
+
+def test_down_does_nothing_where_nobody_can_be_asked(repo: Path) -> None:
+    make_trunk(repo)
+    make_slot(repo, "clean", TREE)
+    done = bones(repo, "down")
+    assert done.returncode == 2
+    assert "--yes" in done.stderr
+    assert "remove   slot clean" in done.stderr
+    assert (repo / ".bones/swarm/clean").exists()
+
+
+@pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("yes\n", True), ("\n", False)])
+def test_down_asks_at_a_terminal(repo: Path, answer: str, goes: bool) -> None:
+    make_trunk(repo)
+    make_slot(repo, "clean", TREE)
+    ours, theirs = pty.openpty()
+    try:
+        asking = subprocess.Popen(
+            [BONES, "down"], cwd=repo, stdin=theirs, stderr=subprocess.PIPE, text=True
+        )
+        os.write(ours, answer.encode())
+        _out, said = asking.communicate(timeout=30)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert "go on? [y/N]" in said
+    assert asking.returncode == (0 if goes else 1)
+    assert (repo / ".bones/swarm/clean").exists() is not goes
+
+
+@pytest.mark.real
+def test_down_can_keep_the_hub(hub: Hub) -> None:
+    info = hub.start()
+    live_slot(hub.root, "busy")
+    with leaf(hub.root, "busy") as busy:
+        done = bones(hub.root, "down", "--yes", "--keep-hub")
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert busy.wait(1) == -signal.SIGTERM
+    assert hub.status()["info"]["pid"] == info["pid"]
+    assert os.listdir(hub.workspace.swarm) == []
+
+
+@pytest.mark.faults
+def test_a_leaf_that_is_stopped_or_does_not_obey_is_ended_all_the_same(repo: Path) -> None:
+    live_slot(repo, "stopped")
+    slot = live_slot(repo, "stubborn").parent
+    with (
+        leaf(repo, "stopped") as stopped,
+        process(*STUBBORN, ready=True) as stubborn,  # no mark: its record alone proves it
+    ):
+        stopped.send_signal(signal.SIGSTOP)
+        sign(slot, stubborn.pid)
+        done = bones(repo, "down", "--yes", "--json")
+        assert done.returncode == 0, done.stdout
+        assert stopped.wait(1) == -signal.SIGTERM
+        assert stubborn.wait(1) == -signal.SIGKILL
+    assert set(data_of(done.stdout)["rescued"]) == {"stopped", "stubborn"}
+
+
+def test_a_stranger_in_a_pid_file_is_left_alone_and_named(repo: Path) -> None:
+    slot = live_slot(repo, "doubtful").parent
+    with stranger() as other:
+        (slot / "leaf.pid").write_text(f"{other.pid}\n")
+        done = bones(repo, "down", "--yes")
+        assert done.returncode == 1
+        assert f"kept     slot doubtful: pid {other.pid} is alive and nothing" in done.stdout
+    assert (slot / "wt/new").exists()
+
+
+def test_a_slot_in_which_somebody_works_stays(repo: Path) -> None:
+    worktree = live_slot(repo, "visited")
+    with subprocess.Popen(["sleep", "1000"], cwd=worktree) as visitor:
+        done = bones(repo, "down", "--yes")
+        assert visitor.poll() is None
+        visitor.kill()
+    assert done.returncode == 0
+    assert "kept     slot visited: " in done.stdout
+    assert str(visitor.pid) in done.stdout
+    assert (worktree / "new").exists()
+
+
+def test_down_from_inside_a_slot_is_refused(repo: Path) -> None:
+    slot = live_slot(repo, "mine").parent
+    below = f"""
+import os, subprocess, sys
+sys.path.insert(0, {str(CODE)!r})
+from foundation.process import Identity
+from slotgc.leaf import write_record
+write_record({str(slot)!r}, Identity.of(os.getpid()))
+sys.exit(subprocess.run([{str(BONES)!r}, "down", "--yes"], cwd={str(slot / "wt")!r}).returncode)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", below],
+        env={**os.environ, **mark(repo, "mine")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "outside of the slots" in done.stderr
+    assert (slot / "wt/new").exists()
+
+
+@pytest.mark.real
+@pytest.mark.faults
+@pytest.mark.parametrize("point", FAILPOINTS)
+def test_a_down_that_is_killed_at_any_step_is_finished_by_the_next(hub: Hub, point: str) -> None:
+    hub.start()
+    live_slot(hub.root, "busy")
+    with leaf(hub.root, "busy") as busy:
+        killed = bones(hub.root, "down", "--yes", HUB_FAILPOINT=point)
+        assert killed.returncode == -signal.SIGKILL
+        again = bones(hub.root, "down", "--yes")
+        assert again.returncode == 0, again.stdout + again.stderr
+        assert busy.wait(1) is not None
+    eventually(lambda: hub.status()["state"] == "stopped")
+    workspace = Workspace(str(hub.root))
+    assert os.listdir(workspace.swarm) == []
+    (rescue,) = os.listdir(workspace.rescue)
+    assert (Path(workspace.rescue) / rescue / "wt/new").read_text() == "unsaved\n"
+
+
+@pytest.mark.real
+@pytest.mark.faults
+def test_a_hung_hub_is_ended_and_what_it_left(hub: Hub) -> None:
+    info = hub.start()
+    os.kill(info["pid"], signal.SIGSTOP)
+    done = bones(hub.root, "down", "--yes", "--timeout", "1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for name in ("pid", "fossil_pid", "nats_pid"):
+        assert is_gone(info[name])

@@ -19,7 +19,19 @@ from tests.support import CODE, HUB, data_of, is_gone, run_python
 if TYPE_CHECKING:
     from tests.support import Hub
 
-VERBS = ("start", "stop", "restart", "status", "url", "logs", "events", "reap", "doctor", "run")
+VERBS = (
+    "start",
+    "stop",
+    "restart",
+    "status",
+    "url",
+    "logs",
+    "events",
+    "gc",
+    "reap",
+    "doctor",
+    "run",
+)
 BONES = CODE / "bin/bones"
 SLOW_MODULES = {
     "re",

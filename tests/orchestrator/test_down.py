@@ -223,3 +223,11 @@ def test_a_hung_hub_is_ended_and_what_it_left(hub: Hub) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     for name in ("pid", "fossil_pid", "nats_pid"):
         assert is_gone(info[name])
+
+
+def test_the_help_is_one_screen_with_an_example() -> None:
+    done = bones(CODE, "down", "--help", COLUMNS="80")
+    assert "Example:" in done.stdout
+    assert "--json" in done.stdout
+    assert len(done.stdout.splitlines()) <= 40
+    assert " down " in bones(CODE, "--help").stdout

@@ -27,7 +27,11 @@ from slotgc import passage, rescue, work
 from slotgc.hold import Claim
 from slotgc.leaf import DEAD, UNBORN, Leaf, look_all
 from slotgc.removal import remove_tree
-from slotgc.use import in_use
+from slotgc.use import in_use, sightings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from slotgc.use import Sighting
 
 REMOVE, RESCUE, KEEP = "remove", "rescue", "keep"
 
@@ -73,7 +77,9 @@ def plan(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> 
         HubError: the slots cannot be listed.
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
-    verdicts = [_verdict(workspace, leaf, clean_only=clean_only) for leaf in _leaves(workspace)]
+    leaves = _leaves(workspace)
+    seen = sightings() if any(map(_is_dead, leaves)) else []
+    verdicts = [_verdict(workspace, leaf, seen, clean_only=clean_only) for leaf in leaves]
     try:
         left = _left(workspace)
     except OSError as error:
@@ -95,9 +101,13 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
     workspace = Workspace(os.path.abspath(workspace_dir))
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
     _go_on(workspace, pruned)
-    for leaf in _leaves(workspace):
+    leaves = _leaves(workspace)
+    seen = sightings() if any(map(_is_dead, leaves)) else []
+    for leaf in leaves:
         try:
-            _prune_slot(workspace, leaf, pruned, clean_only=clean_only)
+            verdict = _verdict(workspace, leaf, seen, clean_only=clean_only)
+            hit("gc.judged")
+            _carry_out(workspace, verdict, pruned)
         except (OSError, HubError) as error:
             pruned.failed[leaf.name] = str(error)
     return pruned
@@ -128,13 +138,15 @@ def _is_dead(leaf: Leaf) -> bool:
     return leaf.state == DEAD or (leaf.state == UNBORN and leaf.abandoned)
 
 
-def _verdict(workspace: Workspace, leaf: Leaf, *, clean_only: bool) -> Verdict:
+def _verdict(
+    workspace: Workspace, leaf: Leaf, seen: list[Sighting], *, clean_only: bool
+) -> Verdict:
     """Judge a slot where it is."""
     if not _is_dead(leaf):
         return Verdict(name=leaf.name, action=KEEP, reason=leaf.reason)
     slot = f"{workspace.swarm}/{leaf.name}"
     try:
-        user = in_use(slot)
+        user = in_use(slot, seen)
         if user:
             return Verdict(name=leaf.name, action=KEEP, reason=user)
         found = work.judge(workspace, slot)
@@ -148,20 +160,18 @@ def _verdict(workspace: Workspace, leaf: Leaf, *, clean_only: bool) -> Verdict:
     return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")
 
 
-def _prune_slot(workspace: Workspace, leaf: Leaf, pruned: Pruned, *, clean_only: bool) -> None:
-    verdict = _verdict(workspace, leaf, clean_only=clean_only)
-    hit("gc.judged")
+def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned) -> None:
     if verdict.action == KEEP:
-        pruned.kept[leaf.name] = verdict.reason
+        pruned.kept[verdict.name] = verdict.reason
         return
     passage.make_place(workspace)
-    taken = _take(workspace, leaf.name, pruned, clean=verdict.action == REMOVE)
+    taken = _take(workspace, verdict.name, pruned, clean=verdict.action == REMOVE)
     if taken is None:
         return
     name, claimed = taken
     hit("gc.taken")
     try:
-        _settle(workspace, name, pruned)
+        _settle(workspace, name, pruned, looked=True)
     finally:
         os.close(claimed)
 
@@ -208,12 +218,15 @@ def _take(
     return name, claimed
 
 
-def _settle(workspace: Workspace, name: str, pruned: Pruned) -> None:
-    """Bring what was taken away to its end, from whatever step it stands at; we have claimed it."""
+def _settle(workspace: Workspace, name: str, pruned: Pruned, *, looked: bool) -> None:
+    """Bring what was taken away to its end, from whatever step it stands at; we have claimed it.
+
+    *looked*: we have just seen that nobody works in it.
+    """
     slot, _made_at = passage.parse_name(name)
     try:
         if name.startswith(passage.JUDGING):
-            name = _judge_again(workspace, name)
+            name = _judge_again(workspace, name, looked=looked)
         if name.startswith(passage.REMOVING):
             pruned.removed.append(slot)
             remove_tree(f"{workspace.rescue}/{name}")
@@ -227,12 +240,12 @@ def _settle(workspace: Workspace, name: str, pruned: Pruned) -> None:
         pruned.failed[key] = f"{workspace.rescue}/{name} is not finished: {error}"
 
 
-def _judge_again(workspace: Workspace, name: str) -> str:
+def _judge_again(workspace: Workspace, name: str, *, looked: bool) -> str:
     """Judge once more what was taken away as clean; return its next name."""
     place = f"{workspace.rescue}/{name}"
     plain = name.removeprefix(passage.JUDGING)
-    unsaved = in_use(place) or work.judge(workspace, place).exists()
-    new = plain if unsaved else passage.REMOVING + plain
+    used = "" if looked else in_use(place)
+    new = plain if used or work.judge(workspace, place).exists() else passage.REMOVING + plain
     passage.step(workspace, name, new)
     hit("gc.judged-again")
     return new
@@ -254,7 +267,7 @@ def _go_on(workspace: Workspace, pruned: Pruned) -> None:
         if claimed is None:
             continue
         try:
-            _settle(workspace, name, pruned)
+            _settle(workspace, name, pruned, looked=False)
         finally:
             os.close(claimed)
 

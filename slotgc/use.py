@@ -9,21 +9,35 @@ from foundation import procfs
 _MOUNT_POINT = 4  # the field of a line. Source: proc_pid_mountinfo(5)
 
 
-def in_use(directory: str) -> str:
+Sighting = tuple[int, str, frozenset[str]]
+"""A process: its pid, its working directory ("" if that is not known), what it has open."""
+
+
+def sightings() -> list[Sighting]:
+    """Return every process as far as it can be seen: another user's by root alone.
+
+    Our own open files are not among them: they are the caller's business.
+    """
+    seen = []
+    for pid in procfs.pids():
+        files = set() if pid == os.getpid() else procfs.open_files(pid)
+        paths = frozenset(path for path in files if path.startswith("/"))
+        seen.append((pid, procfs.directory_of(pid) or "", paths))
+    return seen
+
+
+def in_use(directory: str, seen: list[Sighting] | None = None) -> str:
     """Return what works in *directory* or below, in words; "" if nothing is seen to.
 
-    A process that has its working directory there, or a file open; what belongs to another user
-    is seen by root alone. Our own open files are the caller's business.
+    A process that has its working directory there, or a file open. *seen*: what was seen a
+    moment ago, for who asks of many directories and will ask again.
     """
     place = os.path.realpath(directory)
     below = f"{place}/"
-    for pid in procfs.pids():
-        where = procfs.directory_of(pid)
-        if where is not None and (where == place or where.startswith(below)):
+    for pid, where, files in sightings() if seen is None else seen:
+        if where == place or where.startswith(below):
             return f"process {pid} has its working directory in it"
-        if pid == os.getpid():
-            continue
-        if any(path.startswith(below) for path in procfs.open_files(pid)):
+        if any(path.startswith(below) for path in files):
             return f"process {pid} has a file in it open"
     return mounted_in(place)
 

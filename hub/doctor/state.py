@@ -131,14 +131,22 @@ def exclude(scene: Scene) -> Verdict | None:
 
 
 def slots(scene: Scene) -> Verdict:
-    """How many slots there are: a dead one is no fault."""
-    from slotgc.slots import live_slots  # noqa: PLC0415
+    """Every slot's leaf lives, or is dead beyond doubt and waits for nothing but `hub gc`."""
+    from slotgc.leaf import DEAD, JUNK, LIVE, UNKNOWN, look_all  # noqa: PLC0415
 
     workspace = scene.workspace
-    names = _names(workspace.swarm)
-    live = len(live_slots(workspace.root))
-    rescued = len(_names(f"{workspace.root}/{SLOTS}/rescue"))
-    return ok(f"{live} alive, {len(names) - live} dead; {rescued} rescued")
+    leaves = look_all(workspace)
+    doubtful = [f"{leaf.name}: {leaf.reason}" for leaf in leaves if leaf.state in (JUNK, UNKNOWN)]
+    dead = [leaf.name for leaf in leaves if leaf.state == DEAD]
+    live = sum(leaf.state == LIVE for leaf in leaves)
+    rescued = len(_names(workspace.rescue))
+    told = f"{live} alive, {len(dead)} dead; {rescued} rescued"
+    if doubtful:
+        place = shlex.quote(workspace.swarm)
+        return warning(f"{told}; in doubt, and so kept: {several(doubtful)}", f"ls -l {place}/*/")
+    if dead and scene.runs:  # a hub that starts removes what is clean
+        return warning(f"{told}: {several(dead)}", scene.hub("gc --dry-run"))
+    return ok(told)
 
 
 def _names(directory: str) -> list[str]:

@@ -24,6 +24,7 @@ from hub.start import start
 from hub.status import status
 from hub.stop import stop
 from hub.verbs import ROOT_VARIABLE
+from tests.slotgc.leaves import make_slot
 from tests.support import eventually, free_port, make_repository
 
 if TYPE_CHECKING:
@@ -471,13 +472,22 @@ def test_what_a_killed_writer_left_is_a_warning(repo: Path, tmp_path: Path) -> N
     assert mine.exists()
 
 
-def test_dead_slots_are_only_counted(repo: Path) -> None:
+def test_dead_slots_are_only_counted_while_no_hub_runs(repo: Path) -> None:
     seeded(repo)
-    for name, pid in (("auth", GONE), ("db", os.getpid())):
-        (repo / ".bones/swarm" / name).mkdir(parents=True)
-        (repo / ".bones/swarm" / name / "leaf.pid").write_text(f"{pid}\n")
+    make_slot(repo, "auth", GONE)
     assert found(repo, "slots").level == "ok"
-    assert found(repo, "slots").evidence == "1 alive, 1 dead; 0 rescued"
+    assert found(repo, "slots").evidence == "0 alive, 1 dead; 0 rescued"
+
+
+def test_a_slot_whose_leaf_is_in_doubt_is_named_with_the_reason(repo: Path) -> None:
+    seeded(repo)
+    make_slot(repo, "db", os.getpid())
+    make_slot(repo, "junk", b"no pid")
+    finding = found(repo, "slots")
+    assert finding.level == "warning"
+    assert f"db: pid {os.getpid()} is alive and nothing proves" in finding.evidence
+    assert "junk: leaf.pid holds no pid" in finding.evidence
+    assert finding.fix.startswith("ls -l ")
 
 
 # --- processes -------------------------------------------------------------------------------

@@ -1,11 +1,11 @@
-"""``bin/bench start|seed|setup|chaos [options]``: measure or torment, print, exit 1 on a miss."""
+"""``bin/bench NAME [options]``: measure or torment, print a table, exit 1 on a miss."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-_BENCHES = ("start", "seed", "setup", "chaos")
+_BENCHES = ("start", "seed", "setup", "kill", "chaos")
 
 
 def main() -> None:

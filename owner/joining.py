@@ -11,6 +11,7 @@ from foundation.process import Identity, boot_id
 from owner import ENDPOINT_META_KEY, store
 from owner import lease as rules
 from owner.boottime import NS_PER_S, Boottime
+from owner.guard import WAIT_S
 from owner.holder import Holder
 from owner.ownership import Owner
 from owner.store import Store
@@ -97,7 +98,7 @@ def _seen(path: str, clock: Boottime) -> Lease | None:
 
 def _acquire(path: str, draft: Lease, clock: Boottime) -> Lease:
     """Record *draft* with an epoch of its own, if the lease is free; return who has it now."""
-    with Store(path, "acquire") as files:
+    with Store(path, "acquire", timeout_s=WAIT_S) as files:
         held, highest_epoch = _judge(files, clock)
         if held is not None:
             return held
@@ -126,11 +127,8 @@ def _judge(files: Store, clock: Boottime) -> tuple[Lease | None, int]:
         if copy is None or copy.identity.boot == boot_id():
             raise
         record = None  # a power cut: the record is not synced, and nobody of that boot lives
-    leases = [lease for lease in (record, copy) if lease is not None]
     now_ns = clock.now_ns()
-    held = [lease for lease in leases if store.standing(lease, now_ns) == rules.HELD]
-    epoch = max((lease.epoch for lease in leases), default=0)
-    return max(held, key=lambda lease: lease.epoch, default=None), epoch
+    return rules.claims((record, copy), lambda lease: store.standing(lease, now_ns))
 
 
 def _begin(path: str, tenure: Tenure) -> Owner:

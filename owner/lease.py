@@ -14,7 +14,7 @@ from foundation.record import Record
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Iterable, Mapping
     from typing import Any
 
 SCHEMA = 1
@@ -73,6 +73,20 @@ def judge(lease: Lease | None, *, now_ns: int, boot: str, liveness: str) -> str:
     if lease.deadline_ns > now_ns + lease.ttl_ns:
         return IMPOSSIBLE
     return HELD
+
+
+def claims(
+    leases: Iterable[Lease | None], verdict: Callable[[Lease], str]
+) -> tuple[Lease | None, int]:
+    """Return the newest of *leases* that is held, and the highest epoch of all.
+
+    *leases* are the places in which an acquisition is recorded: one of them may be gone, or be
+    of yesterday. So a lease is free only if it is in every place.
+    """
+    found = [lease for lease in leases if lease is not None]
+    held = [lease for lease in found if verdict(lease) not in FREE]
+    highest_epoch = max((lease.epoch for lease in found), default=0)
+    return max(held, key=lambda lease: lease.epoch, default=None), highest_epoch
 
 
 def acquire(

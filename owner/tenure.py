@@ -180,6 +180,7 @@ class Tenure:
             while self._timers.pace.wait_until(next_ns) and self.belief.holds():
                 next_ns = self._clock.now_ns() + self._renew()
         except LeaseLost as error:
+            self.belief.holds()  # if its time is over, that is why
             self.belief.end(str(error))
         except BaseException as error:
             self.belief.trouble = f"its renewal failed: {error!r}"

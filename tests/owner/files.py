@@ -1,0 +1,50 @@
+"""What the tests do to a lease's files."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from owner import lease as rules
+from owner.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+
+def guard_of(path: Path) -> Path:
+    return Path(f"{path}.lock")
+
+
+@contextmanager
+def guard_held(path: Path) -> Iterator[None]:
+    """Hold the guard of *path*, as one who is stuck inside does."""
+    with guard_of(path).open("a+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def stored(path: Path) -> Lease:
+    return rules.decode(path.read_bytes())
+
+
+def store(path: Path, lease: Lease, *, copy: bool = True, record: bool = True) -> None:
+    """Put *lease* on record as if somebody had acquired it."""
+    if record:
+        path.write_bytes(rules.encode(lease))
+    if copy:
+        guard_of(path).write_bytes(rules.encode_copy(lease))
+
+
+def change(path: Path, **changes: Any) -> Lease:
+    """Change the lease on record in both places."""
+    lease = stored(path).replace(**changes)
+    store(path, lease)
+    return lease
+
+
+def descriptors() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))

@@ -91,10 +91,8 @@ def end(
     if pidfd is None:
         return Ending(pid=pid, outcome=ABSENT, reason=f"no process has pid {pid}")
     try:
-        if has_exited(pidfd):
-            return Ending(pid=pid, outcome=ABSENT, reason=f"pid {pid} had ended")
         if not _is_ours(pid, pidfd, workspace_dir):
-            if has_exited(pidfd):  # while it was looked at, which made it no one's
+            if has_exited(pidfd):  # before it was looked at, or meanwhile: it is nobody's then
                 return Ending(pid=pid, outcome=ABSENT, reason=f"pid {pid} had ended")
             return Ending(pid=pid, outcome=REFUSED, reason=f"nothing proves that pid {pid} is ours")
         return _end(pid, pidfd, grace_s)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 import sys
@@ -11,7 +12,9 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import Refused, Unavailable
+from foundation.lock import try_lock
 from foundation.process import PID_MAX
+from slotgc import hold
 from slotgc.hold import Claim, leaf_lock, make_leaf_lock, swarm_lock
 from slotgc.leaf import DEAD, UNBORN, UNKNOWN, look
 from tests.slotgc.leaves import leaf, make_slot, process, workspace_of
@@ -73,17 +76,24 @@ def test_a_killed_holder_holds_nothing(tmp_path: Path) -> None:
             assert claim.leaf.state == DEAD
 
 
-def test_the_lock_of_a_bones_that_was_deleted_meanwhile_does_not_count(tmp_path: Path) -> None:
+def test_the_lock_of_a_bones_that_was_deleted_meanwhile_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     workspace = workspace_of(tmp_path)
     bones = tmp_path / ".bones"
     bones.mkdir()
-    old = swarm_lock(workspace)
-    bones.rename(tmp_path / "gone")
-    bones.mkdir()
-    new = swarm_lock(workspace, within_s=1)
-    assert os.path.samestat(os.fstat(new), os.stat(workspace.swarm_lock))
-    os.close(old)
-    os.close(new)
+
+    def try_and_lose(path: str) -> int | None:
+        fd = try_lock(path)
+        if not (tmp_path / "gone").exists():
+            bones.rename(tmp_path / "gone")
+            bones.mkdir()
+        return fd
+
+    monkeypatch.setattr(hold, "try_lock", try_and_lose)
+    fd = swarm_lock(workspace, within_s=1)
+    assert os.path.samestat(os.fstat(fd), os.stat(workspace.swarm_lock))
+    os.close(fd)
 
 
 def test_a_bones_that_is_not_ours_is_refused_and_not_written_into(tmp_path: Path) -> None:
@@ -148,24 +158,10 @@ def test_what_is_no_lock_file_is_not_taken_for_one(tmp_path: Path, kind: str) ->
 def test_who_only_looks_does_not_keep_a_leaf_from_its_lock(tmp_path: Path) -> None:
     """A probe holds the lock for a moment; a leaf that took that for a holder would give up."""
     slot = make_slot(tmp_path, "a", PID_MAX)
-    (slot / "leaf.lock").touch()
-    workspace = workspace_of(tmp_path)
-    stop = threading.Event()
-
-    def look_and_look() -> None:
-        while not stop.is_set():
-            look(workspace, "a")
-
-    lookers = [threading.Thread(target=look_and_look) for _turn in range(2)]
-    for looker in lookers:
-        looker.start()
-    try:
-        for _turn in range(100):
-            os.close(make_leaf_lock(workspace, "a"))
-    finally:
-        stop.set()
-        for looker in lookers:
-            looker.join()
+    with open(slot / "leaf.lock", "w") as probe:
+        fcntl.flock(probe, fcntl.LOCK_SH)
+        threading.Timer(0.03, fcntl.flock, [probe, fcntl.LOCK_UN]).start()
+        os.close(make_leaf_lock(workspace_of(tmp_path), "a"))
 
 
 # --- claiming ----------------------------------------------------------------------------------

@@ -5,15 +5,15 @@ A child that held a guard would keep it locked after its parent's death.
 
 from __future__ import annotations
 
+import _thread
 import os
-import threading
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _open: set[int] = set()
-_mutex = threading.RLock()  # held over a fork: no descriptor is between its opening and its entry
+_mutex = _thread.RLock()  # held over a fork: no descriptor is between its opening and its entry
 
 
 def opened(make: Callable[[], int]) -> int:

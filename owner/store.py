@@ -187,10 +187,14 @@ class Store:
 
     def _write_record(self, lease: Lease) -> None:
         # One name, not one a writer (as foundation.atomic has it): there is one writer, and what
-        # a killed one left is overwritten instead of being gathered.
+        # a killed one left goes away instead of being gathered.
         temporary = f"{self.path}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
-        fd = os.open(temporary, flags, 0o600)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL
+        try:
+            fd = os.open(temporary, flags, 0o600)
+        except FileExistsError:
+            os.unlink(temporary)
+            fd = os.open(temporary, flags, 0o600)
         try:
             try:
                 write_all(fd, rules.encode(lease))

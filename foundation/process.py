@@ -84,31 +84,53 @@ class Identity(Record):
 
     def open(self) -> int | None:
         """Return a pidfd of this very process, None if it is gone or cannot be judged."""
-        if self.boot != boot_id() or self.namespace != pid_namespace():
-            return None
-        fd = open_pidfd(self.pid)
-        if fd is None:
-            return None
-        now = None
-        try:
-            now = Identity.of_pidfd(self.pid, fd)
-        finally:
-            same = now is not None and (now.inode, now.start) == (self.inode, self.start)
-            if not same:
-                os.close(fd)
-        return fd if same else None
+        return self.look()[1]
 
     def state(self) -> str:
         """Return ``gone``, ``alive`` or ``unknown`` (and unknown counts as alive)."""
+        state, pidfd = self.look()
+        if pidfd is not None:
+            os.close(pidfd)
+        return state
+
+    def look(self) -> tuple[str, int | None]:
+        """Return its state and, of one that is alive, a pidfd that the caller closes.
+
+        Gone is only what is proved: of another boot, an unused pid, an exited process (a zombie
+        is one), or another's. What keeps us from looking is no proof.
+
+        Raises:
+            OSError: out of descriptors.
+        """
         if self.boot != boot_id():
-            return GONE
+            return GONE, None
         if self.namespace != pid_namespace():
-            return UNKNOWN
-        fd = self.open()
-        if fd is None:
+            return UNKNOWN, None
+        pidfd = open_pidfd(self.pid)
+        if pidfd is None:
+            return GONE, None
+        state = UNKNOWN
+        try:
+            state = self.state_behind(pidfd)
+        finally:
+            if state != ALIVE:
+                os.close(pidfd)
+        return state, pidfd if state == ALIVE else None
+
+    def state_behind(self, pidfd: int) -> str:
+        """Return its state, given *pidfd*, which was opened here and now for its pid.
+
+        By the inode where that is unique: the start time reads otherwise in another time
+        namespace.
+        """
+        if has_exited(pidfd):
             return GONE
-        os.close(fd)
-        return ALIVE
+        if self.inode:
+            return ALIVE if os.fstat(pidfd).st_ino == self.inode else GONE
+        start = procfs.start_ticks(self.pid)
+        if start is None:
+            return GONE if has_exited(pidfd) else UNKNOWN
+        return ALIVE if start == self.start else GONE
 
 
 _own: dict[str, Any] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from foundation.process import ALIVE, GONE, UNKNOWN, boot_id, has_exited, open_pidfd, pid_namespace
+from foundation.process import UNKNOWN
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -12,12 +12,7 @@ if TYPE_CHECKING:
 
 
 def of(identity: Identity) -> str:
-    """Return ``gone``, ``alive`` or ``unknown``; a lease of one that is unknown runs to its end.
-
-    Stricter than :meth:`Identity.state`, which asks /proc for the start time: that fails, too,
-    for want of a descriptor, behind hidepid, or in another time namespace, and none of them is
-    a death. Here only an unused pid, an exited process or another's inode are.
-    """
+    """Return ``gone``, ``alive`` or ``unknown``; a lease of one that is unknown runs to its end."""
     state, pidfd = look(identity)
     if pidfd is not None:
         os.close(pidfd)
@@ -25,22 +20,11 @@ def of(identity: Identity) -> str:
 
 
 def look(identity: Identity) -> tuple[str, int | None]:
-    """Return what :func:`of` does, and a pidfd of the process unless it is gone.
+    """Return what :func:`of` does and, of a holder that is alive, a pidfd of it.
 
     None instead of a pidfd: its end cannot be watched from here.
     """
-    if identity.boot != boot_id():
-        return GONE, None
-    if identity.namespace != pid_namespace():
-        return UNKNOWN, None
     try:
-        pidfd = open_pidfd(identity.pid)
-    except OSError:
+        return identity.look()
+    except OSError:  # out of descriptors: no proof of anything
         return UNKNOWN, None
-    if pidfd is None:
-        return GONE, None
-    another = identity.inode and os.fstat(pidfd).st_ino != identity.inode
-    if another or has_exited(pidfd):
-        os.close(pidfd)
-        return GONE, None
-    return ALIVE if identity.inode else UNKNOWN, pidfd

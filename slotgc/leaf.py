@@ -29,17 +29,15 @@ import fcntl
 import os
 import stat
 
-from foundation import codec, procfs
+from foundation import codec
 from foundation.atomic import read_bounded, write_file
 from foundation.process import (
     ALIVE,
     GONE,
     PID_MAX,
     Identity,
-    boot_id,
     has_exited,
     open_pidfd,
-    pid_namespace,
 )
 from foundation.record import Record
 from slotgc.mark import is_marked_as_leaf
@@ -190,7 +188,7 @@ def _unborn(name: str, directory: str, *, locked: bool) -> Leaf:
 def _judge(workspace: Workspace, name: str, pid: int, identity: Identity | None) -> Leaf:
     """Judge by the process alone."""
     if identity is not None:
-        state = _state_of(identity)
+        state = identity.state()
         if state == ALIVE:
             words = f"pid {identity.pid} is the leaf and lives"
             return Leaf(name=name, state=LIVE, reason=words, pid=identity.pid)
@@ -210,37 +208,6 @@ def _judge(workspace: Workspace, name: str, pid: int, identity: Identity | None)
             os.close(pidfd)
     words = f"pid {pid} is alive and nothing proves that it is the leaf"
     return Leaf(name=name, state=UNKNOWN, reason=words, pid=pid)
-
-
-def _state_of(identity: Identity) -> str:
-    """Return ``gone``, ``alive`` or ``unknown`` (of another pid namespace).
-
-    Stricter than :meth:`Identity.state`, for which a start time that reads otherwise, as from
-    another time namespace, is a death.
-
-    Raises:
-        OSError: out of descriptors.
-    """
-    if identity.boot != boot_id():
-        return GONE
-    if identity.namespace != pid_namespace():
-        return UNKNOWN
-    pidfd = open_pidfd(identity.pid)
-    if pidfd is None:
-        return GONE
-    try:
-        return ALIVE if identity_is_behind(identity, pidfd) else GONE
-    finally:
-        os.close(pidfd)
-
-
-def identity_is_behind(identity: Identity, pidfd: int) -> bool:
-    """Tell whether *pidfd*, opened for its pid, is of the process *identity* of here and now."""
-    if has_exited(pidfd):
-        return False
-    if identity.inode:
-        return os.fstat(pidfd).st_ino == identity.inode
-    return procfs.start_ticks(identity.pid) == identity.start
 
 
 def _read_pid(path: str) -> int | None:

@@ -124,9 +124,12 @@ class Ledger:
         """Read what stands there already."""
         self.model = Model()
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o600)
-        for line in Path(path).read_text().splitlines(keepends=True):
-            if line.endswith("\n"):
+        content = Path(path).read_text()
+        for line in content.splitlines(keepends=True):
+            if line.endswith("}\n"):  # else its writer was killed in the middle of it
                 self.model.learn(json.loads(line))
+        if content and not content.endswith("\n"):
+            os.write(self._fd, b"\n")
 
     def announce(self, what: str, **fields: object) -> None:
         """Write down what is going to be done."""

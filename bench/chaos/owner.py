@@ -79,6 +79,7 @@ def main(arguments: list[str]) -> int:
     verdict = Verdict("owner", options)
     with Stage("owner") as stage:
         Campaign(stage, options, verdict).run()
+        verdict.look_into(stage)
     return verdict.report()
 
 

@@ -72,6 +72,7 @@ def parser(name: str, about: str | None) -> argparse.ArgumentParser:
     made.add_argument("--processes", type=int, default=16, metavar="N", help="[default: 16]")
     made.add_argument("--seed", type=int, help="replay the plan of that seed")
     made.add_argument("--smoke", action="store_true", help="a few seconds")
+    made.add_argument("--keep", action="store_true", help="keep the place if something is wrong")
     made.add_argument("--json", action="store_true")
     return made
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from bench.chaos import ledger, plan
 from bench.chaos.crew import Crew, Hand
-from bench.chaos.ledger import Ledger, Tree
+from bench.chaos.ledger import Ledger
 from bench.chaos.slothands import (
     ABSENT,
     BORN,
@@ -52,7 +52,7 @@ from bench.chaos.slothands import (
 from bench.chaos.stage import Stage, make_repository
 from bench.chaos.verdict import Verdict
 from bench.chaos.witness import Witness
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError
 from foundation.workspace import Workspace
 from slotgc import dead_slots
 from slotgc.rescue import list_rescues
@@ -113,6 +113,7 @@ def main(arguments: list[str]) -> int:
     verdict = Verdict("slotgc", options)
     with Stage("slotgc") as stage:
         Campaign(stage, options, verdict).run()
+        verdict.look_into(stage)
     return verdict.report()
 
 
@@ -277,8 +278,10 @@ class Campaign:
                 continue
             model = self._model_of(Path(found.path))
             assert model is not None
-            if not self._comes_back(found.name, model):
-                self.verdict.wrong(f"rescue {found.name} does not bring back what was written")
+            if trouble := self._comes_back(found.name, model):
+                self.verdict.wrong(
+                    f"rescue {found.name} does not bring back what was written: {trouble}"
+                )
         self.verdict.figures["rescues brought back"] = len(met)
         for path in sorted((self._book / "ledger").iterdir()):
             directory = Path(self.workspace.swarm) / path.name.rpartition("-")[0]
@@ -295,10 +298,10 @@ class Campaign:
         except OSError:
             return None
 
-    def _comes_back(self, name: str, model: ledger.Model) -> bool:
-        """Tell whether *name*, put onto what was saved, gives what was written."""
-        bases: list[Tree] = [*model.bases]
-        for tree in bases:
+    def _comes_back(self, name: str, model: ledger.Model) -> str:
+        """Put *name* onto what was saved; return why that does not give what was written, or ""."""
+        told = []
+        for tree in model.bases:
             target = str(self.stage.place / "restored")
             shutil.rmtree(target, ignore_errors=True)
             os.mkdir(target)
@@ -306,14 +309,14 @@ class Campaign:
                 ledger.put(target, path, file)
             try:
                 restore(self.workspace.root, name, target)
-            except Refused:
-                continue  # of another base
             except HubError as error:
-                self.verdict.wrong(f"rescue {name} cannot be restored: {error}")
-                return False
-            if model.may_be(ledger.scan(target)):
-                return True
-        return False
+                told.append(str(error))  # of another base, say
+                continue
+            found = ledger.scan(target)
+            if model.may_be(found):
+                return ""
+            told.append(f"it gives {found}, which is none of {model.trees}")
+        return "; ".join(told)
 
     def _read_complaints(self, errors: Path) -> None:
         for path in sorted(self._book.glob("wrong-*")):

@@ -51,6 +51,10 @@ class Stage:
         os.environ.update(self._environment)
         signal.signal(signal.SIGTERM, self._former)
 
+    def keep(self) -> None:
+        """Leave the place as it is, for somebody to look at."""
+        os.write(self._alarm, b"k")
+
     def residents(self) -> list[tuple[int, int]]:
         """Return pid and open pidfd of every living process that this campaign executed.
 
@@ -86,17 +90,19 @@ class Stage:
         if pid:
             os.close(read)
             return write, pid
+        keep = b""
         try:
             os.close(write)
             os.setsid()
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             os.chdir("/")
-            os.read(read, 1)  # ends when nobody has the other end
+            keep = os.read(read, 1)  # ends when nobody has the other end
             if self._clear is not None:
                 self._clear(self.place)
         finally:
             _sweep(self.mark, str(self.place))
-            shutil.rmtree(self.place, ignore_errors=True)
+            if not keep:
+                shutil.rmtree(self.place, ignore_errors=True)
             os._exit(0)
 
 

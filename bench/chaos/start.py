@@ -62,6 +62,7 @@ def main(arguments: list[str]) -> int:
     verdict = Verdict("start", options)
     with Stage("start", _clear) as stage:
         Campaign(stage, options, verdict).run()
+        verdict.look_into(stage)
     return verdict.report()
 
 

@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 
 from bench.chaos.plan import Options
+from bench.chaos.stage import Stage
 
 _SHOWN = 20
 
@@ -28,6 +29,12 @@ class Verdict:
     def wrong(self, sentence: str) -> None:
         """Note a violation."""
         self.violations.append(sentence)
+
+    def look_into(self, stage: Stage) -> None:
+        """Keep the place of a campaign that went wrong, if that is wanted."""
+        if self.violations and self._options.rest.keep:
+            self._print(f"  kept: {stage.place}")
+            stage.keep()
 
     def report(self) -> int:
         """Print everything; return the exit status."""

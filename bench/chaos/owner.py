@@ -92,6 +92,8 @@ class Campaign:
         self.options = options
         self.verdict = verdict
         self.module: Any = importlib.import_module(options.rest.lease)
+        for name in ("join", "watch", "Owner", "Holder"):
+            getattr(self.module, name, None)  # loaded before anybody forks: all run one code
         capacity = int(4000 + 1000 * options.seconds)
         self.witnesses = [Witness(capacity) for _ in range(options.processes)]
         self.resource = fenced.Resource(str(stage.place / "resource"))

@@ -54,7 +54,7 @@ from bench.chaos.verdict import Verdict
 from bench.chaos.witness import Witness
 from foundation.errors import HubError
 from foundation.workspace import Workspace
-from slotgc import dead_slots
+from slotgc import dead_slots, ending, pruning
 from slotgc.rescue import list_rescues
 from slotgc.restore import restore
 
@@ -358,16 +358,7 @@ def _under_test(name: str) -> Any:
 
 
 class _Ours:
-    """The package under test, by its two doors."""
+    """The package under test, by its two doors. Loaded before anybody forks: all run one code."""
 
-    @staticmethod
-    def prune(root: str, *, clean_only: bool = False) -> Any:
-        from slotgc.pruning import prune  # noqa: PLC0415 - as any caller has it: when it is needed
-
-        return prune(root, clean_only=clean_only)
-
-    @staticmethod
-    def kill(pid: int, *, workspace_dir: str, grace_s: float) -> bool:
-        from slotgc import kill  # noqa: PLC0415
-
-        return kill(pid, workspace_dir=workspace_dir, grace_s=grace_s)
+    prune = staticmethod(pruning.prune)
+    kill = staticmethod(ending.kill)

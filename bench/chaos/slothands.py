@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import time
 import uuid
 from typing import Any, NamedTuple
@@ -200,7 +201,7 @@ class LeafHand(SlotHand):
         shutil.rmtree(new, ignore_errors=True)
         for path, file in TEMPLATE.items():
             ledger.put(new, path, file)
-        base.write(f"{self._directory}/base.json", base.index(new, checkin=CHECKIN))
+        self._save(new)
         self._ledger.announce("make", tree=TEMPLATE)
         os.rename(new, self._worktree)
         self._ledger.confirm()
@@ -217,10 +218,21 @@ class LeafHand(SlotHand):
     def _commit(self) -> None:
         """Say that all is saved: the campaign's trunk has it, by the word of the ledger."""
         self._ledger.announce("commit")
-        saved = base.index(self._worktree, checkin=CHECKIN)
-        base.write(f"{self._directory}/base.json", saved)
+        self._save()
         self._ledger.confirm()
         self.say(COMMIT)
+
+    def _save(self, worktree: str = "") -> None:
+        """Put what the worktree holds on trunk, and then into its base."""
+        saved = base.index(worktree or self._worktree, checkin=CHECKIN)
+        with sqlite3.connect(self.workspace.repository, timeout=60) as database:
+            database.execute("CREATE INDEX IF NOT EXISTS names ON blob(uuid)")
+            database.executemany(
+                "INSERT INTO blob(uuid, size) VALUES (?, 1)",
+                [(row[2],) for row in saved.files.values()],
+            )
+        database.close()
+        base.write(f"{self._directory}/base.json", saved)
 
     def _start_agent(self, slot: str) -> None:
         """Run a process that carries our marks; it dies with its leaf."""

@@ -9,6 +9,7 @@ not. Only processes of the campaign's own are signalled, by pidfd, and all of th
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 CAMPAIGNS = ("owner", "slotgc", "start")
@@ -20,4 +21,8 @@ def main(arguments: list[str]) -> int:
     if name not in CAMPAIGNS:
         sys.stderr.write(f"usage: bin/bench chaos {'|'.join(CAMPAIGNS)} [--help]\n")
         return 2
-    return int(importlib.import_module(f"bench.chaos.{name}").main(arguments[1:]))
+    try:
+        return int(importlib.import_module(f"bench.chaos.{name}").main(arguments[1:]))
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: no verdict; everything has ended\n")
+        return 128 + signal.SIGINT

@@ -12,7 +12,9 @@ from typing import Any
 
 import pytest
 
-from bench.chaos import detect, ledger, plan
+from bench.chaos import detect, ledger, plan, start
+from bench.chaos.stage import Stage
+from bench.chaos.verdict import Verdict
 from bench.chaos.witness import Entry
 from tests.support import CODE, eventually
 
@@ -92,6 +94,30 @@ def test_an_answer_of_an_old_hub_or_owner_is_seen() -> None:
     assert "given to pid 10 and to pid 12" in next(detect.shared([], [old, Entry(0, 12, 1, 9, 9)]))
     assert "claimed by pid 12" in next(detect.shared([Entry(0, 12, 1, 9, 9)], [old]))
     assert "again" in next(detect.repeated([old, old]))
+
+
+def sees(campaign: start.Campaign) -> bool:
+    campaign._look()
+    return bool(campaign.verdict.violations)
+
+
+def test_two_servers_of_one_workspace_are_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(start, "_DEATH_TAKES_S", 0.05)
+    given = plan.parser("start", None).parse_args(["--smoke", "--seed", "1", "--json"])
+    options = plan.options(given, smoke_s=1)
+    verdict = Verdict("start", options)
+    with Stage("start") as stage:
+        campaign = start.Campaign(stage, options, verdict)
+        argv = [sys.executable, "-c", "import time; time.sleep(60)"]
+        argv.append(f"{campaign.workspace.nats}/nats.conf")
+        servers = [subprocess.Popen(argv, start_new_session=True) for _ in range(2)]
+        try:
+            eventually(lambda: sees(campaign))
+        finally:
+            for server in servers:
+                server.kill()
+                server.wait()
+    assert "two nats of one workspace" in verdict.violations[0]
 
 
 def test_the_same_seed_gives_the_same_plan() -> None:

@@ -60,6 +60,10 @@ class Base(Record):
     git_head: str = ""
     git_refs: dict[str, str] = {}  # noqa: RUF012 - a record never changes
 
+    def artifacts(self) -> set[str]:
+        """Return the names of all that must be on trunk for this to be saved there; "" is never."""
+        return {self.checkin, *(row[2] for row in self.files.values())}
+
     def trusts(self, row: Row, status: os.stat_result) -> bool:
         """Tell from *status* alone that a file still is what *row* says.
 

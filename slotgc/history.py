@@ -14,12 +14,13 @@ from slotgc import treepath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
 
 _REF_LIMIT = 4096
 _PACKED_LIMIT = 64 << 20
 _MOST_REFS = 100_000
 _STEPS = 1_000_000  # of SQLite's machine: a database may hold a view that never ends
+_STEPS_EACH = 1000
 
 
 def git_refs(worktree: str) -> tuple[str, dict[str, str]]:
@@ -132,7 +133,7 @@ def unsaved_stash(worktree: str) -> str:
         try:
             if not stat.S_ISREG(os.fstat(fd).st_mode):
                 return f"{shown} is no file"
-            found = _ask(fd, "stash", "SELECT 1 FROM stash LIMIT 1", ())
+            found = not _unanswered(fd, "stash", "SELECT ? FROM stash LIMIT 1", [""])
         except OSError as error:
             return f"{shown} cannot be judged: {error}"
         finally:
@@ -142,14 +143,12 @@ def unsaved_stash(worktree: str) -> str:
     return ""
 
 
-def trunk_holds(repository: str, checkin: str) -> bool:
-    """Tell whether the Fossil repository file *repository* holds the check-in named *checkin*.
+def trunk_holds(repository: str, names: Collection[str]) -> bool:
+    """Tell whether the Fossil repository file *repository* holds every artifact of *names*.
 
     False where that cannot be known. Nothing is written, not even the files that a reader of a
     write-ahead log leaves.
     """
-    if not checkin:
-        return False
     try:
         fd = os.open(repository, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError:
@@ -157,26 +156,30 @@ def trunk_holds(repository: str, checkin: str) -> bool:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             return False
-        # A check-in is in the file itself, or still in the log of a hub that runs.
+        # They are in the file itself, or the newest still in the log of a hub that runs.
         query = "SELECT 1 FROM blob WHERE uuid = ? AND size >= 0"
+        missing = list(names)
         for options in ("immutable=1", "mode=ro&readonly_shm=1"):
             try:
-                if _ask(fd, "blob", query, (checkin,), options):
-                    return True
+                missing = _unanswered(fd, "blob", query, missing, options)
             except OSError:
                 continue
+            if not missing:
+                return True
         return False
     finally:
         os.close(fd)
 
 
-def _ask(
-    fd: int, table: str, query: str, values: tuple[str, ...], options: str = "immutable=1"
-) -> bool:
-    """Tell whether *query* of the database behind *fd* gives a row; no *table*: it does not.
+def _unanswered(
+    fd: int, table: str, query: str, values: list[str], options: str = "immutable=1"
+) -> list[str]:
+    """Return those *values* for which *query* of the database behind *fd* gives no row.
+
+    All of them if there is no *table*.
 
     Raises:
-        OSError: it is no database, is damaged, or takes too long.
+        OSError: it is no database, is damaged, takes too long, or holds a program for a table.
     """
     import sqlite3  # noqa: PLC0415 - 5 ms, and few slots have a check-out
 
@@ -185,11 +188,18 @@ def _ask(
         database = sqlite3.connect(
             f"file:/proc/self/fd/{fd}?mode=ro&{options}", uri=True, timeout=1
         )
-        database.set_progress_handler(lambda: 1, _STEPS)
+        database.set_progress_handler(lambda: 1, _STEPS + _STEPS_EACH * len(values))
+        # A view may call what takes hours in one step of the machine, as instr() of two big blobs.
+        allowed = (sqlite3.SQLITE_SELECT, sqlite3.SQLITE_READ)
+        database.set_authorizer(
+            lambda action, _table, _column, _database, view: (
+                sqlite3.SQLITE_OK if action in allowed and view is None else sqlite3.SQLITE_DENY
+            )
+        )
         schema = "SELECT 1 FROM sqlite_master WHERE name = ?"
         if database.execute(schema, (table,)).fetchone() is None:
-            return False
-        return database.execute(query, values).fetchone() is not None
+            return values
+        return [one for one in values if database.execute(query, (one,)).fetchone() is None]
     except sqlite3.Error as error:
         raise OSError(f"SQLite: {error}") from None
     finally:

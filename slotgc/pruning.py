@@ -12,7 +12,7 @@ anything else             is not judged          stays
 A slot is judged in place, without a lock, because that may take a second. Then, under the locks
 (:class:`slotgc.hold.Claim`), its leaf is judged once more, whoever works in it is looked for, and
 the directory is renamed away: :mod:`slotgc.passage` says what follows. A clean one is judged a
-second time there, for somebody may have written in between.
+second time there, by its content: somebody may have written in between, or left no trace of it.
 """
 
 from __future__ import annotations
@@ -245,7 +245,8 @@ def _judge_again(workspace: Workspace, name: str, *, looked: bool) -> str:
     place = f"{workspace.rescue}/{name}"
     plain = name.removeprefix(passage.JUDGING)
     used = "" if looked else in_use(place)
-    new = plain if used or work.judge(workspace, place).exists() else passage.REMOVING + plain
+    has_work = used or work.judge(workspace, place, by_content=True).exists()
+    new = plain if has_work else passage.REMOVING + plain
     passage.step(workspace, name, new)
     hit("gc.judged-again")
     return new

@@ -207,7 +207,7 @@ def _thin(workspace: Workspace, place: str, account: Account) -> list[Change]:
     known = read_base(place)
     if known is None:
         return []
-    on_trunk = history.trunk_holds(workspace.repository, known.checkin)
+    on_trunk = history.trunk_holds(workspace.repository, known.artifacts())
     deleted = {change.path for change in account.changes if change.change == work.DELETED}
     kept = {change.path for change in account.changes} - deleted
     walk = work.Walk(f"{place}/wt", known.files)

@@ -159,8 +159,11 @@ def _is_cache(where: bytes, below: bytes, met: list[os.DirEntry[bytes]]) -> bool
         os.close(fd)
 
 
-def judge(workspace: Workspace, slot: str) -> Work:
+def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
     """Return the unsaved work in the slot directory at the path *slot*.
+
+    *by_content*: every file is read, whatever its status tells. What is written through a mapping
+    may leave even the ctime alone.
 
     Raises:
         OSError: the directory itself cannot be read.
@@ -182,8 +185,9 @@ def judge(workspace: Workspace, slot: str) -> Work:
         known = base.read(f"{slot}/{base.NAME}")
     except Corrupt as error:
         doubts.append(str(error))
-    on_trunk = known is not None and history.trunk_holds(workspace.repository, known.checkin)
-    changes, unseen = _compare(worktree, known, keep_same=not on_trunk)
+    # By every file's name, not by the check-in's alone: who can write here can name any check-in.
+    on_trunk = known is not None and history.trunk_holds(workspace.repository, known.artifacts())
+    changes, unseen = _compare(worktree, known, keep_same=not on_trunk, by_content=by_content)
     head, refs = ("", {}) if known is None else (known.git_head, known.git_refs)
     apart += [
         words
@@ -197,7 +201,7 @@ def judge(workspace: Workspace, slot: str) -> Work:
         doubts.append("it has no base.json to be judged by")
     elif known is not None and not on_trunk and changes:
         named = f"check-in {known.checkin[:10]}" if known.checkin else "no check-in"
-        doubts.append(f"its base, {named}, is not on this trunk")
+        doubts.append(f"its base, {named}, is not all on this trunk")
     return Work(
         changes=tuple(changes),
         doubts=(*doubts, *unseen),
@@ -213,13 +217,13 @@ def _is_ours(name: str) -> bool:
 
 
 def _compare(
-    worktree: str, known: Base | None, *, keep_same: bool
+    worktree: str, known: Base | None, *, keep_same: bool, by_content: bool
 ) -> tuple[list[Change], list[str]]:
     """Return the changes in *worktree* against *known*, by path, and what could not be seen."""
     walk = Walk(worktree, {} if known is None else known.files)
     changes = []
     for entry in walk.entries():
-        change = _change(walk.top, entry, known)
+        change = _change(walk.top, entry, known, by_content=by_content)
         if change == SAME and not keep_same:
             continue
         if change == DELETED:
@@ -242,7 +246,7 @@ def as_is(path: bytes, change: str, status: os.stat_result) -> Change:
     )
 
 
-def _change(top: bytes, entry: Entry, known: Base | None) -> str:
+def _change(top: bytes, entry: Entry, known: Base | None, *, by_content: bool) -> str:
     """Return what has become of *entry*, "" if that is no work."""
     path, status, row, cached = entry
     kind = base.kind_of(status.st_mode)
@@ -252,7 +256,8 @@ def _change(top: bytes, entry: Entry, known: Base | None) -> str:
         return DELETED  # a socket or a pipe stands in its place
     if (kind == base.LINK) != (row[0] == base.LINK):
         return CHANGED
-    if not known.trusts(row, status) and not has_content(top, path, kind, row):
+    trusted = not by_content and known.trusts(row, status)
+    if not trusted and not has_content(top, path, kind, row):
         return CHANGED
     return SAME if kind == row[0] else MODE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import shutil
 import subprocess
@@ -15,14 +16,14 @@ import pytest
 
 from foundation.process import Identity
 from foundation.workspace import Workspace
-from slotgc import passage, pruning
+from slotgc import base, passage, pruning
 from slotgc.hold import Claim
 from slotgc.leaf import write_record
 from slotgc.pruning import PruneError, Verdict, plan, prune, prune_dead
 from slotgc.removal import remove_tree
 from slotgc.rescue import list_rescues
 from slotgc.restore import restore
-from tests.slotgc.worktrees import Node, Tree, make_slot, make_trunk, plant, tree_of
+from tests.slotgc.worktrees import CHECKIN, Node, Tree, age, make_slot, make_trunk, plant, tree_of
 from tests.support import CODE, git, run_python, stranger
 
 if TYPE_CHECKING:
@@ -325,6 +326,23 @@ def test_work_that_comes_after_the_judgement_is_rescued(
     finally:
         os.close(here)
     assert tree_of(root / ".bones/rescue" / name / "wt") == {b"late": Node(b"")}
+
+
+@pytest.mark.parametrize("clean_only", [False, True])
+def test_what_was_written_through_a_mapping_is_not_lost(root: Path, clean_only: bool) -> None:
+    path = root / ".bones/swarm/clean/wt/src/b"
+    with open(path, "r+b") as file:
+        mapped = mmap.mmap(file.fileno(), 4)
+    mapped[0] = mapped[0]  # from here on writing moves no time stamp
+    slot = path.parents[2]
+    base.write(f"{slot}/base.json", base.index(f"{slot}/wt", checkin=CHECKIN))
+    age(slot)
+    before = os.lstat(path)
+    mapped[:] = b"TWO\n"
+    mapped.close()
+    assert os.lstat(path).st_ctime_ns == before.st_ctime_ns
+    name = prune(str(root), clean_only=clean_only).rescued["clean"]
+    assert tree_of(root / ".bones/rescue" / name / "wt") == {b"src/b": Node(b"TWO\n")}
 
 
 # --- kills ---------------------------------------------------------------------------------

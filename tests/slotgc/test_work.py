@@ -201,7 +201,16 @@ def test_a_base_that_is_not_on_trunk_saves_nothing(tmp_path: Path, checkin: str)
     make_trunk(tmp_path)
     wt = make_slot(tmp_path, "one", TREE, checkin=checkin)
     assert changes(wt) == dict.fromkeys(TREE, "same")
-    assert "is not on this trunk" in judged(wt).describe()
+    assert "is not all on this trunk" in judged(wt).describe()
+
+
+def test_a_base_of_which_a_single_file_is_not_on_trunk_saves_nothing(wt: Path) -> None:
+    # As one that an agent has made up: its work as the base, and a check-in that trunk has.
+    (wt / "precious").write_text("work")
+    base.write(f"{wt.parent}/base.json", base.index(str(wt), checkin=CHECKIN))
+    age(wt.parent)
+    assert changes(wt) == dict.fromkeys([*TREE, b"precious"], "same")
+    assert "is not all on this trunk" in judged(wt).describe()
 
 
 def test_without_a_trunk_no_base_saves_anything(wt: Path) -> None:
@@ -222,16 +231,16 @@ def test_a_check_in_is_found_in_the_log_of_a_hub_that_runs_and_nothing_is_writte
     try:
         before = {p.name: p.stat().st_mtime_ns for p in path.parent.iterdir()}
         assert before.keys() == {"hub.fossil", "hub.fossil-wal", "hub.fossil-shm"}
-        assert trunk_holds(str(path), CHECKIN)
-        assert trunk_holds(str(path), "a" * 64)
-        assert not trunk_holds(str(path), "b" * 64)
+        assert trunk_holds(str(path), {CHECKIN, "a" * 64})
+        assert trunk_holds(str(path), ["a" * 64])
+        assert not trunk_holds(str(path), [CHECKIN, "b" * 64])
         assert {p.name: p.stat().st_mtime_ns for p in path.parent.iterdir()} == before
     finally:
         writer.close()
-    assert trunk_holds(str(path), CHECKIN)
+    assert trunk_holds(str(path), [CHECKIN])
     assert [p.name for p in path.parent.iterdir()] == ["hub.fossil"]
     path.write_bytes(b"SQLite format 3\0" + b"junk" * 1000)
-    assert not trunk_holds(str(path), CHECKIN)
+    assert not trunk_holds(str(path), [CHECKIN])
 
 
 # --- an agent's git ------------------------------------------------------------------------
@@ -327,7 +336,9 @@ def test_a_check_out_without_a_stash_is_no_work(wt: Path) -> None:
     assert not judged(wt).exists()
 
 
-@pytest.mark.parametrize("kind", ["stash", "junk", "journal", "directory", "link", "endless"])
+@pytest.mark.parametrize(
+    "kind", ["stash", "junk", "journal", "directory", "link", "endless", "slow"]
+)
 def test_a_stash_or_a_check_out_that_cannot_be_judged_is_work(wt: Path, kind: str) -> None:
     path = wt / ".fslckout"
     if kind == "stash":
@@ -341,6 +352,9 @@ def test_a_stash_or_a_check_out_that_cannot_be_judged_is_work(wt: Path, kind: st
         (path / "notes").touch()
     elif kind == "link":
         path.symlink_to("a")
+    elif kind == "slow":
+        blob = "zeroblob(300000000)"
+        checkout(wt, f"CREATE VIEW stash AS SELECT 1 WHERE instr({blob}, {blob} || x'01')")
     else:
         endless = "WITH RECURSIVE n(i) AS (VALUES(1) UNION ALL SELECT i+1 FROM n)"
         checkout(wt, f"CREATE VIEW stash AS {endless} SELECT i FROM n WHERE i < 0")

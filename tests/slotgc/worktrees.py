@@ -72,15 +72,31 @@ def make_trunk(root: Path, *checkins: str) -> None:
     database.close()
 
 
+def put_on_trunk(root: Path, names: set[str]) -> None:
+    """Have the repository file hold the artifacts *names*, as far as anybody here looks."""
+    database = sqlite3.connect(root / ".orchestrator/hub.fossil")
+    database.executemany(
+        "INSERT OR IGNORE INTO blob(size, uuid) VALUES (1, ?)", [(name,) for name in names]
+    )
+    database.commit()
+    database.close()
+
+
 def make_slot(root: Path, name: str, tree: Tree, *, checkin: str = CHECKIN) -> Path:
-    """Make a slot whose leaf is dead and whose worktree is as its base; return the worktree."""
+    """Make a slot whose leaf is dead and whose worktree is as its base; return the worktree.
+
+    Its contents are put on trunk, if there is one.
+    """
     slot = Path(Workspace(str(root)).swarm) / name
     plant(slot / "wt", tree)
-    base.write(f"{slot}/base.json", base.index(f"{slot}/wt", checkin=checkin))
+    made = base.index(f"{slot}/wt", checkin=checkin)
+    base.write(f"{slot}/base.json", made)
+    if os.path.exists(Workspace(str(root)).repository):
+        put_on_trunk(root, {row[2] for row in made.files.values()})
     (slot / "leaf.lock").touch(0o600)
     (slot / "leaf.pid").write_text(f"{DEAD_PID}\n")
-    for made in (root / ".bones", root / ".bones/swarm", slot):
-        made.chmod(0o700)
+    for directory in (root / ".bones", root / ".bones/swarm", slot):
+        directory.chmod(0o700)
     return slot / "wt"
 
 

@@ -29,7 +29,7 @@ class Boottime:
         """
         try:
             return cls(_offset_ns())
-        except (OSError, ValueError, IndexError) as error:
+        except (OSError, ValueError, LookupError) as error:
             raise Unavailable(
                 f"what a time namespace does to this process's clock cannot be read: {error}",
                 reason="clock",
@@ -52,7 +52,7 @@ def _offset_ns() -> int:
     # The offsets are those that a child of this process would have.
     if own != os.readlink("/proc/self/ns/time_for_children"):
         raise ValueError("it has unshared its time namespace: fork first, then join")
-    with open("/proc/self/timens_offsets", encoding="ascii") as file:
-        offsets = {fields[0]: fields[1:] for fields in map(str.split, file)}
-    seconds, nanoseconds = map(int, offsets["boottime"][:2]) if "boottime" in offsets else (0, 0)
+    with open("/proc/self/timens_offsets", "rb") as file:
+        offsets = {fields[0]: fields[1:] for fields in map(bytes.split, file)}
+    seconds, nanoseconds = map(int, offsets[b"boottime"])
     return seconds * NS_PER_S + nanoseconds

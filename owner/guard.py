@@ -140,13 +140,13 @@ def holder_of(path: str) -> int:
     """Return the pid that has *path* flocked, 0 if none is seen. Source: proc_locks(5)."""
     try:
         inode = os.stat(path).st_ino
-        with open("/proc/locks", encoding="ascii") as file:
+        with open("/proc/locks", "rb") as file:
             rows = [line.split() for line in file]
     except OSError:
         return 0
     for row in rows:
         # N: FLOCK ADVISORY WRITE PID MAJOR:MINOR:INODE START END; the device is not compared,
         # for btrfs and overlayfs name another one here than stat does
-        if row[1] == "FLOCK" and row[5].rpartition(":")[2] == str(inode):
+        if row[1] == b"FLOCK" and int(row[5].rpartition(b":")[2]) == inode:
             return max(0, int(row[4]))
     return 0

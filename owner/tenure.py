@@ -190,7 +190,7 @@ class Tenure:
 
     def _renew(self) -> int:
         """Renew, or fail; return after how many nanoseconds to do it again."""
-        self.belief.trouble = "a renewal has begun and not returned"
+        self.belief.trouble = self.belief.trouble or "a renewal has begun and not returned"
         left_s = (self.belief.lease.belief_ends_ns - self._clock.now_ns()) / 1e9
         try:
             with Store(self._path, "renew", timeout_s=left_s) as store:

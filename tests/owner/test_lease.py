@@ -97,6 +97,11 @@ def test_a_record_is_read_as_it_was_written() -> None:
     assert rules.decode(rules.encode(lease)) == lease
 
 
+def test_the_first_process_of_a_container_can_own() -> None:
+    lease = make(identity=ME.replace(pid=1))
+    assert rules.decode(rules.encode(lease)) == lease
+
+
 def test_the_largest_copy_stays_within_one_sector() -> None:
     most = 2**63 - 1
     identity = Identity(
@@ -133,7 +138,9 @@ JUNK: list[Any] = [
     fields(meta=[]),
     fields(meta={"a": 1}),
     fields(identity=None),
-    fields(identity={**ME.as_dict(), "pid": 1}),
+    fields(identity={**ME.as_dict(), "pid": 0}),
+    fields(identity={**ME.as_dict(), "pid": True}),
+    fields(identity={**ME.as_dict(), "pid": 1, "uid": None}),
     fields(identity={**ME.as_dict(), "pid": -1}),
 ]
 

@@ -71,14 +71,18 @@ class Identity(Record):
         )
 
     @classmethod
-    def from_json(cls, value: object) -> Self | None:
-        """Return the identity that *value* (decoded JSON) holds, None if it is not one."""
+    def from_json(cls, value: object, *, init: bool = False) -> Self | None:
+        """Return the identity that *value* (decoded JSON) holds, None if it is not one.
+
+        Pid 1 is refused unless *init*: no record may name it to be signalled, but in a container
+        it is who serves.
+        """
         if not isinstance(value, dict) or set(value) != set(cls.field_names()):
             return None
         numbers = [value[name] for name in ("pid", "inode", "start", "namespace", "uid")]
         if not all(type(n) is int and n >= 0 for n in numbers):
             return None
-        if not isinstance(value["boot"], str) or not 1 < value["pid"] <= PID_MAX:
+        if not isinstance(value["boot"], str) or not ((0 if init else 1) < value["pid"] <= PID_MAX):
             return None
         return cls(**value)
 

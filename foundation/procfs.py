@@ -42,13 +42,13 @@ def parent_of(pid: int) -> int | None:
 
 
 def ancestors_of(pid: int) -> list[int]:
-    """Return its parent, that one's parent and so on, up to and without pid 1.
+    """Return its parent, that one's parent and so on, up to pid 1.
 
     Ends early at one that cannot be looked at.
     """
     above: list[int] = []
     parent = parent_of(pid)
-    while parent is not None and parent > 1 and parent not in above:
+    while parent and parent not in above:
         above.append(parent)
         parent = parent_of(parent)
     return above

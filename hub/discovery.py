@@ -67,7 +67,7 @@ def read(workspace: Workspace) -> Discovery | None:
         return None
     if set(fields) != set(Discovery.field_names()) or fields["schema"] != SCHEMA:
         return None
-    identity = Identity.from_json(fields["identity"])
+    identity = Identity.from_json(fields["identity"], init=True)
     children = fields["children"]
     if identity is None or not isinstance(children, dict):
         return None

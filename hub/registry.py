@@ -173,7 +173,7 @@ def _decode(fields: dict[str, Any]) -> Entry:
         raise ValueError("directory is not a device and an inode")
     if type(fields["epoch"]) is not int or fields["epoch"] < 0:
         raise ValueError("epoch is not a count")
-    identity = Identity.from_json(fields["identity"])
+    identity = Identity.from_json(fields["identity"], init=True)
     if identity is None:
         raise ValueError("identity names no process")
     if identity.uid != os.geteuid():

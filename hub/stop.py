@@ -90,7 +90,7 @@ def _stop_running(
     identity, pids = None, ()
     try:
         answer = connection.ask("status", timeout_s=timeout_s)
-        identity = Identity.from_json(answer["identity"])
+        identity = Identity.from_json(answer["identity"], init=True)
         pids = tuple(child["pid"] for child in answer["children"] if child["pid"])
     except Unavailable as error:
         if error.reason == "no-answer":

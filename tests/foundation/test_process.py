@@ -116,6 +116,14 @@ VALID = {"pid": 4242, "inode": 7, "start": 9, "boot": "b", "namespace": 11, "uid
 )
 def test_what_is_no_identity_is_refused(value: object) -> None:
     assert Identity.from_json(value) is None
+    if not (isinstance(value, dict) and value.get("pid") == 1 and value["pid"] is not True):
+        assert Identity.from_json(value, init=True) is None
+
+
+def test_pid_1_has_an_identity_for_who_asks_for_it() -> None:
+    first = {**VALID, "pid": 1}
+    assert Identity.from_json(first) is None
+    assert Identity.from_json(first, init=True) == Identity(**first)
 
 
 def test_an_identity_of_another_boot_is_of_a_dead_process() -> None:

@@ -289,7 +289,6 @@ HOSTILE: dict[str, bytes] = {
     "a-version-that-is-none": forged(version=None),
     "no-identity": forged(identity=None),
     "pid-0": accused(pid=0),
-    "pid-1": accused(pid=1),
     "pid-minus-1": accused(pid=-1),
     "pid-beyond-all": accused(pid=2**31),
     "pid-of-a-float": accused(pid=1e3),

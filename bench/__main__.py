@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-_BENCHES = ("start", "seed", "setup", "kill", "chaos")
+_BENCHES = ("start", "seed", "setup", "owner", "kill", "chaos")
 
 
 def main() -> None:

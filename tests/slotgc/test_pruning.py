@@ -214,6 +214,14 @@ def test_a_hundred_dead_slots_are_cleaned_up_in_one_pass(tmp_path: Path) -> None
 # --- who works in it -----------------------------------------------------------------------
 
 
+UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+
+
+def skip_without_mounts() -> None:
+    if subprocess.run([*UNSHARE, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no unprivileged mount namespaces here")
+
+
 @contextmanager
 def working_in(place: Path) -> Iterator[int]:
     with subprocess.Popen(
@@ -248,6 +256,44 @@ def test_a_slot_of_which_a_process_has_a_file_open_stays(root: Path) -> None:
     ):
         assert prune(str(root)).kept == {"clean": f"process {process.pid} has a file in it open"}
         process.kill()
+    assert prune(str(root)).removed == ["clean"]
+
+
+def test_a_slot_of_which_a_process_has_the_directory_open_stays(root: Path) -> None:
+    here = os.open(root / ".bones/swarm/clean", os.O_RDONLY)
+    with subprocess.Popen(["sleep", "1000"], stdin=here) as process:
+        os.close(here)
+        assert prune(str(root)).kept == {"clean": f"process {process.pid} has a file in it open"}
+        process.kill()
+    assert prune(str(root)).removed == ["clean"]
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize(
+    ("bound", "inside"),
+    [
+        ("", ".bones/swarm/clean/wt/src"),
+        (".bones/swarm/clean/wt", "src"),
+        (".bones/swarm", "clean"),
+    ],
+)
+def test_a_slot_in_which_a_container_works_stays(
+    root: Path, tmp_path: Path, bound: str, inside: str
+) -> None:
+    skip_without_mounts()
+    container = tmp_path / "a container"  # where the workspace has another path
+    container.mkdir()
+    enter = 'mount --bind "$1" "$2" && cd "$2/$3" && echo && exec sleep 1000'
+    with subprocess.Popen(
+        [*UNSHARE, "sh", "-c", enter, "-", root / bound, container, inside], stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            kept = prune(str(root)).kept
+            assert kept == {"clean": f"process {process.pid} has its working directory in it"}
+        finally:
+            process.kill()
     assert prune(str(root)).removed == ["clean"]
 
 
@@ -530,11 +576,9 @@ if kind in ("bytes", "inodes"):
 
 
 def in_a_mount(root: Path, kind: str) -> list[str]:
-    unshare = ["unshare", "--user", "--map-root-user", "--mount"]
-    if subprocess.run([*unshare, "true"], check=False, capture_output=True).returncode:
-        pytest.skip("no unprivileged mount namespaces here")
+    skip_without_mounts()
     done = subprocess.run(
-        [*unshare, sys.executable, "-c", IN_A_MOUNT, root, kind],
+        [*UNSHARE, sys.executable, "-c", IN_A_MOUNT, root, kind],
         cwd=CODE,
         env={**os.environ, "PYTHONPATH": str(CODE)},
         capture_output=True,

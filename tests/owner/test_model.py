@@ -262,5 +262,5 @@ class Leases(RuleBasedStateMachine):
         assert self.epochs == sorted(set(self.epochs))
 
 
-Leases.TestCase.settings = settings(max_examples=250, stateful_step_count=40, deadline=None)
+Leases.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 TestLeases = Leases.TestCase

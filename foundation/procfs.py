@@ -103,13 +103,18 @@ def directory_of(pid: int) -> str | None:
 
 def open_files(pid: int) -> set[str]:
     """Return what it has open: paths (`` (deleted)`` appended), ``socket:[N]``, ``pipe:[N]``."""
+    return set(links_of(pid).values())
+
+
+def links_of(pid: int) -> dict[str, str]:
+    """Return what each of its descriptors leads to, in the words of :func:`open_files`."""
     try:
         fds = os.listdir(f"/proc/{pid}/fd")
     except OSError as error:
         _raise_if_ours(error)
-        return set()
-    links = (_link(f"/proc/{pid}/fd/{fd}") for fd in fds)
-    return {link for link in links if link is not None}
+        return {}
+    links = {fd: _link(f"/proc/{pid}/fd/{fd}") for fd in fds}
+    return {fd: link for fd, link in links.items() if link is not None}
 
 
 def _link(path: str) -> str | None:

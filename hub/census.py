@@ -14,7 +14,7 @@ from foundation import procfs
 from foundation.errors import Unavailable
 from foundation.process import Identity, has_exited, open_pidfd
 from foundation.record import Record
-from foundation.workspace import MARK, SLOTS, Workspace
+from foundation.workspace import MARK, SLOTS, STATE, Workspace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ SERVERS = ("fossil", "nats", "trunk", "preparation")
 """The roles that live below a hub: one without a hub above it is an orphan."""
 
 DELETED = " (deleted)"
-_MARK = f"{MARK}=".encode()
 _PROGRAM = (b"import sys; sys.path.insert(0, sys.argv.pop(1)); from ", b" import main; main()")
 _ROOT_WORD = 5
 """Where the root stands on the command line of trunk and of what the hub runs beside it."""
@@ -53,7 +52,7 @@ class Member(Record):
     lock: str
     """Of a hub, such a link to its hub.lock."""
     near: bool
-    """It sees the same processes and mounts as we do; of another one little can be judged."""
+    """It sees the same processes and files as we do; of another one little can be judged."""
     name: str
     """The name of its program, for people."""
 
@@ -116,7 +115,7 @@ def census(root: str | None = None, *, hubs: bool = True) -> Census:
                 os.close(member.pidfd)
             else:
                 found.append(member)
-        found = [_rooted(member, found) if member.role == "hub" else member for member in found]
+        found = _settled(found)
     except BaseException as error:
         Census(found).__exit__()
         if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
@@ -170,19 +169,14 @@ def _look(pid: int, *, hubs: bool) -> Member | None:
 
 def _role(pid: int, *, hubs: bool) -> dict[str, Any] | None:
     """Return the fields of a member that tell its role, None if it serves no workspace."""
-    marked = next(
-        (
-            os.fsdecode(line[len(_MARK) :])
-            for line in procfs.environment(pid) or ()
-            if line.startswith(_MARK + b"/")
-        ),
-        "",
-    )
-    links = _links(pid) if hubs else {}
+    environment = procfs.environment(pid) or []
+    marked = _directory_in(environment, MARK)
+    links = procfs.links_of(pid) if hubs else {}
     held = _hub(pid, links) or (_leaf(pid, links, marked) if marked else None)
     if held is not None:
         return held
-    served = _server(procfs.command_line(pid) or [], marked)
+    home = _directory_in(environment, "HOME")
+    served = _server(procfs.command_line(pid) or [], marked, home)
     if served is not None:
         role, root, evidence, expected = served
         return _fields(root, role, evidence, anchor=f"/proc/{pid}/cwd", expected=expected)
@@ -204,13 +198,28 @@ def _fields(
     }
 
 
-def _server(words: list[bytes], marked: str) -> tuple[Role, str, str, str] | None:
-    """Return role, root, evidence and working directory of what *words* run below a hub."""
+def _directory_in(environment: list[bytes], name: str) -> str:
+    """Return the absolute path that variable *name* holds, "" if it holds none."""
+    start = f"{name}=".encode()
+    paths = (line[len(start) :] for line in environment if line.startswith(start + b"/"))
+    return os.fsdecode(next(paths, b""))
+
+
+def _server(words: list[bytes], marked: str, home: str) -> tuple[Role, str, str, str] | None:
+    """Return role, root, evidence and working directory of what *words* run below a hub.
+
+    The servers that a hub runs have their home in its state; one that a person runs in a slot,
+    to look at the trunk, has the person's.
+    """
     if marked and len(words) > 2:  # noqa: PLR2004
         own = Workspace(marked)
-        if words[1] == b"server" and words[-1] == os.fsencode(own.repository):
+        if words[1] == b"server" and words[-1] == os.fsencode(own.repository) and home == own.state:
             return "fossil", marked, f"serves {own.repository}", own.state
-        if words[1] == b"-c" and words[-1] == os.fsencode(f"{own.nats}/nats.conf"):
+        if (
+            words[1] == b"-c"
+            and words[-1] == os.fsencode(f"{own.nats}/nats.conf")
+            and home == own.nats
+        ):
             return "nats", marked, f"runs on {own.nats}/nats.conf", own.nats
     if len(words) <= _ROOT_WORD or words[2] != b"-c" or not words[_ROOT_WORD].startswith(b"/"):
         return None
@@ -265,31 +274,35 @@ def _leaf(pid: int, links: dict[str, str], marked: str) -> dict[str, Any] | None
     return None
 
 
-def _rooted(hub: Member, members: list[Member]) -> Member:
-    """Return *hub* with the root that its children were started for, if there are any.
+def _settled(found: list[Member]) -> list[Member]:
+    """Return *found* with the roots of the hubs; who is none is left out and closed."""
+    settled = [_rooted(member, found) if member.role == "hub" else member for member in found]
+    for before, after in zip(found, settled, strict=True):
+        if after is None:
+            os.close(before.pidfd)
+    return [member for member in settled if member is not None]
+
+
+def _rooted(hub: Member, members: list[Member]) -> Member | None:
+    """Return *hub* with the root that its servers were started for; None if it is no hub.
 
     The kernel tells where its directory is now, which of a moved one is not where it belongs;
-    the command lines of the servers still tell that.
+    the command lines of the servers still tell that. A server is the hub's if it works in the
+    very directory that the hub has locked: one without a parent may have been given to anybody.
+    A directory of another name, with no such server, is a stranger's who has locks like ours.
     """
-    roots = {m.root for m in members if m.parent == hub.pid and m.role in SERVERS}
-    if len(roots) != 1:
-        return hub
-    root = roots.pop()
-    return hub.replace(root=root, expected=Workspace(root).state)
-
-
-def _links(pid: int) -> dict[str, str]:
-    """Return what each descriptor of *pid* leads to."""
-    links = {}
+    for member in members:
+        if (
+            member.parent == hub.pid
+            and member.role in SERVERS
+            and any(_is_same_file(member.anchor, at) for at in (hub.anchor, f"{hub.anchor}/.."))
+        ):
+            return hub.replace(root=member.root, expected=Workspace(member.root).state)
     try:
-        for fd in os.listdir(f"/proc/{pid}/fd"):
-            try:
-                links[fd] = os.readlink(f"/proc/{pid}/fd/{fd}")
-            except OSError:
-                continue  # closed meanwhile
+        directory = os.readlink(hub.anchor).removesuffix(DELETED)
     except OSError:
-        return {}
-    return links
+        return None
+    return hub if os.path.basename(directory) == STATE else None
 
 
 def _is_flocked(pid: int, fd: str) -> bool:
@@ -305,10 +318,15 @@ def _is_flocked(pid: int, fd: str) -> bool:
 
 
 def _is_near(pid: int) -> bool:
+    """Tell whether paths and pids mean the same to *pid*: a chroot has namespaces like ours."""
+    return all(
+        _is_same_file(f"/proc/{pid}/{link}", f"/proc/self/{link}")
+        for link in ("ns/pid", "ns/mnt", "root")
+    )
+
+
+def _is_same_file(one: str, other: str) -> bool:
     try:
-        return all(
-            os.stat(f"/proc/{pid}/ns/{kind}").st_ino == os.stat(f"/proc/self/ns/{kind}").st_ino
-            for kind in ("pid", "mnt")
-        )
+        return os.path.samefile(one, other)
     except OSError:
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import contextmanager
@@ -38,11 +39,11 @@ sys.stdin.read()
 
 
 @contextmanager
-def holding(how: str, *paths: str, mark: str = "") -> Iterator[int]:
+def holding(how: str, *paths: str, mark: str = "", program: str = HOLDER) -> Iterator[int]:
     """Run a process that has *paths* open, locked alone if *how* is ``flock``; yield its pid."""
     env = {**os.environ, **({MARK: mark} if mark else {})}
     with subprocess.Popen(
-        [sys.executable, "-c", HOLDER, how, *paths], stdin=-1, stdout=-1, env=env
+        [sys.executable, "-c", program, how, *paths], stdin=-1, stdout=-1, env=env
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"held\n"
@@ -138,6 +139,53 @@ def test_who_merely_has_a_lock_file_open_is_nobody_and_who_locks_one_is_no_hub(
         assert roles(seeded) == {}
     with holding("flock", own.lock, own.state) as pid:
         assert roles(seeded) == {pid: "hub"}
+
+
+def test_who_locks_files_of_such_names_elsewhere_is_a_stranger(tmp_path: Path) -> None:
+    """Nothing of ours is there: not even once it is deleted may it be ended."""
+    (tmp_path / "app").mkdir()
+    (tmp_path / "app/hub.lock").touch()
+    with holding("flock", f"{tmp_path}/app/hub.lock", f"{tmp_path}/app") as pid:
+        for _turn in ("there", "deleted"):
+            with census() as found:
+                assert pid not in {member.pid for member in found.members}
+            shutil.rmtree(tmp_path / "app", ignore_errors=True)
+
+
+def test_a_server_that_a_person_runs_on_the_trunk_is_other(seeded: Path) -> None:
+    """As from a shell in a slot, which has the mark, and its own home."""
+    own = Workspace(str(seeded))
+    port = str(free_port())
+    by_hand = [fossil.find(), "server", "--localhost", "--port", port, own.repository]
+    env = {**fossil.environment(str(seeded)), MARK: own.root, "HUB_TEST": os.environ["HUB_TEST"]}
+    with subprocess.Popen(by_hand, env=env, cwd=seeded, stdout=-3, stderr=-3) as person:
+        try:
+            eventually(lambda: roles(seeded).get(person.pid) == "other")
+        finally:
+            person.kill()
+
+
+def test_a_hub_that_was_given_anothers_orphan_is_still_its_own(
+    seeded: Path, tmp_path: Path
+) -> None:
+    """A subreaper, or pid 1 of a container, is the parent of whoever has lost his own."""
+    own, other = Workspace(str(seeded)), Workspace(str(tmp_path / "other"))
+    os.makedirs(other.state)
+    shutil.copy(own.repository, other.repository)
+    words = fossil.server_argv(fossil.find(), other, free_port())
+    env = {**fossil.environment(other.state), MARK: other.root, "HUB_TEST": os.environ["HUB_TEST"]}
+    program = f"""
+import subprocess
+child = subprocess.Popen({words!r}, env={env!r}, cwd={other.state!r}, stdout=-3, stderr=-3)
+{HOLDER}
+child.kill()
+child.wait()
+"""
+    with holding("flock", own.lock, own.state, program=program) as pid:
+        eventually(lambda: "fossil" in roles(other.root).values())
+        assert roles(seeded) == {pid: "hub"}
+        with census(own.root) as found:
+            assert whereabouts.find(found.hubs()[0]).kind == "there"
 
 
 def test_a_leaf_holds_the_lock_of_its_slot_and_carries_the_mark(seeded: Path) -> None:

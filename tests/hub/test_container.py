@@ -29,13 +29,13 @@ UNSHARE = ["unshare", "--pid", "--fork", "--mount-proc"]
 @contextmanager
 def as_first_process(hub: Hub) -> Iterator[Run]:
     """Run the hub as pid 1 of a pid namespace; yield how to run another `hub` beside it."""
-    container = subprocess.Popen([*UNSHARE, HUB, "start"], cwd=hub.root, stdout=-3, stderr=-3)
+    container = subprocess.Popen([*UNSHARE, str(HUB), "start"], cwd=hub.root, stdout=-3, stderr=-3)
     try:
         hub.wait_ready()
         (outside,) = (pid for pid, role in roles(hub.root).items() if role == "hub")
-        inside = ["nsenter", "--target", str(outside), "--pid", "--mount", HUB]
+        inside = ["nsenter", "--target", str(outside), "--pid", "--mount", str(HUB)]
         yield lambda *words: subprocess.run(
-            [*inside, *words, "--root", hub.root],
+            [*inside, *words, "--root", str(hub.root)],
             capture_output=True,
             text=True,
             check=False,
@@ -72,3 +72,34 @@ def test_a_hub_that_is_the_first_process_is_a_hub_like_any(hub: Hub) -> None:
         assert registry.entries() == ([], [])
     assert told[0]["epoch"] + 1 == told[1]["epoch"]
     assert told[0]["hub_id"] == told[1]["hub_id"]
+
+
+def test_a_hub_behind_another_root_directory_is_not_judged_by_paths_of_ours(
+    hub: Hub, tmp_path: Path
+) -> None:
+    """A chroot has our namespaces: what it calls /w is somewhere else to us, and not moved."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can chroot")
+    root = tmp_path / "root"
+    script = f"""
+for place in /*; do
+    [ -d "$place" ] && [ ! -L "$place" ] && [ "$place" != /w ] || continue
+    mkdir -p "{root}$place" && mount --rbind "$place" "{root}$place"
+done
+for place in /*; do [ -L "$place" ] && cp -P "$place" "{root}$place"; done
+mkdir -p "{root}/w" && mount --bind "{hub.root}" "{root}/w"
+chroot "{root}" "{HUB}" start --detach --root /w
+"{HUB}" reap --dry-run --json --root /w
+chroot "{root}" "{HUB}" stop --root /w
+"""
+    done = subprocess.run(
+        ["unshare", "--mount", "sh", "-ec", script],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd="/",
+    )
+    assert done.returncode == 0, done.stderr
+    told = data_of(done.stdout)
+    assert told["reaped"] == []
+    assert {(one["root"], one["role"]) for one in told["spared"]} == {("/w", "hub")}

@@ -20,6 +20,7 @@ from hub.status import status_of
 from hub.stop import TIMEOUT_S, stop
 from slotgc import ending, pruning
 from slotgc.leaf import LIVE, UNKNOWN, look_all
+from slotgc.mark import sees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -104,7 +105,9 @@ def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
         for verdict in pruning.plan(workspace.root)
     )
     with census(workspace.root) as found:
-        members = [_process(member, leaves) for member in _beside_the_hub(found)]
+        members = [
+            _process(member, leaves) for member in _beside_the_hub(found) if _is_ours(member, found)
+        ]
     known = {process.pid for process in members}
     members += [_leaf(leaf) for leaf in leaves.values() if leaf.pid not in known]
     _refuse_inside(members)
@@ -142,7 +145,8 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         ended += _end_processes(workspace)  # what the end of the hub left without one
     hit("down.hub-stopped")
     with census(workspace.root) as found:
-        left = [member for member in found.members if not has_exited(member.pidfd)]
+        left = [m for m in found.members if _is_ours(m, found) is not False]
+        left = [member for member in left if not has_exited(member.pidfd)]
         if keep_hub:
             left = [m for m in left if m.role != "hub" and found.hub_above(m) is None]
         survivors = tuple(_process(member, {}) for member in left)
@@ -178,7 +182,7 @@ def _end_processes(workspace: Workspace) -> list[Process]:
         leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
         with ExitStack() as stack:
             found = stack.enter_context(census(workspace.root))
-            members = _beside_the_hub(found)
+            members = [m for m in _beside_the_hub(found) if _is_ours(m, found)]
             terminate_all([member.pidfd for member in members], grace_s=GRACE_S)
             for member in members:
                 if has_exited(member.pidfd):
@@ -198,6 +202,17 @@ def _beside_the_hub(found: Census) -> list[Member]:
     return [m for m in found.members if m.role != "hub" and found.hub_above(m) is None]
 
 
+def _is_ours(member: Member, found: Census) -> bool | None:
+    """Tell whether the mark of *member* is of this workspace; None: nothing proves it.
+
+    To a process in a container the same path may be another workspace.
+    """
+    near = {one.pid for one in found.members if one.near}
+    if member.pid in near or not near.isdisjoint(procfs.ancestors_of(member.pid)):
+        return True
+    return sees(member.pid, member.root)
+
+
 def _hub_pid(workspace: Workspace) -> int:
     if not os.path.isdir(workspace.state):
         return 0
@@ -213,7 +228,8 @@ def _process(member: Member, leaves: dict[str, Leaf]) -> Process:
     if slot:
         what = f"leaf of slot {slot}"
     elif member.role == "other":
-        what = f"{member.name}, started for this workspace"
+        where = "" if member.near else " in a container"
+        what = f"{member.name}, started{where} for this workspace"
     else:
         what = member.role
     return Process(pid=member.pid, what=what)

@@ -6,6 +6,7 @@ import os
 
 from foundation import procfs
 from foundation.workspace import MARK, SLOT_MARK
+from slotgc.mounts import namespace
 
 
 def is_marked(pid: int, root: str | None) -> bool:
@@ -14,7 +15,21 @@ def is_marked(pid: int, root: str | None) -> bool:
     The caller has a pidfd of it; the answer is about that process only if it lives afterwards.
     """
     roots = _values(pid, MARK)
-    return any(roots) if root is None else root in roots
+    return any(roots) if root is None else root in roots and sees(pid, root) is True
+
+
+def sees(pid: int, root: str) -> bool | None:
+    """Tell whether the directory *root* is to *pid* the one that it is to us.
+
+    In a container it may be another, and a mark that names it is then of another workspace. None
+    if that cannot be known, as in a sandbox that has no such directory.
+    """
+    if namespace(pid) == namespace():
+        return True
+    try:
+        return os.path.samestat(os.stat(f"/proc/{pid}/root{root}"), os.stat(root))
+    except OSError:
+        return None
 
 
 def is_marked_as_leaf(pid: int, root: str, slot: str) -> bool:

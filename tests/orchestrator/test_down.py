@@ -7,6 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,8 @@ from tests.slotgc.worktrees import Node, make_slot, make_trunk, newest_checkin
 from tests.support import CODE, accepts, data_of, eventually, is_gone, port_of, stranger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from tests.support import Hub
 
 BONES = CODE / "bin/bones"
@@ -159,6 +162,56 @@ def test_a_stranger_in_a_pid_file_is_left_alone_and_named(repo: Path) -> None:
         assert done.returncode == 1
         assert f"kept     slot doubtful: pid {other.pid} is alive and nothing" in done.stdout
     assert (slot / "wt/new").exists()
+
+
+IN_A_CONTAINER = [
+    *("unshare", "--user", "--map-root-user", "--mount", "sh", "-c"),
+    '$2 && echo && exec env "BONES_WORKSPACE=$1" sleep 1000',
+    "-",
+]
+
+
+@contextmanager
+def in_a_container(root: Path, prepare: str) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a process with our mark where *prepare* has changed what is at our path."""
+    if subprocess.run([*IN_A_CONTAINER[:4], "true"], check=False, capture_output=True).returncode:
+        pytest.skip("no unprivileged mount namespaces here")
+    with process(*IN_A_CONTAINER, str(root), prepare, ready=True) as running:
+        marked = f"BONES_WORKSPACE={root}".encode()
+        eventually(lambda: marked in Path(f"/proc/{running.pid}/environ").read_bytes())
+        yield running
+
+
+@pytest.mark.faults
+def test_a_container_s_process_is_ended_if_it_serves_this_workspace(repo: Path) -> None:
+    with in_a_container(repo, "true") as inside:
+        done = bones(repo, "down", "--yes")
+        assert done.returncode == 0, done.stdout
+        assert f"(pid {inside.pid})" in done.stdout
+        assert inside.wait(1) == -signal.SIGTERM
+
+
+@pytest.mark.faults
+def test_a_container_s_own_workspace_at_the_same_path_is_a_stranger_s(repo: Path) -> None:
+    live_slot(repo, "old")
+    with in_a_container(repo, f"mount -t tmpfs none {repo}") as inside:
+        (repo / ".bones/swarm/old/leaf.pid").write_text(f"{inside.pid}\n")
+        done = bones(repo, "down", "--yes")
+        assert inside.poll() is None
+    assert done.returncode == 1  # leaf.pid names it, and unknown is alive
+    assert "kept     slot old: pid" in done.stdout
+    assert "SURVIVES" not in done.stdout
+
+
+@pytest.mark.faults
+def test_a_container_s_process_that_may_be_ours_is_named_and_left_alone(repo: Path) -> None:
+    with in_a_container(repo, f"mount -t tmpfs none {repo.parent}") as inside:
+        done = bones(repo, "down", "--yes")
+        assert inside.poll() is None
+    assert done.returncode == 1
+    assert f"SURVIVES sleep, started in a container for this workspace (pid {inside.pid})" in (
+        done.stdout
+    )
 
 
 def test_a_slot_in_which_somebody_works_stays(repo: Path) -> None:

@@ -17,6 +17,7 @@ import shutil
 import sqlite3
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,7 @@ from bench.chaos.slothands import (
     Scene,
     SlotHand,
     StrangerHand,
+    put_on_trunk,
 )
 from bench.chaos.stage import Stage, make_repository
 from bench.chaos.verdict import Verdict
@@ -345,10 +347,9 @@ class Campaign:
 
 def _make_trunk(repository: str) -> None:
     """Make what is asked of a trunk: that it has the check-in that the slots begin with."""
-    with sqlite3.connect(repository) as database:
-        database.execute("CREATE TABLE blob (uuid TEXT, size INTEGER)")
-        database.execute("INSERT INTO blob VALUES (?, 1)", (CHECKIN,))
-    database.close()
+    with closing(sqlite3.connect(repository)) as trunk:
+        trunk.execute("PRAGMA journal_mode = WAL")
+    put_on_trunk(repository, [CHECKIN])
 
 
 def _under_test(name: str) -> Any:

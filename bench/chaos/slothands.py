@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import time
 import uuid
+from contextlib import closing
 from typing import Any, NamedTuple
 
 from bench.chaos import ledger, plan
@@ -25,6 +26,8 @@ from slotgc.hold import Claim, make_leaf_lock, swarm_lock
 from slotgc.leaf import DEAD, LIVE, look, look_all, write_record
 
 CHECKIN = "c" * 64
+_TRUNK_WITHIN_S = 20.0
+"""More than a writer is ever stopped."""
 INSTANCE = "leaf.instance"
 """In a slot's directory: which ledger tells of it."""
 KEEP = "keep.txt"
@@ -69,6 +72,14 @@ class Scene(NamedTuple):
     agents: list[Witness]
     gc: Any
     """The package under test: ``prune``, ``kill``."""
+
+
+def put_on_trunk(repository: str, names: list[str]) -> None:
+    """Have *repository* know the artifacts *names*, as a trunk does; made if there is none."""
+    with closing(sqlite3.connect(repository, timeout=_TRUNK_WITHIN_S)) as trunk, trunk:
+        trunk.execute("PRAGMA synchronous = OFF")
+        trunk.execute("CREATE TABLE IF NOT EXISTS blob (uuid TEXT UNIQUE, size INTEGER)")
+        trunk.executemany("INSERT OR IGNORE INTO blob VALUES (?, 1)", [(name,) for name in names])
 
 
 class SlotHand:
@@ -216,22 +227,16 @@ class LeafHand(SlotHand):
         self.say(EDIT)
 
     def _commit(self) -> None:
-        """Say that all is saved: the campaign's trunk has it, by the word of the ledger."""
+        """Save all: the campaign's trunk has it, by the word of the ledger."""
         self._ledger.announce("commit")
-        self._save()
+        self._save(self._worktree)
         self._ledger.confirm()
         self.say(COMMIT)
 
-    def _save(self, worktree: str = "") -> None:
-        """Put what the worktree holds on trunk, and then into its base."""
-        saved = base.index(worktree or self._worktree, checkin=CHECKIN)
-        with sqlite3.connect(self.workspace.repository, timeout=60) as database:
-            database.execute("CREATE INDEX IF NOT EXISTS names ON blob(uuid)")
-            database.executemany(
-                "INSERT INTO blob(uuid, size) VALUES (?, 1)",
-                [(row[2],) for row in saved.files.values()],
-            )
-        database.close()
+    def _save(self, worktree: str) -> None:
+        """Put what *worktree* holds on trunk, which is told the names, and then into its base."""
+        saved = base.index(worktree, checkin=CHECKIN)
+        put_on_trunk(self.workspace.repository, [row[2] for row in saved.files.values()])
         base.write(f"{self._directory}/base.json", saved)
 
     def _start_agent(self, slot: str) -> None:

@@ -7,6 +7,7 @@ import sys
 
 from foundation.errors import HubError, to_wire
 from foundation.workspace import Workspace
+from slotgc.hold import refuse_foreign
 from slotgc.pruning import plan, prune
 
 TYPE_CHECKING = False
@@ -25,6 +26,7 @@ def gc(*, root: str | None = None, dry_run: bool = False, as_json: bool = False)
 
     try:
         workspace = Workspace.find(root_or_default(root))
+        refuse_foreign(workspace)
         if dry_run:
             verdicts = plan(workspace.root)
             if as_json:

@@ -19,7 +19,8 @@ from hub.census import Census, Member, census
 from hub.status import status_of
 from hub.stop import TIMEOUT_S, stop
 from slotgc import ending, pruning
-from slotgc.leaf import LIVE, UNKNOWN, look_all
+from slotgc.hold import is_busy, refuse_foreign
+from slotgc.leaf import JUNK, LIVE, UNBORN, UNKNOWN, look_all
 from slotgc.mark import sees
 
 TYPE_CHECKING = False
@@ -81,7 +82,7 @@ class Down(Record):
     """The pid of the hub that was stopped, 0 if none was."""
     survivors: tuple[Process, ...]
     doubtful: tuple[str, ...]
-    """The slots among ``kept`` whose leaf may live, although nothing proves it."""
+    """The slots among ``kept`` whose leaf may live although nothing proves it, or is being made."""
     trouble: str = ""
     """Why the hub could not be stopped."""
 
@@ -96,7 +97,9 @@ def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
 
     Raises:
         Refused: the state is not this user's, or this process is below a leaf (``inside-slot``).
+        HubError: the slots cannot be listed.
     """
+    refuse_foreign(workspace)
     leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
     slots = tuple(
         SlotFate(name=verdict.name, action="end", reason=leaves[verdict.name].reason)
@@ -128,6 +131,7 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         Refused: there is no workspace, its state is not this user's, or this process is below
             a leaf that would take it along (``inside-slot``).
         Unavailable: more processes than this one may hold descriptors of.
+        HubError: the slots cannot be listed.
     """
     workspace = Workspace.find(root)
     before = plan(workspace, keep_hub=keep_hub).hub
@@ -159,7 +163,7 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         failed=dict(pruned.failed),
         hub=stopped,
         survivors=survivors,
-        doubtful=tuple(leaf.name for leaf in look_all(workspace) if leaf.state == UNKNOWN),
+        doubtful=tuple(leaf.name for leaf in look_all(workspace) if _is_doubtful(workspace, leaf)),
         trouble=trouble,
     )
 
@@ -211,6 +215,13 @@ def _is_ours(member: Member, found: Census) -> bool | None:
     if member.pid in near or not near.isdisjoint(procfs.ancestors_of(member.pid)):
         return True
     return sees(member.pid, member.root)
+
+
+def _is_doubtful(workspace: Workspace, leaf: Leaf) -> bool:
+    """Tell whether somebody may be at the slot of *leaf*: its leaf, or who is making it."""
+    if leaf.state in (JUNK, UNBORN):
+        return is_busy(workspace, leaf.name)
+    return leaf.state == UNKNOWN
 
 
 def _hub_pid(workspace: Workspace) -> int:

@@ -28,9 +28,10 @@ import os
 import stat
 import time
 
-from foundation.errors import Refused, Unavailable
+from foundation.errors import HubError, Refused, Unavailable
 from foundation.lock import try_lock
-from slotgc.leaf import Leaf, is_own_directory, look, slot_directory
+from foundation.process import GONE
+from slotgc.leaf import Leaf, is_own_directory, look, look_all, read_record, slot_directory
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -57,10 +58,7 @@ def swarm_lock(workspace: Workspace, within_s: float = WITHIN_S) -> int:
     deadline_s = time.monotonic() + within_s
     while True:
         if not is_own_directory(workspace.bones):
-            raise Refused(
-                f"{workspace.bones} is not a directory of our own: move it away",
-                reason="state-foreign",
-            )
+            raise _foreign(workspace.bones)
         fd = try_lock(workspace.swarm_lock)
         if fd is not None:
             if _is_file_at(fd, workspace.swarm_lock):
@@ -73,6 +71,50 @@ def swarm_lock(workspace: Workspace, within_s: float = WITHIN_S) -> int:
                 reason="swarm-busy",
             )
         time.sleep(_RETRY_S)
+
+
+def refuse_foreign(workspace: Workspace) -> None:
+    """Refuse state that is not this user's: of what is in it nothing could be seen or ended.
+
+    Raises:
+        Refused: it is there and another user's, or a link or a file (``state-foreign``).
+        HubError: it cannot be looked at.
+    """
+    for directory in (workspace.state, workspace.bones, workspace.swarm):
+        try:
+            if os.path.lexists(directory) and not is_own_directory(directory):
+                raise _foreign(directory)
+            if directory == workspace.swarm:
+                look_all(workspace)
+        except OSError as error:
+            raise HubError(f"{directory} cannot be looked at: {error}", reason="swarm") from None
+
+
+def is_busy(workspace: Workspace, name: str) -> bool:
+    """Tell whether slot *name*, whatever its leaf.pid says, may have a maker or a leaf.
+
+    Somebody holds its leaf.lock, or its leaf.json names a process that lives. Asks for a moment
+    only, as every look.
+    """
+    directory = slot_directory(workspace, name)
+    if not is_own_directory(directory):
+        return False
+    try:
+        identity = read_record(directory)
+        if identity is not None and identity.state() != GONE:
+            return True
+        fd = os.open(f"{directory}/leaf.lock", os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        return True
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 def make_leaf_lock(workspace: Workspace, name: str) -> int:
@@ -120,6 +162,14 @@ def _take_lock(path: str, create: int) -> int:
     except BaseException:
         os.close(fd)
         raise
+
+
+def _foreign(directory: str) -> Refused:
+    return Refused(
+        f"{directory} is not a directory of our own, but a link, a file or another user's: be that "
+        "user, or move it away",
+        reason="state-foreign",
+    )
 
 
 class Claim:

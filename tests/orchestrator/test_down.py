@@ -13,8 +13,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foundation.errors import HubError
 from foundation.workspace import Workspace
+from orchestrator import down as ending
 from tests.slotgc.leaves import STUBBORN, leaf, mark, process, sign
+from tests.slotgc.test_pruning import as_an_ordinary_user
 from tests.slotgc.worktrees import Node, make_slot, make_trunk, newest_checkin
 from tests.support import CODE, accepts, data_of, eventually, is_gone, port_of, stranger
 
@@ -162,6 +165,66 @@ def test_a_stranger_in_a_pid_file_is_left_alone_and_named(repo: Path) -> None:
         assert done.returncode == 1
         assert f"kept     slot doubtful: pid {other.pid} is alive and nothing" in done.stdout
     assert (slot / "wt/new").exists()
+
+
+HOLD = """
+import fcntl, os, sys
+fcntl.flock(os.open(sys.argv[1], os.O_RDWR | os.O_CREAT), fcntl.LOCK_EX)
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("pid_file", [None, "junk"])
+def test_a_slot_that_somebody_is_making_is_no_clean_end(repo: Path, pid_file: str | None) -> None:
+    slot = live_slot(repo, "coming").parent
+    (slot / "leaf.pid").unlink()
+    if pid_file is not None:
+        (slot / "leaf.pid").write_text(pid_file)
+    with process(sys.executable, "-c", HOLD, str(slot / "leaf.lock"), ready=True) as maker:
+        done = bones(repo, "down", "--yes", "--json")
+        assert maker.poll() is None
+    assert done.returncode == 1
+    assert data_of(done.stdout)["doubtful"] == ["coming"]
+
+
+def test_a_leaf_whose_pid_file_was_spoilt_is_no_clean_end(repo: Path) -> None:
+    slot = live_slot(repo, "spoilt").parent
+    with stranger() as other:
+        sign(slot, other.pid)
+        (slot / "leaf.pid").write_text("junk")
+        done = bones(repo, "down", "--yes", "--json")
+    assert done.returncode == 1
+    assert data_of(done.stdout)["doubtful"] == ["spoilt"]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can be another user")
+@pytest.mark.parametrize("directory", [".bones", ".bones/swarm", ".orchestrator"])
+def test_another_user_s_workspace_is_refused_not_called_quiet(repo: Path, directory: str) -> None:
+    make_trunk(repo)
+    make_slot(repo, "theirs", TREE)
+    os.chown(repo / directory, 65534, 65534)
+    for arguments in (["down", "--yes"], ["down", "--dry-run"], ["hub", "gc"]):
+        done = bones(repo, *arguments)
+        assert done.returncode == 1
+        assert f"{directory} is not a directory of our own" in done.stderr
+    os.chown(repo / directory, 0, 0)
+    assert (repo / ".bones/swarm/theirs").exists()
+
+
+@pytest.mark.parametrize("directory", [".bones", ".bones/swarm"])
+def test_slots_that_cannot_be_looked_at_are_an_error_that_names_them(directory: str) -> None:
+    def act() -> None:
+        make_slot(place, "closed", TREE)
+        (place / directory).chmod(0)
+        try:
+            with pytest.raises(HubError, match=directory):
+                ending.plan(Workspace(str(place)))
+        finally:
+            (place / directory).chmod(0o700)
+
+    with as_an_ordinary_user() as (place, call):
+        call(act)
 
 
 IN_A_CONTAINER = [

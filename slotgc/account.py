@@ -7,6 +7,8 @@ One JSON object: ``{"schema": 1, "slot", "made_at", "checkin", "state", "reason"
 
 from __future__ import annotations
 
+import os
+
 from foundation import atomic, codec
 from foundation.errors import Corrupt
 from foundation.record import Record
@@ -54,6 +56,22 @@ def read(place: str) -> Account | None:
         return None
     except (OSError, ValueError) as error:
         raise Corrupt(f"{path} cannot be used: {error}", reason="rescue") from None
+
+
+def disown(slot: str) -> None:
+    """Rename what is called rescue.json in the *slot* directory, which is no rescue yet.
+
+    Whoever put it there would have the last word on what the rescue holds.
+
+    Raises:
+        OSError: it cannot be renamed.
+    """
+    number = 1
+    while os.path.lexists(f"{slot}/{NAME}"):
+        other = f"{slot}/{NAME}.found-{number}"
+        if not os.path.lexists(other):
+            os.rename(f"{slot}/{NAME}", other)
+        number += 1
 
 
 def write(place: str, account: Account) -> None:

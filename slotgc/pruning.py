@@ -23,7 +23,7 @@ from foundation.errors import HubError
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
-from slotgc import passage, rescue, work
+from slotgc import account, passage, rescue, work
 from slotgc.hold import Claim
 from slotgc.leaf import DEAD, UNBORN, Leaf, look_all
 from slotgc.removal import remove_tree
@@ -200,6 +200,7 @@ def _take(
         try:
             if os.fstat(claimed).st_mode & 0o700 != 0o700:  # noqa: PLR2004
                 os.fchmod(claimed, 0o700)  # a directory that is read-only cannot move
+            account.disown(source)
             name = passage.new_name(workspace, slot)
             name = passage.JUDGING + name if clean else name
             target = f"{workspace.rescue}/{name}"

@@ -36,8 +36,13 @@ _CACHE_TAG = b"CACHEDIR.TAG"
 _CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 _PYCACHE = b"__pycache__"
 
-_OURS = frozenset(("base.json", "wt", "wt.new"))
-"""What a slot's directory holds besides ``leaf.*``; ``wt.new`` is a worktree in the making."""
+_OURS = frozenset(
+    ("base.json", "leaf.json", "leaf.lock", "leaf.log", "leaf.pid", "leaf.sock", "wt", "wt.new")
+)
+"""What a slot's directory holds; ``wt.new`` is a worktree in the making."""
+
+_UNFINISHED = ("base.json.", "leaf.json.", "leaf.pid.", "rescue.json.")
+_ROTATED = "leaf.log."
 
 
 class Change(Record):
@@ -212,8 +217,9 @@ def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
 
 def _is_ours(name: str) -> bool:
     """Tell whether we put *name* into a slot's directory."""
-    unfinished = name.endswith(".tmp") and name.startswith(("base.json.", "rescue.json."))
-    return name.startswith("leaf.") or name in _OURS or unfinished
+    unfinished = name.endswith(".tmp") and name.startswith(_UNFINISHED)
+    rotated = name.startswith(_ROTATED) and name.removeprefix(_ROTATED).isdigit()
+    return name in _OURS or unfinished or rotated
 
 
 def _compare(

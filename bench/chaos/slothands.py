@@ -28,7 +28,7 @@ from slotgc.leaf import DEAD, LIVE, look, look_all, write_record
 CHECKIN = "c" * 64
 _TRUNK_WITHIN_S = 20.0
 """More than a writer is ever stopped."""
-INSTANCE = "leaf.instance"
+INSTANCE = "leaf.log"
 """In a slot's directory: which ledger tells of it."""
 KEEP = "keep.txt"
 """A file that no leaf ever touches."""

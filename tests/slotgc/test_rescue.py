@@ -345,6 +345,24 @@ def test_a_record_that_is_not_sound_is_damaged(tmp_path: Path, changes: dict[str
     assert prune(str(tmp_path)).failed == {}  # it stays as it is, for a person
 
 
+@pytest.mark.parametrize("state", ["done", "thinning"])
+def test_a_record_that_was_there_before_the_rescue_has_no_say(tmp_path: Path, state: str) -> None:
+    make_trunk(tmp_path)
+    slot = make_slot(tmp_path, "one", BASE).parent
+    plant(slot / "wt", EDITED)
+    texts = {"slot": "two", "made_at": "", "checkin": "", "state": state, "reason": ""}
+    made_up = json.dumps({"schema": 1, **texts, "apart": [], "changes": []})
+    (slot / "rescue.json").write_text(made_up)
+    (slot / "rescue.json.found-1").touch()
+    name = prune(str(tmp_path)).rescued["one"]
+    [listed] = list_rescues(str(tmp_path))
+    assert (listed.state, listed.slot, listed.added, listed.changed) == ("done", "one", 2, 3)
+    done = restore(str(tmp_path), name, f"{tmp_path}/new")
+    assert len(done.written) == 5
+    assert "rescue.json.found-2 lies beside its worktree" in done.apart
+    assert (Path(done.path) / "rescue.json.found-2").read_text() == made_up
+
+
 def test_a_rescue_whose_files_were_changed_is_not_restored(tmp_path: Path) -> None:
     name = rescued(tmp_path, EDITED)
     place = tmp_path / ".bones/rescue" / name / "wt"

@@ -182,7 +182,17 @@ def test_a_worktree_that_is_no_directory_cannot_be_judged(wt: Path, tmp_path: Pa
 
 def test_what_lies_beside_the_worktree_is_work(wt: Path) -> None:
     (wt.parent / "notes\x1b.txt").touch()
-    assert judged(wt).apart == ("notes\\x1b.txt lies beside its worktree",)
+    (wt.parent / "leaf.notes").touch()
+    assert judged(wt).apart == (
+        "leaf.notes lies beside its worktree",
+        "notes\\x1b.txt lies beside its worktree",
+    )
+
+
+def test_what_we_put_beside_the_worktree_is_no_work(wt: Path) -> None:
+    for name in ("leaf.log", "leaf.log.1", "leaf.json", "leaf.sock", "leaf.pid.1.2.tmp"):
+        (wt.parent / name).touch()
+    assert not judged(wt).exists()
 
 
 def test_without_a_sound_base_everything_is_work(wt: Path) -> None:

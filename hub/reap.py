@@ -180,7 +180,7 @@ def reap(
                 one
                 for one in plan(found, below).condemned
                 if agreed is None
-                or one.members[0].pid in agreed
+                or any(member.pid in agreed for member in one.members)
                 or one.root in {before.root for before in done}
             ]
             todo = [one for one in todo if not _has_failed(one, done)]
@@ -196,29 +196,31 @@ def _has_failed(one: Condemned, done: list[Reaped]) -> bool:
 
 
 def _end(condemned: list[Condemned], grace_s: float) -> list[Reaped]:
-    """End all of *condemned* side by side; the graces of several hubs are one."""
-    locks: list[int] = []
+    """End all of *condemned*; but for those in place side by side, with one grace for all."""
+    done = [_end_in_place(one) for one in condemned if one.in_place]
+    todo = [one for one in condemned if not one.in_place]
+    members = [member for one in todo for member in one.members]
+    asked = [m.pidfd for m in members if m.role in ("hub", "leaf")]
+    terminate_all(asked, grace_s=grace_s, kill_wait_s=_KILL_WAIT_S)
+    # The servers of one that obeyed have ended with it; the others', and orphans, do at once.
+    terminate_all([m.pidfd for m in members], grace_s=0, kill_wait_s=_KILL_WAIT_S)
+    return done + [_ended(one) for one in todo]
+
+
+def _end_in_place(one: Condemned) -> Reaped:
+    """End servers whose workspace is there, under its hub.lock, held no longer than that takes.
+
+    Meanwhile a start there waits, and a stop looks for a hub that has lost its socket.
+    """
+    lock = _lock(one.root)
+    if lock is None:
+        left = tuple(member.pid for member in one.members)
+        return _report(one).replace(survivors=left, why="a hub starts, stops or runs there")
     try:
-        todo, done = [], []
-        for one in condemned:
-            lock = _lock(one.root) if one.in_place else -1
-            if lock is None:
-                left = tuple(member.pid for member in one.members)
-                why = "a hub starts, stops or runs there"
-                done.append(_report(one).replace(survivors=left, why=why))
-                continue
-            if lock >= 0:
-                locks.append(lock)
-            todo.append(one)
-        members = [member for one in todo for member in one.members]
-        asked = [m.pidfd for m in members if m.role in ("hub", "leaf")]
-        terminate_all(asked, grace_s=grace_s, kill_wait_s=_KILL_WAIT_S)
-        # The servers of one that obeyed have ended with it; the others', and orphans, do at once.
-        terminate_all([m.pidfd for m in members], grace_s=0, kill_wait_s=_KILL_WAIT_S)
-        return done + [_ended(one) for one in todo]
+        terminate_all([m.pidfd for m in one.members], grace_s=0, kill_wait_s=_KILL_WAIT_S)
     finally:
-        for lock in locks:
-            os.close(lock)
+        os.close(lock)
+    return _ended(one)
 
 
 def _ended(one: Condemned) -> Reaped:

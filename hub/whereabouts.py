@@ -54,7 +54,7 @@ def find(member: Member) -> Whereabouts:
     except OSError as error:
         return _unknown(f"{member.anchor}: {error.strerror}")
     found = judge(link, inode, member.expected, inode_of)
-    if member.role == "leaf" and found.kind in ("gone", "moved"):
+    if member.role == "leaf" and found.kind in LEFT:
         # Only its slot may be gone, which is no reason to end it.
         named = _by_name(member.root)
         found = named if named.kind != "gone" else found

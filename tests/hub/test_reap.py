@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import pytest
 
@@ -213,6 +213,12 @@ def test_the_orphan_of_a_dead_hub_ends(hub: Hub) -> None:
         assert is_gone(left.pid)
 
 
+def test_who_was_agreed_to_ends_whoever_else_is_there_by_now(hub: Hub) -> None:
+    with orphan(hub.workspace) as one, orphan(hub.workspace) as two:
+        reap(str(hub.root), only=[max(one.pid, two.pid)])
+        assert is_gone(max(one.pid, two.pid))
+
+
 def test_the_orphan_of_a_deleted_workspace_ends(hub: Hub) -> None:
     with orphan(hub.workspace) as left:
         shutil.rmtree(hub.root)
@@ -236,6 +242,36 @@ def test_under_a_lock_that_somebody_has_no_orphan_is_touched_and_the_exit_code_s
         assert not is_gone(left.pid)
 
 
+def test_while_a_hub_drains_the_lock_of_another_workspace_is_nobodys(
+    hub: Hub, hung: dict[str, Any]
+) -> None:
+    """Or a `hub stop` there would find a lock without a listener, and give up."""
+    copy = hub.root.parent / "other"
+    shutil.copytree(hub.root, copy, symlinks=True, ignore=shutil.ignore_patterns("hub.sock"))
+    other = Workspace(str(copy))
+    os.kill(hung["nats_pid"], signal.SIGSTOP)  # so that the supervisor waits for it
+    shutil.rmtree(hub.root)
+    with orphan(other) as left:
+        reaping = threading.Thread(target=reap, args=(str(hub.root.parent),), kwargs={"grace_s": 1})
+        reaping.start()
+        try:
+            eventually(lambda: is_gone(left.pid))
+            with open(other.lock) as lock:
+                eventually(lambda: is_locked_by_us(lock))
+            assert not is_gone(hung["pid"])
+        finally:
+            reaping.join()
+    assert is_gone(hung["pid"])
+
+
+def is_locked_by_us(lock: IO[str]) -> bool:
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
 def test_beside_a_hub_that_runs_no_server_is_an_orphan_to_end(hub: Hub) -> None:
     hub.start()
     hub.wait_ready()
@@ -254,7 +290,11 @@ def test_a_leaf_ends_with_its_workspace_and_not_with_its_slot(hub: Hub) -> None:
     lock.touch()
     with holding("flock", str(lock), mark=str(hub.root)) as leaf:
         assert reaped(hub)["reaped"] == []
-        shutil.rmtree(slot)
+        trash = hub.root.parent / ".local/share/Trash/files/.bones"
+        trash.parent.mkdir(parents=True)
+        (hub.root / ".bones").rename(trash)
+        assert reaped(hub)["reaped"] == []
+        shutil.rmtree(trash)
         assert reaped(hub)["reaped"] == []
         assert not is_gone(leaf)
         shutil.rmtree(hub.root)

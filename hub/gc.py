@@ -49,8 +49,9 @@ def gc(*, root: str | None = None, dry_run: bool = False, as_json: bool = False)
 
 def _show_lines(shown: Iterator[str], otherwise: str) -> None:
     from hub import output  # noqa: PLC0415
+    from hub.render import printable  # noqa: PLC0415
 
-    told = list(shown)
+    told = [printable(line) for line in shown]
     if told:
         output.line("\n".join(told))
     else:
@@ -64,10 +65,12 @@ def _planned(verdicts: list[Verdict]) -> Iterator[str]:
 
 def lines(pruned: Pruned) -> Iterator[str]:
     """Yield what was done, a line each; of what stays only that which should not have."""
+    import shlex  # noqa: PLC0415 - an errand prints nothing
+
     for name in pruned.removed:
         yield f"removed  {name}"
     for name, rescue in pruned.rescued.items():
-        yield f"rescued  {name}: `{RESTORE} {rescue}` brings it back"
+        yield f"rescued  {name}: `{RESTORE} {shlex.quote(rescue)}` brings it back"
     for name, reason in pruned.failed.items():
         yield f"failed   {name}: {reason}"
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 
 from foundation.errors import HubError, Usage
@@ -104,7 +105,8 @@ def _done(done: Down) -> Iterator[str]:
     for name in done.removed:
         yield f"removed  slot {name}"
     for name, rescue in done.rescued.items():
-        yield f"rescued  slot {name}: `bones swarm rescue restore {rescue}` brings its work back"
+        words = f"bones swarm rescue restore {shlex.quote(rescue)}"
+        yield f"rescued  slot {name}: `{words}` brings its work back"
     if done.hub:
         yield f"stopped  the hub (pid {done.hub})"
     for name, reason in done.kept.items():

@@ -53,13 +53,14 @@ def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = N
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
     place = f"{workspace.rescue}/{name}"
-    target = os.path.abspath(name if to is None else to)
+    target = name if to is None else to
     if not name or name.startswith(".") or "/" in name or not os.path.isdir(place):
         raise Refused(
             f"{workspace.rescue} holds no rescue {name!r}: `bones swarm rescue ls` names them",
             reason="no-rescue",
         )
     try:
+        target = os.path.abspath(target)  # fails in a directory that was deleted
         claimed = passage.claim(place)
         if claimed is None:
             raise Unavailable(f"{name} is being finished: try again", reason="rescue-busy")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import sys
 from typing import Annotated, Any, NoReturn
@@ -13,6 +12,7 @@ from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import output, verbs
 from hub.cli import Json, Root
+from hub.render import printable
 from hub.wording import several
 from slotgc import treepath
 from slotgc.account import DONE
@@ -65,7 +65,7 @@ def ls(*, root: Root = None, as_json: Json = False) -> NoReturn:
             verb, {"root": workspace.root, "rescues": [one.as_dict() for one in rescues]}
         )
     elif rescues:
-        output.line("\n".join(_told(one) for one in rescues))
+        output.line("\n".join(printable(_told(one)) for one in rescues))
     else:
         output.say(f"no rescues in {workspace.root}")
     sys.exit(0)
@@ -109,10 +109,10 @@ def restore(
         output.print_data(verb, data)
         sys.exit(0)
     count = len(done.written) + done.unchanged
-    output.say(f"{count} files restored to {done.to}")
+    output.say(f"{count} files restored to {printable(done.to)}")
     if done.deleted:
         named = several([treepath.show(path) for path in done.deleted])
         output.say(f"deleted: {named}")
     for words in done.apart:
-        output.say(f"{words}: in {shlex.quote(os.path.join(done.path, 'wt'))}")
+        output.say(printable(f"{words}: in {shlex.quote(done.path)}"))
     sys.exit(0)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.slotgc.leaves import leaf
-from tests.slotgc.worktrees import Node, make_slot, newest_checkin
+from tests.slotgc.worktrees import Node, make_slot, newest_checkin, plant
 from tests.support import data_of, eventually
 
 if TYPE_CHECKING:
@@ -49,6 +49,16 @@ def test_gc_removes_what_is_clean_and_rescues_what_is_not(hub: Hub, slots: Path)
     assert os.listdir(slots) == ["junk"]
     again = hub.run("gc")
     assert (again.returncode, again.stdout, again.stderr) == (0, "", "hub: no dead slots\n")
+
+
+def test_no_name_of_a_slot_steers_the_terminal_or_the_shell(hub: Hub, slots: Path) -> None:
+    make_slot(hub.root, "x\x1b[2J", TREE)
+    plant(make_slot(hub.root, "x;reboot", TREE), {})
+    assert "x\\x1b[2J" in hub.run("gc", "--dry-run").stdout
+    done = hub.run("gc")
+    assert "\x1b" not in done.stdout
+    assert "`bones swarm rescue restore 'x;reboot-" in done.stdout
+    assert os.listdir(slots) == ["junk"]
 
 
 def test_what_cannot_be_cleaned_up_is_named_and_the_rest_goes(hub: Hub, slots: Path) -> None:

@@ -63,6 +63,35 @@ def test_without_rescues_ls_says_so_and_prints_no_data(repo: Path) -> None:
     assert "no rescues" in done.stderr
 
 
+def test_no_name_or_record_steers_the_terminal(repo: Path, name: str) -> None:
+    place = repo / ".bones/rescue"
+    account = json.loads((place / name / "rescue.json").read_text())
+    account["apart"] = ["\x1b]0;apart\x07"]
+    for field in ("made_at", "checkin"):
+        account[field] = "\x1b[2J"
+    (place / name / "rescue.json").write_text(json.dumps(account))
+    (place / "x\x1b[2J").mkdir()
+    listed = bones(repo, "ls").stdout
+    assert "\\x1b[2J" in listed
+    assert "\x1b" not in listed + bones(repo, "restore", name).stderr
+
+
+def test_in_a_deleted_directory_restore_says_so(repo: Path, name: str) -> None:
+    deleted = repo / "deleted"
+    deleted.mkdir()
+    restoring = [BONES, "swarm", "rescue", "restore", name]
+    done = subprocess.run(
+        ["sh", "-c", f'rmdir ../deleted; exec "$@" --root {repo}', "-", *restoring],
+        cwd=deleted,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 1
+    assert "the same command goes on" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_restore_makes_a_new_directory_here(repo: Path, name: str) -> None:
     done = bones(repo / "src", "restore", name)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr

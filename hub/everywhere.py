@@ -59,19 +59,30 @@ def everywhere(below: str | None = None) -> Listing:
     """
     entries, notes = _registered()
     with census() as found:
-        hubs = {hub.identity: hub for hub in found.hubs() if is_below(hub.root, below)}
-        named = {entry.identity: entry for entry in entries if is_below(entry.root, below)}
+        entries = [e for e in entries if is_below(e.root, below) and not _is_pruned(e)]
+        named = {entry.identity: entry for entry in entries}
+        hubs = {
+            hub.identity: hub
+            for hub in found.hubs()
+            if is_below(hub.root, below) or hub.identity in named
+        }
         places = {identity: whereabouts.find(hub) for identity, hub in hubs.items()}
         asked = {entry.root for entry in named.values()}
         asked |= {hub.root for hub in hubs.values() if places[hub.identity].kind != "gone"}
         answers = _ask(asked)
         listed = [
-            _running(hub, places[identity], answers.get(hub.root), registered=identity in named)
+            _running(
+                hub,
+                places[identity],
+                answers.get(hub.root),
+                registered=identity in named or _is_registered(hub),
+            )
             for identity, hub in hubs.items()
         ]
         for identity, entry in named.items():
             told = None if identity in hubs else _only_named(entry, answers[entry.root])
-            if told is not None and not any(_is_same(told, other) for other in listed):
+            # One in a container has another identity there, and another pid.
+            if told is not None and all(told.root != other.root for other in listed):
                 listed.append(told)
     return Listing(hubs=tuple(sorted(listed, key=lambda hub: hub.root)), notes=tuple(notes))
 
@@ -132,43 +143,60 @@ def _running(
     return _listed(answer, hub.pid, registered=registered)
 
 
-def _is_same(one: Listed, other: Listed) -> bool:
-    """Tell whether both are one hub, whose pid has two numbers if it is in a container."""
-    return one.pid == other.pid or (one.info is not None and one.info == other.info)
-
-
 def _only_named(entry: Entry, answer: HubStatus) -> Listed | None:
     """Return what to show of an entry whose hub is not among the processes seen, None if dead."""
     if answer.state in _ANSWERS:
         pid = entry.identity.pid if answer.info is None else answer.info.pid
         return _listed(answer, pid, registered=True)
-    if _is_dead(entry):
-        try:
-            registry.withdraw(entry)
-        except OSError:
-            pass  # a home that cannot be written: another time
+    if _is_strangers(entry):
+        _prune(entry)
         return None
     if answer.state == "stopped":
         answer = _unknown(entry.root, _why_not_judged(entry))
     return _listed(answer, entry.identity.pid, registered=True)
 
 
-def _is_dead(entry: Entry) -> bool:
-    """Tell whether the hub of *entry*, which nobody has found, is provably gone.
+def _is_pruned(entry: Entry) -> bool:
+    """Remove *entry* if its process is gone; return whether it is."""
+    if entry.identity.state() != GONE:
+        return False
+    _prune(entry)
+    return True
 
-    Its process is gone; or it lives, can be looked at, and holds no lock of a hub: then the
-    entry names a stranger.
+
+def _prune(entry: Entry) -> None:
+    try:
+        registry.withdraw(entry)
+    except OSError:
+        pass  # a home that cannot be written: another time
+
+
+def _is_strangers(entry: Entry) -> bool:
+    """Tell whether the process of *entry*, which is none of the hubs found, is no hub for sure.
+
+    It lives, can be looked at, and holds no lock of a hub.
     """
-    state = entry.identity.state()
-    if state != ALIVE:
-        return state == GONE
-    return procfs.environment(entry.identity.pid) is not None
+    alive = entry.identity.state() == ALIVE
+    return alive and procfs.environment(entry.identity.pid) is not None
+
+
+def _is_registered(hub: Member) -> bool:
+    """Tell whether *hub* stands in the registry by now: it may have just become ready.
+
+    One in a container knows itself by another pid.
+    """
+    try:
+        entry = registry.read(registry.path_of(hub.root))
+    except (OSError, ValueError, HubError):
+        return False
+    return entry.identity == hub.identity or not hub.near
 
 
 def _why_not_judged(entry: Entry) -> str:
     if entry.identity.state() == ALIVE:
         return f"pid {entry.identity.pid} may not be looked at"
-    return "it runs in another pid namespace (a container?)"
+    remove = registry.removal_of(registry.path_of(entry.root))
+    return f"it runs in another pid namespace (a container?); if that is gone: `{remove}`"
 
 
 def _listed(status: HubStatus, pid: int, *, registered: bool) -> Listed:

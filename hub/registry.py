@@ -50,9 +50,14 @@ class Unreadable(Record):
     @property
     def way_out(self) -> str:
         """The command that removes it."""
-        import shlex  # noqa: PLC0415 - only for a message
+        return removal_of(self.path)
 
-        return f"rm -r {shlex.quote(self.path)}"
+
+def removal_of(path: str) -> str:
+    """Return the command with which a person removes *path*."""
+    import shlex  # noqa: PLC0415 - only for a message
+
+    return f"rm -r {shlex.quote(path)}"
 
 
 def directory() -> str:

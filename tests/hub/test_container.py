@@ -63,6 +63,8 @@ def test_a_hub_that_is_the_first_process_is_a_hub_like_any(hub: Hub) -> None:
     for _turn in range(2):
         with as_first_process(hub) as run:
             eventually(Path(registry.path_of(str(hub.root))).exists)
+            seen = hub.run("status", "--all", "--json", "--root", str(hub.root)).stdout
+            assert [one["registered"] for one in data_of(seen)["hubs"]] == [True], "from outside"
             (one,) = data_of(run("status", "--all", "--json").stdout)["hubs"]
             assert (one["pid"], one["state"], one["registered"]) == (1, "running", True)
             assert data_of(run("reap", "--dry-run", "--json").stdout)["spared"] == []

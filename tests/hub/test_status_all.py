@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from foundation.process import Identity
-from hub import everywhere, registry
+from hub import everywhere, fossil, registry
 from tests.hub.test_census import holding
 from tests.support import HUB, Hub, data_of, eventually, free_port, is_gone, stranger
 
@@ -165,8 +165,10 @@ def test_an_entry_of_another_pid_namespace_is_unknown_and_kept(hub: Hub) -> None
     registry.write(entry.replace(identity=entry.identity.replace(namespace=1)))
     code, (one,) = listed(hub)
     assert (code, one["state"]) == (5, "unknown")
+    path = Path(registry.path_of(str(hub.root)))
     assert "pid namespace" in one["reason"]
-    assert Path(registry.path_of(str(hub.root))).exists()
+    assert f"`rm -r {path}`" in one["reason"]
+    assert path.exists()
 
 
 def test_an_entry_of_another_namespace_at_whose_socket_a_hub_answers_is_that_hub(hub: Hub) -> None:
@@ -175,6 +177,34 @@ def test_an_entry_of_another_namespace_at_whose_socket_a_hub_answers_is_that_hub
     registry.write(entry.replace(identity=entry.identity.replace(namespace=1)))
     code, hubs = listed(hub)
     assert (code, [one["pid"] for one in hubs]) == (0, [info["pid"]])
+
+
+def test_one_in_a_container_is_not_hidden_by_a_hub_that_has_its_pid_here(hub: Hub) -> None:
+    (info,) = started(hub)
+    entry, inside = entry_of(hub), str(hub.root.parent / "inside")
+    registry.write(entry.replace(root=inside, identity=entry.identity.replace(namespace=1)))
+    _code, hubs = listed(hub)
+    assert {one["root"] for one in hubs} == {info["root"], inside}
+
+
+def test_a_hub_that_starts_after_a_killed_one_is_shown_once(hub: Hub) -> None:
+    (info,) = started(hub)
+    os.kill(info["pid"], signal.SIGKILL)
+    eventually(lambda: is_gone(info["pid"]))
+    slow = hub.root.parent / "slow-fossil"
+    slow.write_text('#!/bin/sh\n[ "$1" != server ] && exec fossil "$@"\nexec sleep 1000\n')
+    slow.chmod(0o755)
+    fossils = {
+        "HUB_FOSSIL": str(slow),
+        "PATH": f"{Path(fossil.find()).parent}:{os.environ['PATH']}",
+    }
+    with hub.begin("start", **fossils) as starting:
+        eventually(lambda: hub.status()["state"] == "starting")
+        assert [(one["state"], one["pid"]) for one in listed(hub)[1]] == [
+            ("starting", starting.pid)
+        ]
+        starting.terminate()
+        starting.communicate(timeout=20)
 
 
 @pytest.mark.parametrize("change", [{"start": 1}, {"boot": "x"}, {"pid": 4_000_000}])

@@ -43,9 +43,9 @@ class Registration:
         """
         try:
             path = registry.path_of(self._entry.root)
-            if self._stamp is None or _stamp_of(path) != self._stamp:
-                if self._stamp is None or not self._is_of_another(path):
-                    registry.write(self._entry)
+            new = self._stamp is None
+            if new or (_stamp_of(path) != self._stamp and not self._is_of_another(path)):
+                registry.write(self._entry)
                 self._stamp = _stamp_of(path)
         except (OSError, HubError) as error:
             told, self._told = self._told, True

@@ -6,6 +6,7 @@ import json
 import os
 import pwd
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -157,6 +158,19 @@ def test_the_entry_of_another_living_hub_of_that_path_is_neither_replaced_nor_re
     registry.write(entry(identity=own_identity().replace(boot="x")))  # of one that is dead
     assert mine.keep() == ""
     assert registry.read(str(file_of("/w"))).identity == own_identity()
+
+
+def test_the_entry_of_another_hub_is_replaced_once_that_is_killed() -> None:
+    with subprocess.Popen(["sleep", "1000"]) as other:
+        identity = Identity.of(other.pid)
+        assert identity is not None
+        mine, its = registration(), registration(identity=identity)
+        assert mine.keep() == its.keep() == mine.keep() == ""
+        assert registry.read(str(file_of("/w"))).identity == identity
+        other.kill()
+    assert mine.keep() == ""
+    assert registry.read(str(file_of("/w"))).identity == own_identity()
+    assert mine.withdraw() == ""
 
 
 def test_what_goes_wrong_is_told_once_until_it_is_well_again(

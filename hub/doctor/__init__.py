@@ -15,6 +15,7 @@ from foundation.errors import HubError, Refused
 from hub import output
 from hub.doctor import machine, processes, repository, state
 from hub.doctor.finding import Finding, Scene, Verdict, ok, problem, warning, way_out
+from hub.render import printable
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -182,9 +183,9 @@ def lines(findings: list[Finding]) -> Iterator[str]:
     """Yield what a person reads of *findings*: all but what is well."""
     for finding in findings:
         if finding.level != "ok":
-            evidence = finding.evidence.replace("\n", "\n         ")
+            evidence = "\n         ".join(map(printable, finding.evidence.split("\n")))
             yield f"{finding.level:7}  {finding.name}: {evidence}"
-            yield f"         fix: {finding.fix}"
+            yield f"         fix: {printable(finding.fix)}"
 
 
 def summary(findings: list[Finding]) -> str:

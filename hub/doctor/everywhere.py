@@ -13,6 +13,7 @@ from hub import output, reap, registry
 from hub.census import census
 from hub.doctor.finding import Finding, Verdict, ok, problem, warning
 from hub.everywhere import everywhere, is_below
+from hub.render import printable
 from hub.wording import several
 
 TYPE_CHECKING = False
@@ -119,6 +120,8 @@ def doctor(*, below: str | None = None, as_json: bool = False) -> int:
         for examined in workspaces:
             findings = list(examined.findings)
             output.line(
-                "\n".join([f"{examined.root}: {one.summary(findings)}", *one.lines(findings)])
+                "\n".join(
+                    [f"{printable(examined.root)}: {one.summary(findings)}", *one.lines(findings)]
+                )
             )
     return 1 if problems else 0

@@ -63,6 +63,15 @@ def test_what_in_the_registry_is_none_is_a_warning_with_the_command(hub: Hub) ->
     assert examined(hub, 0)[0]["registry"]["level"] == "ok"
 
 
+def test_what_could_steer_a_terminal_is_shown_escaped(hub: Hub) -> None:
+    place = Path(registry.directory())
+    place.mkdir(parents=True)
+    (place / "\x1b[2J.json").write_text("{")
+    said = hub.run("doctor", "--all", "--root", str(hub.root)).stdout
+    assert "\x1b" not in said
+    assert said.count("\\x1b[2J.json") == 2, "in the finding and in its fix"
+
+
 def test_a_hub_of_another_home_is_a_warning(hub: Hub, tmp_path: Path) -> None:
     started(hub)
     wide, workspaces = examined(hub, 0, XDG_STATE_HOME=str(tmp_path / "elsewhere"))

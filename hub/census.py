@@ -102,6 +102,31 @@ def census(root: str | None = None, *, hubs: bool = True) -> Census:
     Raises:
         Unavailable: more processes than this one may hold descriptors.
     """
+    try:
+        try:
+            found = _look_around(hubs=hubs)
+        except OSError as error:
+            if error.errno != errno.EMFILE or not _may_hold_more():
+                raise
+            found = _look_around(hubs=hubs)
+    except OSError as error:
+        if error.errno not in (errno.EMFILE, errno.ENFILE):
+            raise
+        raise Unavailable(
+            "more processes serve workspaces than this one may hold descriptors of: "
+            "`ulimit -Hn` tells how many it may",
+            reason="too-many-processes",
+        ) from None
+    if root is None:
+        return Census(found)
+    for member in found:
+        if member.root != root:
+            os.close(member.pidfd)
+    return Census([member for member in found if member.root == root])
+
+
+def _look_around(*, hubs: bool) -> list[Member]:
+    """Return every member; what is held so far is closed if it fails."""
     found: list[Member] = []
     try:
         asking = {os.getpid(), *procfs.ancestors_of(os.getpid())}
@@ -115,22 +140,24 @@ def census(root: str | None = None, *, hubs: bool = True) -> Census:
                 os.close(member.pidfd)
             else:
                 found.append(member)
-        found = _settled(found)
-    except BaseException as error:
+        return _settled(found)
+    except BaseException:
         Census(found).__exit__()
-        if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
-            raise Unavailable(
-                f"{len(found)} processes serve workspaces, more than this one may hold "
-                "descriptors of: `ulimit -n` tells how many, and raises it",
-                reason="too-many-processes",
-            ) from None
         raise
-    if root is None:
-        return Census(found)
-    for member in found:
-        if member.root != root:
-            os.close(member.pidfd)
-    return Census([member for member in found if member.root == root])
+
+
+def _may_hold_more() -> bool:
+    """Raise this process's limit of descriptors as far as it may; return whether that helps.
+
+    The usual one is 1024, and a hundred agents with what they run are more processes than that.
+    """
+    import resource  # noqa: PLC0415 - only for that many
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft == hard:
+        return False
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    return True
 
 
 def _look(pid: int, *, hubs: bool) -> Member | None:

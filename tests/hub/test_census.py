@@ -248,14 +248,18 @@ def test_a_member_is_held_so_that_nobody_else_is_ever_signalled_for_it(tmp_path:
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_more_processes_than_descriptors_is_an_error_with_a_name(tmp_path: Path) -> None:
-    program = """
+@pytest.mark.parametrize(("most", "said"), [(8, "too-many-processes"), (1024, "12")])
+def test_more_processes_than_descriptors_are_seen_if_the_limit_can_be_raised(
+    tmp_path: Path, most: int, said: str
+) -> None:
+    program = f"""
 import resource, sys
 from foundation.errors import Unavailable
 from hub.census import census
-resource.setrlimit(resource.RLIMIT_NOFILE, (8, 8))
+resource.setrlimit(resource.RLIMIT_NOFILE, (8, {most}))
 try:
-    census(sys.argv[1])
+    with census(sys.argv[1]) as found:
+        print(len(found.members))
 except Unavailable as error:
     print(error.reason)
 with open("/dev/null"):
@@ -266,7 +270,7 @@ with open("/dev/null"):
         for _turn in range(12)
     ]
     try:
-        assert run_python(program, str(tmp_path)).stdout == "too-many-processes\nnothing leaked\n"
+        assert run_python(program, str(tmp_path)).stdout == f"{said}\nnothing leaked\n"
     finally:
         for process in running:
             process.kill()

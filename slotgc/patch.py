@@ -17,6 +17,8 @@ from slotgc.beneath import INTO, BlockedError, content_name, enter, files_below,
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slotgc.account import Account
     from slotgc.base import Base
     from slotgc.work import Change
@@ -24,6 +26,8 @@ if TYPE_CHECKING:
 _CHUNK = 1 << 20
 _STATE = (STATE.encode(), SLOTS.encode())
 """A tree that has these is a workspace: no file of a rescue may become state of ours."""
+
+_TEMPORARY = b".bones-restore-"
 
 
 class Patch:
@@ -42,6 +46,7 @@ class Patch:
         self._doomed = {c.path for c in account.changes if c.change == work.DELETED}
         self._wanted = {c.path: c for c in account.changes if c.change != work.DELETED}
         self._ready: set[bytes] = set()
+        self._theirs: dict[bytes, bool] = {}
         self._closed: list[tuple[bytes, int]] = []
         self.written = []
         self.deleted = []
@@ -67,7 +72,7 @@ class Patch:
         return self._is_as_base(path, status)
 
     def _may_write(self, path: bytes) -> bool:
-        if path.partition(b"/")[0] in _STATE and look(self._tree, path.partition(b"/")[0]):
+        if self._is_in_a_repository(path):
             return False
         try:
             status = look(self._tree, path)
@@ -82,6 +87,33 @@ class Patch:
             self._ready.add(path)
             return True
         return has(self._tree, change) or self._is_as_base(path, status)
+
+    def _is_in_a_repository(self, path: bytes) -> bool:
+        """Tell whether *path* leads into state of ours, or of git, that the tree has of its own.
+
+        A file of a rescue must not become a hook of somebody's repository.
+        """
+        names = path.split(b"/")
+        for depth, name in enumerate(names, 1):
+            if name == treepath.GIT or (depth == 1 and name in _STATE):
+                prefix = b"/".join(names[:depth])
+                if prefix not in self._theirs:
+                    self._theirs[prefix] = self._holds_more(prefix)
+                return self._theirs[prefix]
+        return False
+
+    def _holds_more(self, path: bytes) -> bool:
+        """Tell whether the tree has at *path* what no restore can have put there."""
+        try:
+            status = look(self._tree, path)
+        except BlockedError:
+            return False  # which is judged where it is
+        if status is None or not stat.S_ISDIR(status.st_mode):
+            return False
+        return any(
+            below not in self._wanted and not below.rpartition(b"/")[2].startswith(_TEMPORARY)
+            for below in files_below(self._tree, path)
+        )
 
     def _is_as_base(self, path: bytes, status: os.stat_result) -> bool:
         row = self._rows.get(path)
@@ -98,11 +130,13 @@ class Patch:
     def apply(self) -> None:
         """Delete, write, and give directories their modes; the comparison has been made."""
         for path in sorted(self._doomed):
+            self._refuse_if_changed(path, self._may_delete)
             self._delete(path)
         for path, change in sorted(self._wanted.items()):
             if path in self._ready:
                 self.unchanged += 1
                 continue
+            self._refuse_if_changed(path, self._may_write)
             self._write(change)
             self.written.append(path)
             hit("restore.written")
@@ -111,6 +145,15 @@ class Patch:
         for path, mode in reversed(self._closed):
             self._change_mode(path, mode)
             hit("restore.closed")
+
+    def _refuse_if_changed(self, path: bytes, may: Callable[[bytes], bool]) -> None:
+        """Look once more: the comparison of all files may be minutes old.
+
+        Raises:
+            OSError: somebody has changed what is there.
+        """
+        if not may(path):
+            raise OSError(f"{treepath.show(path)} was changed meanwhile: merge it by hand")
 
     def _delete(self, path: bytes) -> None:
         try:
@@ -132,7 +175,7 @@ class Patch:
         parent = self._make_parent(change.path)
         last = change.path.rpartition(b"/")[2]
         # Of a fixed name: a killed restore's is taken over by the one that goes on.
-        temporary = b".bones-restore-" + artifact.of_bytes(change.path)[:16].encode()
+        temporary = _TEMPORARY + artifact.of_bytes(change.path)[:16].encode()
         try:
             try:
                 os.unlink(temporary, dir_fd=parent)

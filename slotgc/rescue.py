@@ -171,17 +171,17 @@ def _open_up(worktree: str) -> bool:
     pending = [os.fsencode(worktree)]
     while pending:
         path = pending.pop()
-        status = os.lstat(path)
-        if not stat.S_ISDIR(status.st_mode):
-            continue
-        if status.st_mode & stat.S_IRWXU != stat.S_IRWXU and status.st_uid == os.geteuid():
-            os.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
-            opened = True
         try:
+            status = os.lstat(path)
+            if not stat.S_ISDIR(status.st_mode):
+                continue
+            if status.st_mode & stat.S_IRWXU != stat.S_IRWXU and status.st_uid == os.geteuid():
+                os.chmod(path, stat.S_IMODE(status.st_mode) | stat.S_IRWXU)
+                opened = True
             with os.scandir(path) as entries:
                 pending += [e.path for e in entries if e.is_dir(follow_symlinks=False)]
         except OSError:
-            continue  # another user's; it stays a doubt
+            continue  # another user's, or too deep for a path; it stays a doubt
     return opened
 
 

@@ -182,6 +182,25 @@ sys.stdin.read()
     assert prune(str(root)).removed == ["half"]
 
 
+def test_what_is_too_deep_for_a_path_is_rescued_all_the_same(root: Path) -> None:
+    here = os.getcwd()
+    os.chdir(root / ".bones/swarm/clean/wt")
+    try:
+        for _ in range(25):
+            os.mkdir("d" * 200)
+            os.chdir("d" * 200)
+        Path("deep").touch()
+    finally:
+        os.chdir(here)
+    pruned = prune(str(root))
+    assert "clean" in pruned.rescued
+    assert pruned.failed == {}
+    [one] = [one for one in list_rescues(str(root)) if one.slot == "clean"]
+    assert one.state == "done"
+    assert "too long" in one.reason
+    remove_tree(one.path)
+
+
 def test_git_does_not_see_the_rescues(repo: Path) -> None:
     workspace(repo)
     prune(str(repo))

@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from foundation.errors import Corrupt, HubError, Refused, Unavailable
-from slotgc import passage
+from slotgc import passage, patch
 from slotgc.pruning import prune
 from slotgc.rescue import list_rescues
 from slotgc.restore import Restored, restore
@@ -241,6 +241,41 @@ def test_a_file_of_a_rescue_does_not_become_state_of_ours(tmp_path: Path) -> Non
     words = refused(tmp_path, name, tmp_path / "theirs")
     assert ".bones/swarm/x/leaf.pid" in words
     assert ".orchestrator/hub.json" in words
+
+
+def test_a_file_of_a_rescue_does_not_become_a_hook_of_a_nested_repository(tmp_path: Path) -> None:
+    nested = {b"sub/.git/HEAD": Node(b"ref"), b"sub/.git/hooks/post-commit": Node(b"#!", 0o755)}
+    name = rescued(tmp_path, {**BASE, **nested})
+    plant(tmp_path / "theirs", {**BASE, b"sub/.git/config": Node(b"")})
+    words = refused(tmp_path, name, tmp_path / "theirs")
+    assert "sub/.git/hooks/post-commit" in words
+    restore(str(tmp_path), name, f"{tmp_path}/new")  # and again, as after a kill
+    (tmp_path / "new/sub/.git/HEAD").rename(tmp_path / "new/sub/.git/.bones-restore-x")
+    restore(str(tmp_path), name, f"{tmp_path}/new")
+    assert (tmp_path / "new/sub/.git/HEAD").exists()
+
+
+@pytest.mark.parametrize(
+    ("point", "path"), [("restore.written", "src/deep/b"), ("restore.deleted", "gone/y")]
+)
+def test_what_somebody_saves_while_a_patch_is_applied_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, point: str, path: str
+) -> None:
+    base = {**BASE, b"gone/y": Node(b"y")}
+    edited = {**EDITED, b"src/deep/b": Node(b"rescued")}
+    make_trunk(tmp_path)
+    plant(make_slot(tmp_path, "one", base), edited)
+    name = prune(str(tmp_path)).rescued["one"]
+    plant(tmp_path / "theirs", base)
+
+    def hit(met: str) -> None:
+        if met == point:
+            (tmp_path / "theirs" / path).write_text("theirs, just now")
+
+    monkeypatch.setattr(patch, "hit", hit)
+    with pytest.raises(HubError, match=f"{path} was changed meanwhile"):
+        restore(str(tmp_path), name, f"{tmp_path}/theirs")
+    assert (tmp_path / "theirs" / path).read_text() == "theirs, just now"
 
 
 def test_another_user_s_setuid_program_does_not_become_ours(tmp_path: Path) -> None:

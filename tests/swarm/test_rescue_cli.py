@@ -79,7 +79,7 @@ def test_no_name_or_record_steers_the_terminal(repo: Path, name: str) -> None:
 def test_in_a_deleted_directory_restore_says_so(repo: Path, name: str) -> None:
     deleted = repo / "deleted"
     deleted.mkdir()
-    restoring = [BONES, "swarm", "rescue", "restore", name]
+    restoring: list[str | Path] = [BONES, "swarm", "rescue", "restore", name]
     done = subprocess.run(
         ["sh", "-c", f'rmdir ../deleted; exec "$@" --root {repo}', "-", *restoring],
         cwd=deleted,

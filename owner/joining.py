@@ -7,7 +7,7 @@ import os
 from foundation import filesystem
 from foundation.clock import utc_now
 from foundation.errors import Corrupt, Refused, Unavailable
-from foundation.process import Identity, boot_id
+from foundation.process import Identity
 from owner import ENDPOINT_META_KEY, store
 from owner import lease as rules
 from owner.boottime import NS_PER_S, Boottime
@@ -121,12 +121,7 @@ def _judge(files: Store, clock: Boottime) -> tuple[Lease | None, int]:
         Corrupt: the record is none, and somebody may still believe in what it said.
     """
     copy = files.copy()
-    try:
-        record = store.read_record(files.path)
-    except Corrupt:
-        if copy is None or copy.identity.boot == boot_id():
-            raise
-        record = None  # a power cut: the record is not synced, and nobody of that boot lives
+    record = store.read_record_beside(copy, files.path)
     now_ns = clock.now_ns()
     return rules.claims((record, copy), lambda lease: store.standing(lease, now_ns))
 

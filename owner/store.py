@@ -66,6 +66,20 @@ def read_copy(path: str) -> Lease | None:
         raise explain(error, path) from None
 
 
+def read_record_beside(copy: Lease | None, path: str) -> Lease | None:
+    """Return what :func:`read_record` does, given the guard's *copy*.
+
+    A record that is none is nobody's if the copy is of another boot: it is not synced, so that
+    is what a power cut leaves, and of that boot nobody lives.
+    """
+    try:
+        return read_record(path)
+    except Corrupt:
+        if copy is None or copy.identity.boot == boot_id():
+            raise
+        return None
+
+
 def standing(lease: Lease | None, now_ns: int) -> str:
     """Return whether *lease* is held, or why not, by what this machine knows now.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import select
 
+from foundation.errors import Corrupt
 from owner import lease as rules
 from owner import liveness, store
 from owner.boottime import Boottime
@@ -38,7 +39,10 @@ def watch(path: str | os.PathLike[str]) -> Watch:
 
 
 def _read(path: str) -> Lease | None:
-    return store.read_record(path) or store.read_copy(path)
+    try:
+        return store.read_record(path) or store.read_copy(path)
+    except Corrupt:
+        return store.read_record_beside(store.read_copy(path), path)
 
 
 class Watch:

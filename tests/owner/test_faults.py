@@ -292,7 +292,9 @@ def test_an_owner_in_another_time_namespace_has_the_same_deadlines(
         assert a.ask(f"o.lost.wait({TTL_S * 2}), o.is_owner") == (False, True)
         a.ask("o.cancel()")
         assert a.ask("o.lost.wait(10), o.is_owner") == (True, False)
-        eventually(lambda: join(path, ttl_s=60).role == OWNER)
+        eventually(lambda: inspect_lease(path) is None)
+        with join(path, ttl_s=60) as d:
+            assert (d.role, d.epoch) == (OWNER, 4)
 
 
 def test_who_has_unshared_its_clock_but_not_forked_is_refused(path: Path) -> None:

@@ -45,7 +45,7 @@ def test_a_body_that_fails_lets_go(path: Path) -> None:
             raise ZeroDivisionError
         with a.fenced(timeout_s=0):
             pass
-    eventually(lambda: descriptors() == before)
+    eventually(lambda: descriptors() <= before)
 
 
 def test_nobody_takes_over_while_the_body_runs(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -149,7 +149,7 @@ def test_the_files_are_private_and_nothing_else_is_left(path: Path) -> None:
     assert sorted(os.listdir(path.parent)) == ["slot.owner", "slot.owner.lock"]
     for file in (path, guard_of(path)):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
-    eventually(lambda: descriptors() == before)
+    eventually(lambda: descriptors() <= before)
     eventually(lambda: not any(t.name.startswith("owner-") for t in threading.enumerate()))
 
 
@@ -162,7 +162,7 @@ def test_a_refused_join_leaves_no_descriptor(path: Path) -> None:
         path.write_text("junk")
         with pytest.raises(Corrupt):
             join(path, ttl_s=TTL_S)
-        assert descriptors() == before
+        assert descriptors() <= before
 
 
 def test_without_a_thread_to_renew_nobody_becomes_owner(
@@ -183,7 +183,7 @@ def test_without_a_thread_to_renew_nobody_becomes_owner(
                 join(path, ttl_s=TTL_S)
         assert error.value.reason == "no-threads"
         assert inspect_lease(path) is None
-    eventually(lambda: descriptors() == before)
+    eventually(lambda: descriptors() <= before)
     join(path, ttl_s=TTL_S).release()
 
 
@@ -355,6 +355,7 @@ def test_a_record_torn_by_a_power_cut_is_nobodys(path: Path, kind: str) -> None:
     lease = change(path, identity=boot, deadline_ns=2**62, epoch=7)
     assert inspect_lease(path) is None
     junk(path, kind)
+    assert inspect_lease(path) is None
     with join(path, ttl_s=TTL_S) as b:
         assert (b.role, b.epoch) == (OWNER, lease.epoch + 1)
 
@@ -377,7 +378,7 @@ def test_what_is_no_file_is_no_guard(path: Path, kind: str) -> None:
     junk(guard_of(path), kind)
     with pytest.raises(Corrupt, match="no regular file"):
         join(path, ttl_s=TTL_S)
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_link_in_the_place_of_the_next_record_is_not_followed(path: Path, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def test_it_tells_the_state_at_once_and_then_each_change(path: Path) -> None:
     assert list(changes) == []
     with join(path, ttl_s=10) as a:
         assert next(watch(path)) == a.holder
-    eventually(lambda: descriptors() == before)
+    eventually(lambda: descriptors() <= before)
 
 
 def test_a_release_and_an_acquisition_between_two_looks_are_one_change(path: Path) -> None:
@@ -127,7 +127,7 @@ def test_an_event_loop_watches_beside_its_other_work(path: Path) -> None:
 
     before = descriptors()
     assert asyncio.run(run()) == [None, 0, None]
-    assert descriptors() == before
+    assert descriptors() <= before
 
 
 def test_a_cancelled_watch_leaves_nothing_and_goes_on_later(path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_cancelled_watch_leaves_nothing_and_goes_on_later(path: Path) -> None:
             before = descriptors()
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(changes.__anext__(), 0.05)
-            assert descriptors() == before
+            assert descriptors() <= before
             a.release()
             assert await asyncio.wait_for(changes.__anext__(), 10) is None
 

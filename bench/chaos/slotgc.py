@@ -98,7 +98,7 @@ def rates(processes: int) -> list[plan.Rate]:
     """Return how often what happens, for so many leaves and passes."""
     return [
         plan.Rate("stop", 0.4 * processes, (0.0, 1.0)),
-        plan.Rate("kill", 0.5 * processes),
+        plan.Rate("kill", 0.3 * processes),
     ]
 
 

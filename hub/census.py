@@ -261,23 +261,23 @@ def _server(words: list[bytes], marked: str, home: str) -> tuple[Role, str, str,
 
 
 def _hub(pid: int, links: dict[str, str]) -> dict[str, Any] | None:
-    """Return the hub that *pid* is: who holds both of its locks, which nobody else ever takes.
+    """Return the hub that *pid* is: who has locked a directory and a file in it, whatever its name.
 
     Not by its environment: a hub that a shell in a slot of another workspace started carries
     that one's mark.
     """
+    named: dict[str, list[str]] = {}
     for fd, link in links.items():
-        path = link.removesuffix(DELETED)
-        if os.path.basename(path) != "hub.lock" or not _is_flocked(pid, fd):
-            continue
-        for other, directory in links.items():
-            names = (directory, directory.removesuffix(DELETED))
-            if os.path.dirname(path) in names and _is_flocked(pid, other):
+        for name in {link, link.removesuffix(DELETED)}:
+            named.setdefault(name, []).append(fd)
+    for fd, link in links.items():
+        for directory in named.get(os.path.dirname(link), ()):
+            if _is_flocked(pid, fd) and _is_flocked(pid, directory):
                 return _fields(
-                    os.path.dirname(directory.removesuffix(DELETED)),
+                    os.path.dirname(links[directory].removesuffix(DELETED)),
                     "hub",
                     f"holds the lock {link}",
-                    anchor=f"/proc/{pid}/fd/{other}",
+                    anchor=f"/proc/{pid}/fd/{directory}",
                     lock=f"/proc/{pid}/fd/{fd}",
                 )
     return None

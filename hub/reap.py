@@ -18,6 +18,7 @@ from foundation.workspace import Workspace
 from hub import registry, whereabouts
 from hub.census import SERVERS, census
 from hub.everywhere import is_below
+from hub.hold import Hold
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -208,18 +209,18 @@ def _end(condemned: list[Condemned], grace_s: float) -> list[Reaped]:
 
 
 def _end_in_place(one: Condemned) -> Reaped:
-    """End servers whose workspace is there, under its hub.lock, held no longer than that takes.
+    """End servers whose workspace is there, under a hub's locks, held no longer than that takes.
 
     Meanwhile a start there waits, and a stop looks for a hub that has lost its socket.
     """
-    lock = _lock(one.root)
-    if lock is None:
+    hold = _hold(one.root)
+    if hold is None:
         left = tuple(member.pid for member in one.members)
         return _report(one).replace(survivors=left, why="a hub starts, stops or runs there")
     try:
         terminate_all([m.pidfd for m in one.members], grace_s=0, kill_wait_s=_KILL_WAIT_S)
     finally:
-        os.close(lock)
+        hold.release()
     return _ended(one)
 
 
@@ -242,13 +243,22 @@ def _withdraw(hub: Member) -> None:
         pass  # the next listing does it
 
 
-def _lock(root: str) -> int | None:
-    """Take the hub.lock of *root*; None if somebody has it, or it is not ours to take."""
+def _hold(root: str) -> Hold | None:
+    """Take the locks of a hub in *root*; None if somebody has one, or it is not ours to take."""
     workspace = Workspace(root)
     try:
         status = os.lstat(workspace.state)
         if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
             return None
-        return try_lock(workspace.lock)
+        lock = try_lock(workspace.lock)
     except OSError:
         return None
+    if lock is None:
+        return None
+    hold = Hold(workspace, lock)
+    try:
+        hold.take_directory()
+    except (OSError, HubError):  # hub.lock was taken away from a hub that lives
+        hold.release()
+        return None
+    return hold

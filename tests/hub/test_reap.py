@@ -79,6 +79,9 @@ def lose(hub: Hub, how: str) -> str:
     if how == "state-renamed":
         os.rename(hub.workspace.state, hub.root / "old-state")
         return str(hub.root / "old-state")
+    if how == "lock-renamed":
+        os.rename(hub.workspace.lock, f"{hub.workspace.lock}.old")
+        return ""
     if how == "lock-replaced":
         os.unlink(hub.workspace.lock)
         Path(hub.workspace.lock).touch()
@@ -103,6 +106,7 @@ def lose(hub: Hub, how: str) -> str:
         ("trashed", "in the trash"),
         ("replaced-by-another", "was moved to"),
         ("lock-replaced", "was removed or replaced"),
+        ("lock-renamed", "was removed or replaced"),
     ],
 )
 def test_a_hung_hub_that_lost_its_workspace_ends_with_all_its_servers(
@@ -270,6 +274,18 @@ def is_locked_by_us(lock: IO[str]) -> bool:
     except BlockingIOError:
         return False
     return True
+
+
+def test_a_hub_whose_lock_was_moved_away_keeps_its_servers(
+    hub: Hub, hung: dict[str, Any], tmp_path: Path
+) -> None:
+    """Nobody knows the process for the hub any more; that one lives the directory's lock tells."""
+    os.rename(hub.workspace.lock, tmp_path / "hub.lock")
+    done = run(hub, "--yes", "--json")
+    assert done.returncode == 1
+    (one,) = data_of(done.stdout)["reaped"]
+    assert (one["kind"], one["gone"]) == ("orphans", [])
+    assert not any(is_gone(pid) for pid in hung["pids"].values())
 
 
 def test_beside_a_hub_that_runs_no_server_is_an_orphan_to_end(hub: Hub) -> None:

@@ -97,23 +97,45 @@ def _loose(git: str) -> Iterator[str]:
         yield f"worktrees/{name}/HEAD"
 
 
-def unsaved_git(worktree: str, head: str, refs: dict[str, str]) -> str:
-    """Return which commits or stashes of *worktree*'s own git are saved nowhere else, "" if none.
+def unsaved_git(worktree: str, head: str, refs: dict[str, str], since_ns: int) -> str:
+    """Return what of *worktree*'s own git is saved nowhere else, in words, "" if nothing is.
 
-    *head* and *refs*: what :func:`git_refs` said when they were.
+    Commits and stashes, and what was staged and then lost from the worktree. *head* and *refs*:
+    what :func:`git_refs` said when all was saved, at *since_ns* (nanoseconds since the epoch).
     """
     try:
         head_now, refs_now = git_refs(worktree)
+        stored = _has_stored(f"{worktree}/.git/objects", since_ns)
     except (OSError, ValueError) as error:
         return f"its git repository cannot be judged: {error}"
     moved = sorted(name for name, to in refs_now.items() if refs.get(name) != to)
     if head_now not in ("", head):
         moved.insert(0, "HEAD")
     if not moved:
-        return ""
+        return "its git has stored something since: staged, or committed and undone" * stored
     more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""  # noqa: PLR2004
     names = ", ".join(treepath.show(os.fsencode(name)) for name in moved[:3])
     return f"its git has commits or stashes of its own: {names}{more}"
+
+
+def _has_stored(objects: str, since_ns: int) -> bool:
+    """Tell whether git has put a loose object there after *since_ns*; packs are made of those.
+
+    Raises:
+        OSError: it cannot be read.
+    """
+    try:
+        directories = [name for name in os.listdir(objects) if len(name) == 2]  # noqa: PLR2004
+    except FileNotFoundError:
+        return False
+    seen = 0
+    for directory in directories:
+        for name in os.listdir(f"{objects}/{directory}"):
+            seen += 1
+            path = f"{objects}/{directory}/{name}"
+            if seen > _MOST_REFS or os.lstat(path).st_mtime_ns > since_ns:
+                return True
+    return False
 
 
 def unsaved_stash(worktree: str) -> str:

@@ -193,11 +193,11 @@ def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
     # By every file's name, not by the check-in's alone: who can write here can name any check-in.
     on_trunk = known is not None and history.trunk_holds(workspace.repository, known.artifacts())
     changes, unseen = _compare(worktree, known, keep_same=not on_trunk, by_content=by_content)
-    head, refs = ("", {}) if known is None else (known.git_head, known.git_refs)
+    seen = base.Base(checkin="", indexed_ns=0, files={}) if known is None else known
     apart += [
         words
         for words in (
-            history.unsaved_git(worktree, head, refs),
+            history.unsaved_git(worktree, seen.git_head, seen.git_refs, seen.indexed_ns),
             history.unsaved_stash(worktree),
         )
         if words

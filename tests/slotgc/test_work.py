@@ -296,6 +296,15 @@ def test_a_stash_of_an_agent_is_work_although_the_files_are_as_before(repository
     assert found.apart == ("its git has commits or stashes of its own: refs/stash",)
 
 
+def test_what_an_agent_has_staged_and_then_lost_from_its_files_is_work(repository: Path) -> None:
+    (repository / "a").write_text("staged")
+    git(repository, "add", "a")
+    (repository / "a").write_bytes(TREE[b"a"].content)
+    found = judged(repository)
+    assert not found.changes
+    assert found.apart == ("its git has stored something since: staged, or committed and undone",)
+
+
 def test_what_git_does_by_itself_is_no_work(repository: Path) -> None:
     git(repository, "status")
     git(repository, "gc", "-q")

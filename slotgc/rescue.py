@@ -23,7 +23,7 @@ from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
 from slotgc import account as account_of
-from slotgc import base, history, passage, work
+from slotgc import base, history, passage, treepath, work
 from slotgc.account import Account
 from slotgc.use import in_use
 
@@ -236,9 +236,9 @@ def _thin(workspace: Workspace, place: str, account: Account) -> list[Change]:
 
 
 def _drop_empty(top: bytes) -> None:
-    """Remove the empty directories below *top*, but for git's."""
+    """Remove the empty directories below *top*, but for git's, which are nothing without them."""
     for path, _directories, _files in os.walk(top, topdown=False):
-        if path == top or path == top + b"/.git" or path.startswith(top + b"/.git/"):
+        if path == top or treepath.GIT in path[len(top) :].split(b"/"):
             continue
         try:
             os.rmdir(path)

@@ -178,6 +178,18 @@ def test_an_agent_s_commits_stay_in_the_rescue_and_are_named(tmp_path: Path) -> 
     assert git(Path(done.path) / "wt", "show", "main:a") == "one\n"
 
 
+def test_a_nested_repository_is_whole_in_a_rescue(tmp_path: Path) -> None:
+    make_trunk(tmp_path)
+    nested = make_slot(tmp_path, "one", BASE) / "nested"
+    nested.mkdir()
+    git(nested, "init", "-q", "-b", "main")
+    git(nested, "commit", "-q", "--allow-empty", "-m", "mine")
+    git(nested, "pack-refs", "--all")
+    name = prune(str(tmp_path)).rescued["one"]
+    where = tmp_path / ".bones/rescue" / name / "wt/nested"
+    assert git(where, "log", "--format=%s") == "mine\n"
+
+
 # --- patches -------------------------------------------------------------------------------
 
 

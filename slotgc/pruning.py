@@ -19,12 +19,12 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
 from slotgc import account, passage, rescue, work
-from slotgc.hold import Claim
+from slotgc.hold import WITHIN_S, Claim
 from slotgc.leaf import DEAD, UNBORN, Leaf, look_all
 from slotgc.removal import remove_tree
 from slotgc.use import in_use, sightings
@@ -77,8 +77,7 @@ def plan(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> 
         HubError: the slots cannot be listed.
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
-    leaves = _leaves(workspace)
-    seen = sightings() if any(map(_is_dead, leaves)) else []
+    leaves, seen = _look(workspace)
     verdicts = [_verdict(workspace, leaf, seen, clean_only=clean_only) for leaf in leaves]
     try:
         left = _left(workspace)
@@ -101,13 +100,16 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
     workspace = Workspace(os.path.abspath(workspace_dir))
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
     _go_on(workspace, pruned)
-    leaves = _leaves(workspace)
-    seen = sightings() if any(map(_is_dead, leaves)) else []
+    leaves, seen = _look(workspace)
+    patience_s = WITHIN_S
     for leaf in leaves:
         try:
             verdict = _verdict(workspace, leaf, seen, clean_only=clean_only)
             hit("gc.judged")
-            _carry_out(workspace, verdict, pruned)
+            _carry_out(workspace, verdict, pruned, patience_s)
+        except Unavailable as error:
+            patience_s = 0.0  # a hundred slots that wait for one who hangs would take minutes
+            pruned.failed[leaf.name] = str(error)
         except (OSError, HubError) as error:
             pruned.failed[leaf.name] = str(error)
     return pruned
@@ -127,9 +129,10 @@ def prune_dead(workspace_dir: str | os.PathLike[str], *, clean_only: bool = Fals
     return gone
 
 
-def _leaves(workspace: Workspace) -> list[Leaf]:
+def _look(workspace: Workspace) -> tuple[list[Leaf], list[Sighting]]:
     try:
-        return look_all(workspace)
+        leaves = look_all(workspace)
+        return leaves, sightings() if any(map(_is_dead, leaves)) else []
     except OSError as error:
         raise HubError(f"{workspace.swarm} cannot be read: {error}", reason="swarm") from None
 
@@ -160,12 +163,13 @@ def _verdict(
     return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")
 
 
-def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned) -> None:
+def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned, patience_s: float) -> None:
     if verdict.action == KEEP:
         pruned.kept[verdict.name] = verdict.reason
         return
     passage.make_place(workspace)
-    taken = _take(workspace, verdict.name, pruned, clean=verdict.action == REMOVE)
+    clean = verdict.action == REMOVE
+    taken = _take(workspace, verdict.name, pruned, clean=clean, patience_s=patience_s)
     if taken is None:
         return
     name, claimed = taken
@@ -177,7 +181,7 @@ def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned) -> None:
 
 
 def _take(
-    workspace: Workspace, slot: str, pruned: Pruned, *, clean: bool
+    workspace: Workspace, slot: str, pruned: Pruned, *, clean: bool, patience_s: float
 ) -> tuple[str, int] | None:
     """Rename *slot* away under the locks; return its new name and its claim, None if it stays.
 
@@ -185,7 +189,7 @@ def _take(
         OSError, HubError: it stays.
     """
     source = f"{workspace.swarm}/{slot}"
-    with Claim(workspace, slot) as claim:
+    with Claim(workspace, slot, within_s=patience_s) as claim:
         hit("gc.locked")
         if not os.path.lexists(source):
             return None  # another pass was faster

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +18,7 @@ import pytest
 from foundation.process import Identity
 from foundation.workspace import Workspace
 from slotgc import base, passage, pruning
-from slotgc.hold import Claim
+from slotgc.hold import Claim, swarm_lock
 from slotgc.leaf import write_record
 from slotgc.pruning import PruneError, Verdict, plan, prune, prune_dead
 from slotgc.removal import remove_tree
@@ -547,6 +548,23 @@ def test_a_slot_that_fails_keeps_no_other_from_going(root: Path) -> None:
     assert caught.value.removed == ["clean", "dirty"]
     assert "name too long" in caught.value.failed["n" * 250]
     assert slots(root) == ["n" * 250]
+
+
+def test_who_hangs_with_the_lock_delays_a_pass_once_not_once_a_slot(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        make_slot(root, f"s{number}", BASE)
+    monkeypatch.setattr(pruning, "WITHIN_S", 0.4)
+    held = swarm_lock(Workspace(str(root)))
+    began_s = time.monotonic()
+    try:
+        failed = prune(str(root)).failed
+    finally:
+        os.close(held)
+    assert len(failed) == 12
+    assert time.monotonic() - began_s < 3
+    assert prune(str(root)).failed == {}
 
 
 IN_A_MOUNT = """

@@ -6,11 +6,12 @@ import _socket
 import errno
 import os
 
+from foundation import procfs
 from foundation.errors import Refused
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Iterable
 
 LOOPBACK = "127.0.0.1"
 HIGHEST = 65535
@@ -157,25 +158,11 @@ def holder_of(port: int) -> str | None:
     wanted = {f"socket:[{inode}]" for inode in listener_inodes(port)}
     if not wanted:
         return None
-    for entry in os.listdir("/proc"):
-        if entry.isdigit() and not wanted.isdisjoint(_open_files(entry)):
+    for pid in procfs.pids():
+        if not wanted.isdisjoint(procfs.open_files(pid)):
             try:
-                with open(f"/proc/{entry}/comm", encoding="utf-8", errors="replace") as file:
-                    return f"pid {entry} ({file.read().strip()})"
+                with open(f"/proc/{pid}/comm", encoding="utf-8", errors="replace") as file:
+                    return f"pid {pid} ({file.read().strip()})"
             except OSError:
                 continue  # it ended meanwhile
     return None
-
-
-def _open_files(pid: str) -> Iterator[str]:
-    """Yield what the descriptors of *pid* refer to, as far as we may see them."""
-    directory = f"/proc/{pid}/fd"
-    try:
-        descriptors = os.listdir(directory)
-    except OSError:
-        return
-    for fd in descriptors:
-        try:
-            yield os.readlink(f"{directory}/{fd}")
-        except OSError:
-            continue  # closed meanwhile, as this listing's own is

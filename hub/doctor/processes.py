@@ -257,19 +257,10 @@ def _holds(scene: Scene, name: str, inodes: set[int]) -> bool | None:
     )
     if not pid:
         return None
-    try:
-        fds = os.listdir(f"/proc/{pid}/fd")
-    except OSError:
+    files = procfs.open_files(pid)
+    if not files:
         return None
-    wanted = {f"socket:[{inode}]" for inode in inodes}
-    return any(_link(f"/proc/{pid}/fd/{fd}") in wanted for fd in fds)
-
-
-def _link(path: str) -> str:
-    try:
-        return os.readlink(path)
-    except OSError:
-        return ""  # closed meanwhile
+    return not files.isdisjoint(f"socket:[{inode}]" for inode in inodes)
 
 
 def memory(scene: Scene) -> Verdict | None:

@@ -138,13 +138,15 @@ class Identity(Record):
 
 
 _own: dict[str, Any] = {}
+os.register_at_fork(after_in_child=_own.clear)  # it may be in another pid namespace
 
 
 def boot_id() -> str:
     """Return the id of this boot. Source: random(4), /proc/sys/kernel/random/boot_id."""
     if "boot" not in _own:
-        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
-            _own["boot"] = file.read().strip()
+        # As bytes: a codec is a module, which cannot be loaded without a descriptor to spare.
+        with open("/proc/sys/kernel/random/boot_id", "rb") as file:
+            _own["boot"] = "".join(map(chr, file.read().strip()))
     return str(_own["boot"])
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from foundation.process import UNKNOWN
+from foundation.process import GONE, UNKNOWN, boot_id, has_exited, open_pidfd, pid_namespace
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,6 +25,24 @@ def look(identity: Identity) -> tuple[str, int | None]:
     None instead of a pidfd: its end cannot be watched from here.
     """
     try:
-        return identity.look()
+        state, pidfd = identity.look()
+        # Without unique inodes somebody with that pid may still be it: a start time reads
+        # otherwise in another time namespace.
+        if state == GONE and not identity.inode and _is_used(identity):
+            return UNKNOWN, None
     except OSError:  # out of descriptors: no proof of anything
         return UNKNOWN, None
+    return state, pidfd
+
+
+def _is_used(identity: Identity) -> bool:
+    """Tell whether some process of this boot and namespace has the pid, and has not exited."""
+    if identity.boot != boot_id() or identity.namespace != pid_namespace():
+        return False
+    pidfd = open_pidfd(identity.pid)
+    if pidfd is None:
+        return False
+    try:
+        return not has_exited(pidfd)
+    finally:
+        os.close(pidfd)

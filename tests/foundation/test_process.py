@@ -141,12 +141,18 @@ def test_one_of_another_namespace_cannot_be_judged() -> None:
     assert other.open() is None
 
 
-@pytest.mark.parametrize("change", [{"start": 1}, {"inode": 1}])
+@pytest.mark.parametrize("change", [{"start": 1, "inode": 0}, {"inode": 1}])
 def test_the_same_pid_is_not_the_same_process(change: dict[str, int]) -> None:
-    if "inode" in change and own().inode == 0:
+    if change["inode"] and own().inode == 0:
         pytest.skip("this kernel's pidfds share one inode")
     assert own().replace(**change).state() == GONE
     assert own().replace(**change).open() is None
+
+
+def test_a_unique_inode_decides_alone() -> None:
+    if own().inode == 0:
+        pytest.skip("this kernel's pidfds share one inode")
+    assert own().replace(start=1).state() == ALIVE  # as it reads in another time namespace
 
 
 def test_a_zombie_is_gone() -> None:
@@ -337,3 +343,31 @@ def test_no_descriptor_is_left_by_any_of_it() -> None:
     for change in ({}, {"start": 1}, {"namespace": 1}, {"boot": "x"}, {"pid": 4194303}):
         own().replace(**change).state()
     assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_fork_in_another_pid_namespace_knows_that_it_is() -> None:
+    program = """
+import ctypes, os, sys
+from foundation.process import ALIVE, GONE, Identity, UNKNOWN
+mine = Identity.of(os.getpid())
+assert mine.state() == ALIVE
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.unshare(0x10000000 | 0x20000000) != 0:  # CLONE_NEWUSER | CLONE_NEWPID
+    print("not permitted")
+    sys.exit()
+pid = os.fork()
+if pid == 0:
+    os._exit(0 if mine.state() == UNKNOWN else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=CODE,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    if done.stdout == "not permitted\n":
+        pytest.skip("pid namespaces are not permitted here")
+    assert done.stdout == "0\n"

@@ -17,7 +17,7 @@ import pytest
 from foundation.process import Identity
 from hub import everywhere, fossil, registry
 from tests.hub.test_census import holding
-from tests.support import HUB, Hub, data_of, eventually, free_port, is_gone, stranger
+from tests.support import HUB, Hub, data_of, eventually, free_port, is_gone, run_python, stranger
 
 pytestmark = pytest.mark.real
 
@@ -116,6 +116,18 @@ def test_the_entry_of_a_killed_hub_goes_with_the_next_listing(hub: Hub) -> None:
     assert path.exists()
     assert listed(hub) == (0, [])
     assert not path.exists()
+
+
+def test_right_after_its_start_a_hub_counts_as_registered(hub: Hub) -> None:
+    """It registers when it is ready, which the reading of the registry came before."""
+    program = """
+import sys
+from hub.everywhere import everywhere
+from hub.start import start
+start(sys.argv[1], detach=True)
+print([one.registered for one in everywhere(sys.argv[1]).hubs])
+"""
+    assert run_python(program, str(hub.root)).stdout == "[True]\n"
 
 
 def test_a_hub_of_another_home_is_shown_and_marked(hub: Hub, tmp_path: Path) -> None:

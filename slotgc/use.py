@@ -28,13 +28,13 @@ def sightings() -> list[Sighting]:
     known: dict[str, list[Mount]] = {"": [], namespace(): []}  # ours, and where we may not look
     ours: list[Mount] = []
     for pid in procfs.pids():
-        files = set() if pid == os.getpid() else procfs.open_files(pid)
+        task, where = _task_of(pid)
+        files = set() if pid == os.getpid() else procfs.open_files(task)
         paths = {path for path in files if path.startswith("/")}
-        where = procfs.directory_of(pid) or ""
-        place = namespace(pid) if where or paths else ""
+        place = namespace(task) if where or paths else ""
         if place not in known:
             ours = ours or mounts()
-            known[place] = _mounts_of(pid)
+            known[place] = _mounts_of(task)
         theirs = known[place]
         if theirs:
             here = translate(where, theirs, ours)
@@ -42,6 +42,24 @@ def sightings() -> list[Sighting]:
             where = here[0] if here else where
         seen.append((pid, where, frozenset(paths)))
     return seen
+
+
+def _task_of(pid: int) -> tuple[int, str]:
+    """Return a task of *pid* that can be looked at, and its working directory ("": not known).
+
+    The first one may have ended before the others, which have the directory and the files still.
+    """
+    where = procfs.directory_of(pid)
+    if where is None and procfs.owner_of(pid) == os.geteuid():
+        try:
+            tasks = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+        except OSError:
+            tasks = []
+        for task in tasks:
+            where = procfs.directory_of(task)
+            if where is not None:
+                return task, where
+    return pid, where or ""
 
 
 def _mounts_of(pid: int) -> list[Mount]:

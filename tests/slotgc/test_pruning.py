@@ -288,6 +288,31 @@ def test_a_slot_of_which_a_process_has_the_directory_open_stays(root: Path) -> N
     assert prune(str(root)).removed == ["clean"]
 
 
+def test_a_slot_in_which_threads_without_their_first_one_work_stays(root: Path) -> None:
+    program = """
+import ctypes, os, threading
+def work():
+    while open("/proc/self/stat").read().split()[2] != "Z":
+        pass
+    print(flush=True)
+    input()
+threading.Thread(target=work).start()
+ctypes.CDLL(None).syscall(int(os.uname().machine == "x86_64") * 60 or 93, 0)
+"""
+    slot = root / ".bones/swarm/clean"
+    with subprocess.Popen(
+        [sys.executable, "-c", program], cwd=slot, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"\n"
+            kept = prune(str(root)).kept
+            assert kept == {"clean": f"process {process.pid} has its working directory in it"}
+        finally:
+            process.kill()
+    assert prune(str(root)).removed == ["clean"]
+
+
 @pytest.mark.faults
 @pytest.mark.parametrize(
     ("bound", "inside"),

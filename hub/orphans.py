@@ -7,7 +7,8 @@ the port for as long as its client stays connected.
 from __future__ import annotations
 
 from foundation.process import send_signal, wait_exit
-from hub.census import SERVERS, census
+from hub.census import census
+from hub.roles import SERVERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

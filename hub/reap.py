@@ -16,9 +16,10 @@ from foundation.process import has_exited, terminate_all
 from foundation.record import Record
 from foundation.workspace import Workspace
 from hub import registry, whereabouts
-from hub.census import SERVERS, census
+from hub.census import census
 from hub.everywhere import is_below
 from hub.hold import Hold
+from hub.roles import SERVERS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

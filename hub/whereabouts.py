@@ -12,8 +12,8 @@ import os
 from foundation.process import has_exited
 from foundation.record import Record
 from foundation.workspace import STATE, Workspace
-from hub.census import DELETED
 from hub.hold import ABSENT, inode_of
+from hub.roles import DELETED
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

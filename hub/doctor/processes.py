@@ -12,8 +12,9 @@ from foundation.workspace import MARK
 from hub import discovery
 from hub import logs as log_files
 from hub import ports as tcp
-from hub.census import SERVERS, census
+from hub.census import census
 from hub.doctor.finding import Scene, Verdict, ok, problem, warning
+from hub.roles import SERVERS
 from hub.wording import several, size
 
 TYPE_CHECKING = False

@@ -23,8 +23,8 @@ from tests.support import Hub, eventually, free_port, run_python
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from hub.census import Role
     from hub.hold import Inode
+    from hub.roles import Role
 
 HOLDER = """
 import fcntl, os, sys

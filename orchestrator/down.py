@@ -7,6 +7,7 @@ then the hub ends. Whoever survives is named. The trunk, the events and the resc
 from __future__ import annotations
 
 import os
+import stat
 from contextlib import ExitStack
 
 from foundation import procfs
@@ -207,14 +208,46 @@ def _beside_the_hub(found: Census) -> list[Member]:
 
 
 def _is_ours(member: Member, found: Census) -> bool | None:
-    """Tell whether the mark of *member* is of this workspace; None: nothing proves it.
+    """Tell whether *member* is to end with this workspace; None: nothing proves it.
 
-    To a process in a container the same path may be another workspace.
+    To a process in a container the same path may be another workspace. And who reads what this
+    process says, as in `bones down | tee log`, belongs to who asked.
     """
+    if member.role == "other" and _hears_us(member.pid):
+        return False
     near = {one.pid for one in found.members if one.near}
     if member.pid in near or not near.isdisjoint(procfs.ancestors_of(member.pid)):
         return True
     return sees(member.pid, member.root)
+
+
+def _hears_us(pid: int) -> bool:
+    """Tell whether *pid* reads a pipe that is our output. Source: proc_pid_fd(5)."""
+    said = {_link(f"/proc/self/fd/{number}") for number in (1, 2)}
+    try:
+        descriptors = os.listdir(f"/proc/{pid}/fd")
+    except OSError:
+        return False  # it has ended
+    for descriptor in descriptors:
+        link = _link(f"/proc/{pid}/fd/{descriptor}")
+        if link.startswith("pipe:") and link in said and _is_readable(pid, descriptor):
+            return True
+    return False
+
+
+def _link(path: str) -> str:
+    try:
+        return os.readlink(path)
+    except OSError:
+        return ""
+
+
+def _is_readable(pid: int, descriptor: str) -> bool:
+    """Tell whether it was opened for reading, which the mode of the link says."""
+    try:
+        return bool(os.lstat(f"/proc/{pid}/fd/{descriptor}").st_mode & stat.S_IRUSR)
+    except OSError:
+        return False
 
 
 def _is_doubtful(workspace: Workspace, leaf: Leaf) -> bool:

@@ -99,6 +99,21 @@ def test_down_where_nothing_runs_says_so_and_asks_nobody(repo: Path) -> None:
     assert sorted(os.listdir(repo)) == [".git", "README", "src"]
 
 
+def test_who_reads_what_down_says_is_not_ended(repo: Path) -> None:
+    """`bones down | tee log` in a shell that a leaf has started."""
+    with process(variables=mark(repo)) as other:
+        piped = subprocess.run(
+            ["sh", "-c", f"{BONES} down --yes --json | cat"],
+            cwd=repo,
+            env={**os.environ, **mark(repo)},
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert piped.returncode == 0, piped.stderr
+        assert [one["pid"] for one in data_of(piped.stdout)["ended"]] == [other.pid]
+
+
 def test_down_does_nothing_where_nobody_can_be_asked(repo: Path) -> None:
     make_trunk(repo)
     make_slot(repo, "clean", TREE)

@@ -210,14 +210,14 @@ def test_twenty_threads_that_start_find_one_hub(hub: Hub) -> None:
 def test_the_daemon_of_a_library_holds_nothing_of_it(hub: Hub) -> None:
     program = """
 import os, sys
+from foundation.procfs import open_files
 from hub.start import start
 stray = os.open("/dev/zero", os.O_RDONLY)
 os.set_inheritable(stray, True)
 big = bytearray(100_000_000)
 info = start(sys.argv[1], detach=True)
 rss = [line for line in open(f"/proc/{info.pid}/status") if line.startswith("VmRSS")][0].split()[1]
-links = [os.readlink(f"/proc/{info.pid}/fd/{fd}") for fd in os.listdir(f"/proc/{info.pid}/fd")]
-print(int(rss) < 60_000, "/dev/zero" in links, os.getsid(info.pid) == info.pid)
+print(int(rss) < 60_000, "/dev/zero" in open_files(info.pid), os.getsid(info.pid) == info.pid)
 """
     assert run_python(program, str(hub.root)).stdout == "True False True\n"
 

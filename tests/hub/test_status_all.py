@@ -219,7 +219,7 @@ def test_a_hub_that_starts_after_a_killed_one_is_shown_once(hub: Hub) -> None:
         starting.communicate(timeout=20)
 
 
-@pytest.mark.parametrize("change", [{"start": 1}, {"boot": "x"}, {"pid": 4_000_000}])
+@pytest.mark.parametrize("change", [{"start": 1, "inode": 0}, {"boot": "x"}, {"pid": 4_000_000}])
 def test_an_entry_whose_process_is_gone_is_removed(hub: Hub, change: dict[str, Any]) -> None:
     started(hub)
     entry = entry_of(hub)

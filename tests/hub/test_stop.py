@@ -243,7 +243,7 @@ def test_a_hub_that_hangs_and_cannot_be_proven_is_left_alone(hub: Hub, damage: s
     else:
         fields: dict[str, dict[str, Any]] = {
             "of-another-boot": {"boot": "x"},
-            "reused": {"start": 1},
+            "reused": {"start": 1, "inode": 0},
         }
         field = fields[damage]
         path.write_text(json.dumps({**record, "identity": {**record["identity"], **field}}))

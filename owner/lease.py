@@ -184,7 +184,9 @@ def decode(content: bytes) -> Lease:
         raise ValueError(f"its schema is {schema!r}, not {SCHEMA}")
     if set(fields) != set(Lease.field_names()):
         raise ValueError("its fields are not those of a lease")
-    identity = _identity(fields["identity"])
+    identity = Identity.from_json(fields["identity"], init=True)  # nobody signals whom it names
+    if identity is None:
+        raise ValueError("it names no process")
     for name, least in (("epoch", 1), ("deadline_ns", 0), ("ttl_ns", 1)):
         if type(fields[name]) is not int or not least <= fields[name] <= LARGEST:
             raise ValueError(f"its {name} is {fields[name]!r:.40}")
@@ -193,19 +195,6 @@ def decode(content: bytes) -> Lease:
     if not is_meta(fields["meta"]):
         raise ValueError("its meta does not map text to text")
     return Lease(**{**fields, "identity": identity})
-
-
-def _identity(value: Any) -> Identity:
-    """Return the identity that *value* holds, of pid 1, too.
-
-    :meth:`Identity.from_json` refuses that one, for nobody is to signal it; but in a container
-    it is who owns, and here nobody is signalled.
-    """
-    is_first = isinstance(value, dict) and value.get("pid") == 1 and value["pid"] is not True
-    identity = Identity.from_json({**value, "pid": 2} if is_first else value)
-    if identity is None:
-        raise ValueError("it names no process")
-    return identity.replace(pid=1) if is_first else identity
 
 
 def is_meta(value: Any) -> bool:

@@ -62,8 +62,19 @@ class Belief:
     def end(self, reason: str) -> None:
         """Have lost it, for *reason*; tell everybody who waits for that."""
         with self._mutex:
-            if self._phase == BELIEVING and self._happens(ENDED) == LOST:
+            if self._phase == BELIEVING:
                 self.reason = reason
+                self._happens(ENDED)
+            self.tell()
+
+    def tell(self) -> None:
+        """Tell once more that it was lost, if it was.
+
+        Who ended it may have been interrupted before anybody heard of it: by Ctrl-C, in the one
+        thread that gets it. The watchdog, which gets none, has the last word.
+        """
+        with self._mutex:
+            if self._phase == LOST:
                 self.lost.fire()  # inside: after a release has returned it can fire no more
 
     def give_up(self) -> None:

@@ -212,4 +212,5 @@ class Tenure:
             self.belief.end(f"its watchdog failed: {error!r}")
             raise
         finally:
+            self.belief.tell()
             self._timers.alarm.close()

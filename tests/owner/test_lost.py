@@ -19,7 +19,7 @@ from owner.lost import Lost
 from owner.timer import Timer
 from tests.owner.files import change, guard_held, stored
 from tests.owner.test_lease import SECOND, make
-from tests.support import eventually
+from tests.support import eventually, run_python
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -125,7 +125,73 @@ def test_a_signal_handler_may_ask_in_the_middle_of_anything() -> None:
         signal.signal(signal.SIGUSR1, previous)
 
 
+def test_who_is_interrupted_in_ending_it_keeps_nobody_from_hearing_of_it(
+    path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(lost: Lost) -> None:
+        if threading.current_thread() is threading.main_thread():
+            raise KeyboardInterrupt
+        fire(lost)
+
+    fire = Lost.fire
+    monkeypatch.setattr(Lost, "fire", interrupted)
+    with join(path, ttl_s=TTL_S) as a:
+        assert a._tenure is not None
+        with pytest.raises(KeyboardInterrupt):
+            a._tenure.belief.end("Ctrl-C came here")
+        assert a.lost.wait(10)
+        assert a.lost_reason == "Ctrl-C came here"
+
+
 # --- the event ------------------------------------------------------------------------------
+
+
+HANDLER = """
+import asyncio, faulthandler, sys, threading
+from owner import lost as module
+
+faulthandler.dump_traceback_later(60, exit=True)  # of a thread that waits for itself
+
+steps = 0
+
+def step_by_step(call, before):
+    "Call, and do before(number) before each instruction, as a signal handler would."
+    def trace(frame, event, _argument):
+        global steps
+        if frame.f_code.co_filename not in (module.__file__, threading.__file__):
+            return None
+        frame.f_trace_opcodes = True
+        if event == "opcode":
+            steps += 1
+            before(steps)
+        return trace
+    global steps
+    steps = 0
+    sys.settrace(trace)
+    try:
+        call()
+    finally:
+        sys.settrace(None)
+
+def in_thread(lost):
+    assert lost.wait()
+
+def in_task(lost):
+    asyncio.run(lost.wait_async())
+
+for wait in in_thread, in_task:
+    lost, blocked = module.Lost(), []
+    threading.Timer(0.3, lambda: (blocked.append(steps), lost.fire())).start()
+    step_by_step(lambda: wait(lost), lambda number: None)
+    for step in range(1, blocked[0] + 1):
+        lost = module.Lost()
+        step_by_step(lambda: wait(lost), lambda number: number == step and lost.fire())
+    print(wait.__name__, blocked[0] > 20)
+"""
+
+
+def test_a_signal_handler_may_set_it_at_any_step_of_a_wait() -> None:
+    assert run_python(HANDLER).stdout == "in_thread True\nin_task True\n"
 
 
 def test_threads_wait_for_it() -> None:

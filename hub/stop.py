@@ -216,8 +216,8 @@ def refuse_live_slots(workspace: Workspace) -> None:
     if live:
         names = ", ".join(f"{slot.name} (pid {slot.pid})" for slot in live)
         raise Refused(
-            f"slots are alive: {names}; close them, or stop anyway with --force (they "
-            "keep running and find the next hub)",
+            f"slots are alive: {names}; `bones down` ends them too and rescues their work, --force "
+            "stops the hub alone (they keep running and find the next one)",
             reason="live-slots",
         )
 

@@ -74,19 +74,21 @@ class Tenure:
         Raises:
             RuntimeError: no threads are left.
         """
-        watchdog = threading.Thread(target=self._watch, name="owner-watchdog", daemon=True)
-        renewal = threading.Thread(target=self._keep_renewing, name="owner-renewal", daemon=True)
-        try:
-            watchdog.start()
-        except BaseException:
-            self._timers.close()
-            raise
-        try:
-            renewal.start()
-        except BaseException:
-            self._timers.pace.close()
-            self._timers.alarm.stop()
-            raise
+        pending = [
+            (self._watch, "owner-watchdog", self._timers.alarm),
+            (self._keep_renewing, "owner-renewal", self._timers.pace),
+        ]
+        while pending:
+            main, name, _timer = pending[0]
+            try:
+                threading.Thread(target=main, name=name, daemon=True).start()
+            except BaseException as error:
+                # Ctrl-C comes while it waits for a thread that does run: that one closes its own.
+                for _main, _name, timer in pending[not isinstance(error, Exception) :]:
+                    timer.close()
+                self._timers.stop()
+                raise
+            del pending[0]
 
     @property
     def is_forked(self) -> bool:

@@ -187,6 +187,30 @@ def test_without_a_thread_to_renew_nobody_becomes_owner(
     join(path, ttl_s=TTL_S).release()
 
 
+@pytest.mark.parametrize("which", ["owner-watchdog", "owner-renewal"])
+def test_ctrl_c_in_a_join_leaves_no_lease_no_descriptor_and_no_trouble(
+    path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+) -> None:
+    before = descriptors()
+    start = threading.Thread.start
+    troubles: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", troubles.append)
+
+    def interrupted(thread: threading.Thread) -> None:
+        start(thread)
+        if thread.name == which:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as ctrl_c:
+        ctrl_c.setattr(threading.Thread, "start", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            join(path, ttl_s=3600)
+    assert inspect_lease(path) is None
+    eventually(lambda: not any(t.name.startswith("owner-") for t in threading.enumerate()))
+    assert descriptors() <= before
+    assert not troubles
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -251,7 +275,7 @@ def test_the_epoch_is_on_disk_before_the_lease_is_seen(
 
     monkeypatch.setattr(os, "fsync", fsync)
     with join(path, ttl_s=0.3) as a:
-        assert synced == [(str(guard_of(path)), False), (str(path.parent), False)]
+        assert synced == [(str(path.parent), False), (str(guard_of(path)), False)]
         first = stored(path).deadline_ns
         eventually(lambda: stored(path).deadline_ns > first)
         assert len(synced) == 2, "a renewal costs no sync"

@@ -107,7 +107,7 @@ def verdict(lease: Lease, state: str, now_ns: int) -> str:
 class Store:
     """The files of one lease, held under their guard while this is entered.
 
-    OSErrors of entering and of the body come out as HubErrors.
+    The OSErrors of its methods come out as HubErrors.
     """
 
     def __init__(self, path: str, act: str, *, timeout_s: float = WAIT_S) -> None:
@@ -163,11 +163,11 @@ class Store:
             HubError: it could not be written.
         """
         try:
-            is_new = os.fstat(self._guard.fd).st_size == 0
+            if os.fstat(self._guard.fd).st_size == 0:
+                # Its name first: who is killed in between leaves it empty, and so as new as it was.
+                sync_directory(os.path.dirname(self.path))
             self._write_copy(lease)
             os.fsync(self._guard.fd)
-            if is_new:
-                sync_directory(os.path.dirname(self.path))
         except OSError as error:
             raise explain(error, self._guard.path) from None
 

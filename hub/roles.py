@@ -2,7 +2,8 @@
 
 A role is given only for what nobody has by accident: a lock that the kernel says is held, or a
 command line of ours. A process that merely carries our mark in its environment, as a shell or an
-editor started inside a slot does, is ``other``: to be named, never to be signalled.
+editor started inside a slot does, is ``other``: `hub reap` names it and never signals it;
+`bones down` ends it if it sees the very workspace that is to end (:func:`slotgc.mark.sees`).
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ class Down(Record):
     """The pid of the hub that was stopped, 0 if none was."""
     survivors: tuple[Process, ...]
     doubtful: tuple[str, ...]
-    """The slots among ``kept`` whose leaf may live although nothing proves it, or is being made."""
+    """The slots that are there and whose leaf may live although nothing proves it, or is being
+    made."""
     trouble: str = ""
     """Why the hub could not be stopped."""
 
@@ -154,7 +155,10 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         left = [member for member in left if not has_exited(member.pidfd)]
         if keep_hub:
             left = [m for m in left if m.role != "hub" and found.hub_above(m) is None]
-        survivors = tuple(_process(member, {}) for member in left)
+        survivors = [_process(member, {}) for member in left]
+    leaves = look_all(workspace)
+    known = {process.pid for process in survivors}
+    survivors += [_leaf(leaf) for leaf in leaves if leaf.state == LIVE and leaf.pid not in known]
     return Down(
         root=workspace.root,
         ended=tuple(ended),
@@ -163,8 +167,8 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         kept=dict(pruned.kept),
         failed=dict(pruned.failed),
         hub=stopped,
-        survivors=survivors,
-        doubtful=tuple(leaf.name for leaf in look_all(workspace) if _is_doubtful(workspace, leaf)),
+        survivors=tuple(survivors),
+        doubtful=tuple(leaf.name for leaf in leaves if _is_doubtful(workspace, leaf)),
         trouble=trouble,
     )
 

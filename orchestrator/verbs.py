@@ -111,6 +111,8 @@ def _done(done: Down) -> Iterator[str]:
         yield f"stopped  the hub (pid {done.hub})"
     for name, reason in done.kept.items():
         yield f"kept     slot {name}: {reason}"
+    for name in done.doubtful:
+        yield f"DOUBTFUL slot {name}: its leaf may live, or somebody is making it"
     for name, reason in done.failed.items():
         yield f"FAILED   slot {name}: {reason}"
     for process in done.survivors:

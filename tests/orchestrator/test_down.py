@@ -7,7 +7,7 @@ import pty
 import signal
 import subprocess
 import sys
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,6 +16,7 @@ import pytest
 from foundation.errors import HubError
 from foundation.workspace import Workspace
 from orchestrator import down as ending
+from slotgc import pruning
 from tests.slotgc.leaves import STUBBORN, leaf, mark, process, sign
 from tests.slotgc.test_pruning import as_an_ordinary_user
 from tests.slotgc.worktrees import Node, make_slot, make_trunk, newest_checkin
@@ -179,6 +180,30 @@ def test_a_stranger_in_a_pid_file_is_left_alone_and_named(repo: Path) -> None:
         done = bones(repo, "down", "--yes")
         assert done.returncode == 1
         assert f"kept     slot doubtful: pid {other.pid} is alive and nothing" in done.stdout
+        assert "DOUBTFUL slot doubtful: " in done.stdout, "why it is no success"
+    assert (slot / "wt/new").exists()
+
+
+@pytest.mark.parametrize("marked", [True, False])
+def test_a_leaf_that_comes_while_slots_are_cleaned_up_is_named(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, *, marked: bool
+) -> None:
+    slot = live_slot(repo, "late").parent
+    prune = pruning.prune
+    with ExitStack() as stack:
+
+        def with_a_late_one(root: str) -> pruning.Pruned:
+            variables = mark(repo, "late") if marked else {}
+            late.append(stack.enter_context(process(variables=variables)))
+            sign(slot, late[0].pid)
+            return prune(root)
+
+        late: list[subprocess.Popen[bytes]] = []
+        monkeypatch.setattr(pruning, "prune", with_a_late_one)
+        done = ending.down(str(repo), keep_hub=True)
+        assert [process.pid for process in done.survivors] == [late[0].pid]
+        assert not done.is_clean
+        assert late[0].poll() is None
     assert (slot / "wt/new").exists()
 
 

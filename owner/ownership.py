@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 class Owner:
     """An owner, or a follower that knows the holder. From :func:`owner.join`.
 
-    Usable from any thread. As a context manager it releases at the end. In a forked child it is
-    a follower of its parent and does nothing.
+    Usable from any thread. As a context manager it releases at the end; without, it owns until
+    :meth:`release` or the end of the process, whether or not anybody keeps this object. In a
+    forked child it is a follower of its parent and does nothing.
 
     Knowing that one is owner and then acting is not safe under any lease: a process may be
     frozen in between, and another take over. Act inside :meth:`fenced`; or send :attr:`epoch`

@@ -119,13 +119,17 @@ def unsaved_git(worktree: str, head: str, refs: dict[str, str], since_ns: int) -
 
 
 def _has_stored(objects: str, since_ns: int) -> bool:
-    """Tell whether git has put a loose object there after *since_ns*; packs are made of those.
+    """Tell whether git has put an object there after *since_ns*, alone or in a pack.
+
+    A younger pack may be of old objects; but what was undone, and packed by then, is in no other
+    place. A doubt counts as work.
 
     Raises:
         OSError: it cannot be read.
     """
     try:
-        directories = [name for name in os.listdir(objects) if len(name) == 2]  # noqa: PLR2004
+        names = os.listdir(objects)
+        directories = [name for name in names if name == "pack" or len(name) == 2]  # noqa: PLR2004
     except FileNotFoundError:
         return False
     seen = 0

@@ -305,9 +305,22 @@ def test_what_an_agent_has_staged_and_then_lost_from_its_files_is_work(repositor
     assert found.apart == ("its git has stored something since: staged, or committed and undone",)
 
 
-def test_what_git_does_by_itself_is_no_work(repository: Path) -> None:
-    git(repository, "status")
+def test_what_an_agent_has_committed_and_undone_is_work_although_it_was_packed(
+    repository: Path,
+) -> None:
+    (repository / "a").write_text("committed")
+    git(repository, "commit", "-q", "-a", "-m", "mine")
     git(repository, "gc", "-q")
+    git(repository, "reset", "-q", "--hard", "HEAD~")
+    found = judged(repository)
+    assert not found.changes
+    assert found.apart == ("its git has stored something since: staged, or committed and undone",)
+
+
+def test_what_git_does_by_itself_is_no_work(repository: Path) -> None:
+    git(repository, "gc", "-q")  # the maker's, or the committer's: before the base
+    base.write(f"{repository.parent}/base.json", base.index(str(repository), checkin=CHECKIN))
+    git(repository, "status")
     git(repository, "pack-refs", "--all")
     assert not judged(repository).exists()
 

@@ -78,12 +78,13 @@ def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = N
 
 
 def _restore(account: Account, name: str, place: str, target: str) -> Restored:
-    source = _open_source(f"{place}/wt")
     new = not os.path.lexists(target)
     if new:
         os.mkdir(target)
     tree = os.open(target, os.O_RDONLY | os.O_DIRECTORY)
+    source: int | None = None
     try:
+        source = _open_source(f"{place}/wt")
         _refuse_damage(account, name, source)
         patch = Patch(account, rescue.read_base(place), source, tree)
         conflicts = patch.conflicts()

@@ -465,6 +465,18 @@ def test_a_name_that_is_none_of_ours_says_no_time(name: str) -> None:
     assert passage.parse_name(name) == (name, "")
 
 
+def test_a_file_in_the_place_of_the_tree_is_left_alone_and_named(tmp_path: Path) -> None:
+    name = rescued(tmp_path, EDITED)
+    (tmp_path / "file").write_text("mine")
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(
+        HubError, match=f"not wholly restored to {tmp_path}/file: .*Not a directory"
+    ):
+        restore(str(tmp_path), name, str(tmp_path / "file"))
+    assert set(os.listdir("/proc/self/fd")) <= before
+    assert (tmp_path / "file").read_text() == "mine"
+
+
 def test_a_rescue_in_somebody_s_hand_is_not_restored(tmp_path: Path) -> None:
     name = rescued(tmp_path, EDITED)
     claimed = passage.claim(f"{tmp_path}/.bones/rescue/{name}")

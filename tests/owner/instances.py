@@ -81,9 +81,9 @@ class Instance:
         assert line, f"pid {self.pid} ended: {self.process.wait(10)}"
         return ast.literal_eval(line)
 
-    def become(self, ttl_s: float = 10.0) -> tuple[str, int]:
+    def become(self, ttl_s: float = 10.0, renew_interval_s: float | None = None) -> tuple[str, int]:
         """Join; return role and epoch."""
-        role, epoch = self.ask(f"become({ttl_s})")
+        role, epoch = self.ask(f"become({ttl_s}, renew_interval_s={renew_interval_s})")
         return role, epoch
 
     def freeze(self) -> None:

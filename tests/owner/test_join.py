@@ -139,7 +139,7 @@ def test_the_files_are_private_and_nothing_else_is_left(path: Path) -> None:
     before = descriptors()
     old = os.umask(0)
     try:
-        with join(path, ttl_s=0.3) as a:
+        with join(path, ttl_s=TTL_S, renew_interval_s=0.05) as a:
             first = stored(path).deadline_ns
             eventually(lambda: stored(path).deadline_ns > first)
             with a.fenced():
@@ -242,7 +242,7 @@ def test_a_path_that_names_no_file_is_refused(name: str) -> None:
 
 def test_a_path_counts_from_where_one_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(path.parent)
-    with join(path.name, ttl_s=0.3) as a:
+    with join(path.name, ttl_s=TTL_S, renew_interval_s=0.05) as a:
         os.chdir("/")
         first = stored(path).deadline_ns
         eventually(lambda: stored(path).deadline_ns > first)
@@ -274,7 +274,7 @@ def test_the_epoch_is_on_disk_before_the_lease_is_seen(
         real(fd)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with join(path, ttl_s=0.3) as a:
+    with join(path, ttl_s=TTL_S, renew_interval_s=0.05) as a:
         assert synced == [(str(path.parent), False), (str(guard_of(path)), False)]
         first = stored(path).deadline_ns
         eventually(lambda: stored(path).deadline_ns > first)
@@ -287,7 +287,7 @@ def test_a_slow_disk_does_not_eat_into_the_lease(
 ) -> None:
     gate = threading.Event()
     monkeypatch.setattr(os, "fsync", lambda _fd: gate.wait(0.5))
-    with join(path, ttl_s=0.4) as a:
+    with join(path, ttl_s=0.6) as a:
         assert a.is_owner
 
 

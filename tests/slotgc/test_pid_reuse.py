@@ -113,7 +113,10 @@ def test_the_naive_kill_hits_the_stranger_and_ours_does_not(
 def test_a_live_leaf_in_another_pid_namespace_stays(tmp_path: Path, *, signed: bool) -> None:
     """Its number is nobody's here; its record is of elsewhere, and its lock is held."""
     slot = make_slot(tmp_path)
-    unused = next(pid for pid in range(30000, 32000) if not Path(f"/proc/{pid}").exists())
+    newest = int(Path("/proc/sys/kernel/ns_last_pid").read_text())
+    # Below it: what is above may be given to anybody in the next moment.
+    numbers = (*range(newest, 300, -1), *range(30000, 32000))
+    unused = next(pid for pid in numbers if not Path(f"/proc/{pid}").exists())
     program = f'echo {unused - 1} > /proc/sys/kernel/ns_last_pid; exec 3<&0; "$@" <&3 & wait'
     with subprocess.Popen(
         in_pid_namespace(

@@ -63,12 +63,17 @@ def is_place(workspace: Workspace) -> bool:
 
 
 def new_name(workspace: Workspace, slot: str) -> str:
-    """Return the name that *slot* gets as a rescue made now; the caller holds swarm.lock."""
+    """Return the name that *slot* gets as a rescue made now; the caller holds swarm.lock.
+
+    Who has one of the names may step on meanwhile, so they are asked for in the order of the
+    steps: a listing of the directory may show it under neither name.
+    """
     now = utc_now()
     first = name = f"{slot}-{now[:19].replace('-', '').replace(':', '')}Z"
     number = 1
-    taken = set(os.listdir(workspace.rescue))
-    while not taken.isdisjoint((name, JUDGING + name, REMOVING + name)):
+    while any(
+        os.path.lexists(f"{workspace.rescue}/{step}{name}") for step in (JUDGING, REMOVING, "")
+    ):
         number += 1
         name = f"{first}-{number}"
     return name

@@ -436,6 +436,36 @@ def test_what_was_written_through_a_mapping_is_not_lost(root: Path, clean_only: 
     assert tree_of(root / ".bones/rescue" / name / "wt") == {b"src/b": Node(b"TWO\n")}
 
 
+@pytest.mark.parametrize(
+    "steps", [("",), (".removing-",), (".judging-", ""), (".judging-", ".removing-")]
+)
+def test_no_two_rescues_want_the_same_name_while_one_steps_on(
+    root: Path, monkeypatch: pytest.MonkeyPatch, steps: tuple[str, ...]
+) -> None:
+    workspace = Workspace(str(root))
+    passage.make_place(workspace)
+    monkeypatch.setattr(passage, "utc_now", lambda: "2026-11-21T05:30:00.000Z")
+    name = passage.new_name(workspace, "a")
+    taken = [f"{workspace.rescue}/{step}{name}" for step in steps]
+    for moment in range(3):  # it steps on after so many looks
+        os.mkdir(taken[0])
+        looks: list[str] = []
+        lexists = os.path.lexists
+
+        def look(path: str) -> bool:
+            if len(looks) == moment and len(taken) > 1:  # noqa: B023 - called in this turn
+                os.rename(*taken)
+            looks.append(path)  # noqa: B023
+            return lexists(path)  # noqa: B023
+
+        with monkeypatch.context() as looking:
+            looking.setattr(os.path, "lexists", look)
+            assert passage.new_name(workspace, "a") == f"{name}-2"
+        for path in taken:
+            if lexists(path):
+                os.rmdir(path)
+
+
 # --- kills ---------------------------------------------------------------------------------
 
 PRUNE = """

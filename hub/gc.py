@@ -43,7 +43,9 @@ def gc(*, root: str | None = None, dry_run: bool = False, as_json: bool = False)
     if as_json:
         output.print_data("hub.gc", {"root": workspace.root, **pruned.as_dict()})
     else:
-        _show_lines(lines(pruned), "no dead slots")
+        stay = len(pruned.kept)
+        why = f"; {stay} stay{'s' * (stay == 1)}: `hub gc --dry-run` says why" if stay else ""
+        _show_lines(lines(pruned), f"nothing to clean up{why}")
     return 1 if pruned.failed else 0
 
 

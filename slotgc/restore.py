@@ -45,8 +45,8 @@ def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = N
     """Bring the rescue *name* of *workspace_dir* back, into *to* (``./NAME`` by default).
 
     Raises:
-        Refused: there is no such rescue, or the tree has something of its own at a path; every
-            one is named, and nothing was touched.
+        Refused: there is no such rescue, *to* is no directory and cannot become one, or the tree
+            has something of its own at a path; every one is named, and nothing was touched.
         Corrupt: the rescue is damaged; nothing was touched.
         Unavailable: another process is finishing it now.
         HubError: the file system said no; the same call goes on from there.
@@ -59,8 +59,11 @@ def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = N
             f"{workspace.rescue} holds no rescue {name!r}: `bones swarm rescue ls` names them",
             reason="no-rescue",
         )
+    if not target:
+        raise Refused("'' names no directory: give --to one, or leave it out", reason="no-target")
     try:
         target = os.path.abspath(target)  # fails in a directory that was deleted
+        _refuse_no_place(target)
         claimed = passage.claim(place)
         if claimed is None:
             raise Unavailable(f"{name} is being finished: try again", reason="rescue-busy")
@@ -75,6 +78,15 @@ def restore(workspace_dir: str | os.PathLike[str], name: str, to: str | None = N
             "same command goes on",
             reason="restore",
         ) from None
+
+
+def _refuse_no_place(target: str) -> None:
+    parent = os.path.dirname(target)
+    if os.path.lexists(target):
+        if not os.path.isdir(target):
+            raise Refused(f"{target} is not a directory: name one with --to", reason="no-target")
+    elif not os.path.isdir(parent):
+        raise Refused(f"{parent} is not a directory: make it first", reason="no-target")
 
 
 def _restore(account: Account, name: str, place: str, target: str) -> Restored:

@@ -67,7 +67,7 @@ def ls(*, root: Root = None, as_json: Json = False) -> NoReturn:
     elif rescues:
         output.line("\n".join(printable(_told(one)) for one in rescues))
     else:
-        output.say(f"no rescues in {workspace.root}")
+        output.say(f"no rescues in {printable(workspace.root)}", program="bones")
     sys.exit(0)
 
 
@@ -108,11 +108,13 @@ def restore(
             data[field] = [treepath.to_json(path) for path in data[field]]
         output.print_data(verb, data)
         sys.exit(0)
-    count = len(done.written) + done.unchanged
-    output.say(f"{count} files restored to {printable(done.to)}")
+    count = len(done.written)
+    same = f", {done.unchanged} as rescued already" if done.unchanged else ""
+    words = f"{count} {'file' if count == 1 else 'files'} restored to {printable(done.to)}{same}"
+    output.say(words, program="bones")
     if done.deleted:
         named = several([treepath.show(path) for path in done.deleted])
-        output.say(f"deleted: {named}")
+        output.say(f"deleted: {named}", program="bones")
     for words in done.apart:
-        output.say(printable(f"{words}: in {shlex.quote(done.path)}"))
+        output.say(printable(f"{words}: in {shlex.quote(done.path)}"), program="bones")
     sys.exit(0)

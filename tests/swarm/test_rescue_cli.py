@@ -96,8 +96,23 @@ def test_restore_makes_a_new_directory_here(repo: Path, name: str) -> None:
     done = bones(repo / "src", "restore", name)
     assert (done.returncode, done.stdout) == (0, ""), done.stderr
     assert tree_of(repo / "src" / name) == EDITED
-    assert f"2 files restored to {repo}/src/{name}" in done.stderr
-    assert "deleted: b" in done.stderr
+    assert done.stderr.startswith(f"bones: 2 files restored to {repo}/src/{name}\n")
+    assert "bones: deleted: b" in done.stderr
+    again = bones(repo / "src", "restore", name)
+    assert f"0 files restored to {repo}/src/{name}, 2 as rescued already\n" in again.stderr
+
+
+def test_a_place_that_is_no_directory_is_named_with_the_way_out(repo: Path, name: str) -> None:
+    (repo / "file").write_text("mine")
+    for to, words in (
+        ("", "'' names no directory"),
+        ("file", f"{repo}/file is not a directory"),
+        ("missing/new", f"{repo}/missing is not a directory: make it first"),
+    ):
+        done = bones(repo, "restore", name, "--to", to)
+        assert (done.returncode, done.stdout) == (1, "")
+        assert words in done.stderr
+    assert (repo / "file").read_text() == "mine"
 
 
 def test_restore_patches_a_tree_and_says_in_json_what_it_did(repo: Path, name: str) -> None:

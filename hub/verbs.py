@@ -215,7 +215,7 @@ def reap(
                 raise Usage(
                     f"{render.processes(planned)} to end, and nobody here to ask: --yes ends "
                     "them, --dry-run only says which",
-                    reason="not-agreed",
+                    reason="not-confirmed",
                 )
             output.say("end these processes? [y/N]")
             if sys.stdin.readline().strip().lower() not in ("y", "yes"):

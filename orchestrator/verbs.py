@@ -57,7 +57,7 @@ def down(
     if as_json:
         output.print_data(VERB, {"dry_run": False, **done.as_dict()})
     else:
-        _show(done)
+        _show(done, keep_hub=keep_hub)
     return 0 if done.is_clean else 1
 
 
@@ -73,7 +73,7 @@ def _agreed(plan: Plan, *, as_json: bool) -> bool:
             output.say(line, program="bones")
     if as_json or not (sys.stdin and sys.stdin.isatty()):
         raise Usage(
-            "nobody can be asked here: --yes does it, --dry-run shows what it would do",
+            "nobody here to ask: --yes does it, --dry-run only says what it would do",
             reason="not-confirmed",
         )
     sys.stderr.write("bones: go on? [y/N] ")
@@ -91,12 +91,13 @@ def _planned(plan: Plan) -> Iterator[str]:
         yield f"stop     the hub (pid {plan.hub})"
 
 
-def _show(done: Down) -> None:
+def _show(done: Down, *, keep_hub: bool) -> None:
     lines = list(_done(done))
     if lines:
         output.line("\n".join(map(printable, lines)))
     if done.is_clean:
-        output.say(f"nothing of ours runs in {printable(done.root)}", program="bones")
+        aside = "the hub aside, " if keep_hub else ""
+        output.say(f"{aside}nothing of ours runs in {printable(done.root)}", program="bones")
 
 
 def _done(done: Down) -> Iterator[str]:

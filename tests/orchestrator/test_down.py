@@ -152,6 +152,7 @@ def test_down_can_keep_the_hub(hub: Hub) -> None:
         done = bones(hub.root, "down", "--yes", "--keep-hub")
         assert done.returncode == 0, done.stdout + done.stderr
         assert busy.wait(1) == -signal.SIGTERM
+    assert "the hub aside, nothing of ours runs" in done.stderr
     assert hub.status()["info"]["pid"] == info["pid"]
     assert os.listdir(hub.workspace.swarm) == []
 

@@ -116,7 +116,7 @@ def doctor(*, below: str | None = None, as_json: bool = False) -> int:
             },
         )
     else:
-        output.line("\n".join([*one.lines(wide), f"this machine: {one.summary(wide)}"]))
+        output.line("\n".join([f"this machine: {one.summary(wide)}", *one.lines(wide)]))
         for examined in workspaces:
             findings = list(examined.findings)
             output.line(

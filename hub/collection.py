@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from foundation.errors import from_wire
 from foundation.spawn import describe_exit
 from hub.errand import Errand
 
@@ -49,7 +50,8 @@ class Collection:
     def _ended(self, status: int, misunderstood: str) -> None:
         wrong = misunderstood
         if not wrong and status:
-            wrong = str(self._report.get("fail", describe_exit(status)))
+            fail = self._report.get("fail")
+            wrong = describe_exit(status) if fail is None else str(from_wire(fail))
         self._on_end(self._report, wrong)
 
 

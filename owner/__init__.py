@@ -7,7 +7,7 @@
             with me.fenced() as epoch:  # nobody takes over while this runs
                 write(epoch)
 
-Nothing is imported before it is asked for.
+Nothing is imported before it is asked for. docs/library.md tells all of it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,18 @@ FOLLOWER = "follower"
 ENDPOINT_META_KEY = "endpoint"
 """Where in a lease's metadata the owner's endpoint stands."""
 
+__all__ = [
+    "ENDPOINT_META_KEY",
+    "FOLLOWER",
+    "OWNER",
+    "Holder",
+    "Owner",
+    "Watch",
+    "inspect",
+    "join",
+    "watch",
+]
+
 _MODULES = {
     "Holder": "holder",
     "Owner": "ownership",
@@ -46,3 +58,8 @@ def __getattr__(name: str) -> Any:
     if module is None:
         raise AttributeError(f"module 'owner' has no attribute {name!r}")
     return getattr(__import__(f"owner.{module}", fromlist=[name]), name)
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those that nobody has asked for yet among them."""
+    return __all__

@@ -46,12 +46,12 @@ def join(
     record) are for followers. A second join by the same process is a follower, too.
 
     Raises:
-        ValueError: an argument is out of bounds; it says which.
+        ValueError, TypeError: an argument is out of bounds, or no such thing; it says which.
         Refused: no lease can be kept there (a network file system, no right to write).
         Corrupt: what is there is no lease: nobody becomes owner, and it says what to do.
         Unavailable: the files cannot be read or written now, or somebody stays in the guard.
     """
-    path = _checked_path(path)
+    path = store.checked_path(path)
     ttl_ns = _checked_ttl(ttl_s)
     interval_ns = _checked_interval(renew_interval_s, ttl_ns)
     words = _checked_meta(endpoint, meta)
@@ -161,16 +161,9 @@ def _refuse_network(path: str) -> None:
         )
 
 
-def _checked_path(path: str | os.PathLike[str]) -> str:
-    name = os.fspath(path)
-    if not isinstance(name, str):
-        raise TypeError(f"path is {type(name).__name__}, not str")
-    if not name or "\0" in name or name.endswith("/"):
-        raise ValueError(f"path {name!r} names no file")
-    return os.path.abspath(name)
-
-
 def _checked_ttl(ttl_s: float) -> int:
+    if not isinstance(ttl_s, int | float):
+        raise TypeError(f"ttl_s is {ttl_s!r}, no number of seconds")
     if not TTL_MIN_S <= ttl_s <= TTL_MAX_S:
         raise ValueError(f"ttl_s is {ttl_s!r}, not between {TTL_MIN_S:g} and {TTL_MAX_S:g}")
     return int(ttl_s * NS_PER_S)
@@ -179,6 +172,8 @@ def _checked_ttl(ttl_s: float) -> int:
 def _checked_interval(renew_interval_s: float | None, ttl_ns: int) -> int:
     if renew_interval_s is None:
         return ttl_ns // _RENEWALS
+    if not isinstance(renew_interval_s, int | float):
+        raise TypeError(f"renew_interval_s is {renew_interval_s!r}, no number of seconds")
     most_s = ttl_ns / NS_PER_S * _LARGEST_INTERVAL
     if not 0 < renew_interval_s <= most_s:
         raise ValueError(

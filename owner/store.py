@@ -28,6 +28,21 @@ _NO_PLACE = (errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG)
 _NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS)
 
 
+def checked_path(path: str | os.PathLike[str]) -> str:
+    """Return *path*, absolute.
+
+    Raises:
+        TypeError: it is no path, or one of bytes.
+        ValueError: it names no file.
+    """
+    name = os.fspath(path)
+    if not isinstance(name, str):
+        raise TypeError(f"path is {type(name).__name__}, not str")
+    if not name or "\0" in name or name.endswith("/"):
+        raise ValueError(f"path {name!r} names no file")
+    return os.path.abspath(name)
+
+
 def read_record(path: str) -> Lease | None:
     """Return the record at *path*, None if there is none. Takes no lock.
 
@@ -228,15 +243,15 @@ def _copy_in(fd: int, path: str) -> Lease | None:
     except ValueError as error:
         raise Corrupt(
             f"{path} is not the guard of a lease ({error}): stop whoever uses {path[:-5]}, then "
-            "remove this file; the epoch goes on from the record",
+            "remove this file; the epoch goes on from the record, if that is whole",
             reason="guard-corrupt",
         ) from None
 
 
 def _corrupt(path: str, why: str) -> Corrupt:
     return Corrupt(
-        f"{path} is not a lease ({why}), so nobody knows who owns it: stop whoever uses it, then "
-        "remove this file alone; the epoch goes on from its guard",
+        f"{path} is not a lease ({why}), so nobody knows who owns it. If it was one: stop whoever "
+        f"uses it, then remove it alone; the epoch goes on from {path}.lock, if that is whole",
         reason="lease-corrupt",
     )
 

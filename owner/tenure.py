@@ -104,6 +104,7 @@ class Tenure:
         if not self.is_forked:
             self._renews = False
             self._timers.pace.stop()
+            self.belief.trouble = "renewing was cancelled"
 
     def release(self) -> bool:
         """Hand over; return whether that is on record. See :meth:`owner.Owner.release`."""

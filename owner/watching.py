@@ -28,14 +28,14 @@ def inspect(path: str | os.PathLike[str]) -> Holder | None:
         Corrupt: what is there is no lease.
         HubError: it cannot be read.
     """
-    lease = _read(os.path.abspath(path))
+    lease = _read(store.checked_path(path))
     held = store.standing(lease, Boottime.here().now_ns()) == rules.HELD
     return Holder.of(lease) if held and lease is not None else None
 
 
 def watch(path: str | os.PathLike[str]) -> Watch:
     """Return an iterator over who holds the lease at *path*: see :class:`Watch`."""
-    return Watch(os.path.abspath(path))
+    return Watch(store.checked_path(path))
 
 
 def _read(path: str) -> Lease | None:

@@ -236,8 +236,20 @@ def test_an_argument_out_of_bounds_is_named_and_changes_nothing(
 
 @pytest.mark.parametrize("name", ["", "a\0b", "/tmp/"])
 def test_a_path_that_names_no_file_is_refused(name: str) -> None:
-    with pytest.raises(ValueError, match="path"):
-        join(name, ttl_s=TTL_S)
+    for call in (lambda: join(name, ttl_s=TTL_S), lambda: inspect_lease(name)):
+        with pytest.raises(ValueError, match="path"):
+            call()
+
+
+@pytest.mark.parametrize("arguments", [{"ttl_s": "3"}, {"ttl_s": 3, "renew_interval_s": "1"}])
+def test_a_time_that_is_no_number_is_named(path: Path, arguments: dict[str, Any]) -> None:
+    with pytest.raises(TypeError, match=r"ttl_s is '3'|renew_interval_s is '1'"):
+        join(path, **arguments)
+    assert not list(path.parent.iterdir())
+
+
+def test_the_package_shows_its_names_before_they_are_asked_for() -> None:
+    assert {"join", "inspect", "watch", "Owner"} <= set(dir(__import__("owner")))
 
 
 def test_a_path_counts_from_where_one_was(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -347,6 +359,7 @@ def test_a_record_that_cannot_be_read_makes_nobody_owner(path: Path, kind: str) 
             with pytest.raises(Corrupt, match="stop whoever uses it, then remove") as error:
                 call()
             assert str(path) in str(error.value)
+            assert "if it was one" in str(error.value).lower()  # it may be a mistyped path
             assert error.value.reason == "lease-corrupt"
         if kind == "directory":
             path.rmdir()

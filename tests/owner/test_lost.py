@@ -316,7 +316,7 @@ def test_it_is_told_on_its_event_loop(path: Path) -> None:
         assert a.is_owner, "not renewed, but not over yet"
         await asyncio.wait_for(a.lost.wait_async(), 10)
         assert not a.is_owner
-        assert a.lost_reason == "it was not renewed in time"
+        assert a.lost_reason == "it was not renewed in time: renewing was cancelled"
 
     asyncio.run(run())
 

@@ -33,3 +33,8 @@ def __getattr__(name: str) -> object:
     value: object = getattr(importlib.import_module(_MODULES[name]), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    """Return the public names, those that nobody has asked for yet among them."""
+    return __all__

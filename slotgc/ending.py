@@ -50,7 +50,10 @@ def kill(
 ) -> bool:
     """End process *pid* if it is provably ours; return whether it is gone.
 
-    As :func:`end`, which tells what happened.
+    SIGTERM, *grace_s* seconds to obey, SIGKILL. True also if no process has that pid; False, with
+    nothing signalled, if nothing proves that it is ours. Ours carries our mark in its environment
+    or is named by a slot's leaf.json; *workspace_dir* narrows both to one workspace. :func:`end`
+    does the same, tells what happened, and says more.
     """
     return end(pid, workspace_dir=workspace_dir, grace_s=grace_s).gone
 

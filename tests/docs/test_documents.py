@@ -5,6 +5,9 @@ from __future__ import annotations
 import re
 import runpy
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -28,3 +31,17 @@ def test_the_architecture_names_every_module_that_there_is() -> None:
         for module in (ROOT / package).glob("*.py"):
             if module.stem != "__init__":
                 assert f"`{module.stem}`" in told, f"{package}/{module.name} is not explained"
+
+
+def test_the_examples_for_python_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    examples = re.findall(r"```python\n(.*?)```", (ROOT / "docs/library.md").read_text(), re.DOTALL)
+    assert len(examples) == 3
+    names: dict[str, Any] = {}
+    for example in examples:
+        exec(compile(example, "docs/library.md", "exec"), names)
+    assert capsys.readouterr().out == "writing with epoch 1\n"
+    with names["stand_by"]("auth.owner") as me:
+        assert me.epoch == 2

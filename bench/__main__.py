@@ -12,8 +12,11 @@ def main() -> None:
     """Run the benchmark that the command line names."""
     name = sys.argv[1] if len(sys.argv) > 1 else ""
     if name not in _BENCHES:
-        sys.stderr.write(f"usage: bin/bench {'|'.join(_BENCHES)} [--help]\n")
-        sys.exit(2)
+        asked = name in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(
+            f"usage: bin/bench {'|'.join(_BENCHES)} [--help]\n"
+        )
+        sys.exit(0 if asked else 2)
     sys.exit(importlib.import_module(f"bench.{name}").main(sys.argv[2:]))
 
 

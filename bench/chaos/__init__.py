@@ -19,8 +19,11 @@ def main(arguments: list[str]) -> int:
     """Run the campaign that the first of *arguments* names; return the exit status."""
     name = arguments[0] if arguments else ""
     if name not in CAMPAIGNS:
-        sys.stderr.write(f"usage: bin/bench chaos {'|'.join(CAMPAIGNS)} [--help]\n")
-        return 2
+        asked = name in ("-h", "--help")
+        (sys.stdout if asked else sys.stderr).write(
+            f"usage: bin/bench chaos {'|'.join(CAMPAIGNS)} [--help]\n"
+        )
+        return 0 if asked else 2
     try:
         return int(importlib.import_module(f"bench.chaos.{name}").main(arguments[1:]))
     except KeyboardInterrupt:

@@ -4,11 +4,12 @@
 revived or moved away. ``leaf.lock`` in the slot is held for the life of its leaf. Both are flocks,
 freed by the kernel; neither file is ever unlinked (leaf.lock goes with its slot's directory).
 
-- A **maker** takes swarm.lock, makes the directory, creates and takes leaf.lock
-  (:func:`make_leaf_lock`) and lets swarm.lock go. It builds the worktree as ``wt.new`` and
-  renames it to ``wt`` last, starts the leaf with the descriptor of leaf.lock among its files, and
-  closes its own. So the slot is never without a holder while it is being made, and only ``wt``
-  can hold work.
+- A **maker** has :meth:`foundation.workspace.Workspace.make_bones` make ``.bones`` (hidden from
+  git, spared by ``git clean -fdx``), takes swarm.lock, makes the directory, creates and takes
+  leaf.lock (:func:`make_leaf_lock`) and lets swarm.lock go. It builds the worktree as ``wt.new``
+  and renames it to ``wt`` last, starts the leaf with the descriptor of leaf.lock among its files,
+  and closes its own. So the slot is never without a holder while it is being made, and only
+  ``wt`` can hold work.
 - A **reviver** does the same with a directory that is there, once it has seen under both locks
   that its leaf is dead: :class:`Claim`, then :meth:`Claim.take`.
 - A **leaf** writes leaf.json, then leaf.pid (:func:`slotgc.leaf.write_record`), and keeps the

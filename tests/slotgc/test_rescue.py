@@ -465,18 +465,6 @@ def test_a_name_that_is_none_of_ours_says_no_time(name: str) -> None:
     assert passage.parse_name(name) == (name, "")
 
 
-def test_a_file_in_the_place_of_the_tree_is_left_alone_and_named(tmp_path: Path) -> None:
-    name = rescued(tmp_path, EDITED)
-    (tmp_path / "file").write_text("mine")
-    before = set(os.listdir("/proc/self/fd"))
-    with pytest.raises(
-        HubError, match=f"not wholly restored to {tmp_path}/file: .*Not a directory"
-    ):
-        restore(str(tmp_path), name, str(tmp_path / "file"))
-    assert set(os.listdir("/proc/self/fd")) <= before
-    assert (tmp_path / "file").read_text() == "mine"
-
-
 def test_a_rescue_in_somebody_s_hand_is_not_restored(tmp_path: Path) -> None:
     name = rescued(tmp_path, EDITED)
     claimed = passage.claim(f"{tmp_path}/.bones/rescue/{name}")
@@ -487,14 +475,18 @@ def test_a_rescue_in_somebody_s_hand_is_not_restored(tmp_path: Path) -> None:
     assert isinstance(restore(str(tmp_path), name, f"{tmp_path}/new"), Restored)
 
 
-@pytest.mark.parametrize("target", ["file", "no/such/parent"])
-def test_a_place_that_cannot_be_written_is_an_error_that_names_it(
-    tmp_path: Path, target: str
+@pytest.mark.parametrize(("target", "named"), [("file", "file"), ("no/such/parent", "no/such")])
+def test_a_place_that_cannot_be_written_is_named_and_left_alone(
+    tmp_path: Path, target: str, named: str
 ) -> None:
     name = rescued(tmp_path, EDITED)
-    (tmp_path / "file").touch()
-    with pytest.raises(HubError, match=target):
+    (tmp_path / "file").write_text("mine")
+    before = set(os.listdir("/proc/self/fd"))
+    with pytest.raises(Refused, match=f"{tmp_path}/{named} is not a directory") as error:
         restore(str(tmp_path), name, f"{tmp_path}/{target}")
+    assert error.value.reason == "no-target"
+    assert set(os.listdir("/proc/self/fd")) <= before
+    assert (tmp_path / "file").read_text() == "mine"
 
 
 # --- kills ---------------------------------------------------------------------------------

@@ -55,7 +55,10 @@ def read(place: str) -> Account | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        raise Corrupt(f"{path} cannot be used: {error}", reason="rescue") from None
+        raise Corrupt(
+            f"{path} cannot be used: {error}; what was rescued is in {place}/wt, to copy by hand",
+            reason="rescue",
+        ) from None
 
 
 def disown(slot: str) -> None:

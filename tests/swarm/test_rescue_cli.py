@@ -148,3 +148,12 @@ def test_a_wrong_command_line_is_an_error_like_any_other(repo: Path, words: list
     told = json.loads(done.stdout)
     assert told["schema"]["verb"] == "swarm.rescue"
     assert told["error"]["exit_code"] == done.returncode == 2
+
+
+def test_a_damaged_record_is_an_error_that_says_where_the_files_are(repo: Path, name: str) -> None:
+    place = repo / ".bones/rescue" / name
+    (place / "rescue.json").write_text("junk")
+    done = bones(repo, "restore", name)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert f"what was rescued is in {place}/wt, to copy by hand" in done.stderr
+    assert f"{name}  damaged: " in bones(repo, "ls").stdout

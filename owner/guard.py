@@ -32,7 +32,7 @@ class Guard:
         self.path = f"{path}.lock"
         self.fd = -1
         self._timeout_s = timeout_s
-        self._pid = 0
+        self._process = (0, 0)
 
     def __enter__(self) -> Self:
         """Wait for the guard and hold it.
@@ -50,7 +50,7 @@ class Guard:
                     raise _busy(self.path, self._timeout_s)
                 time.sleep(pause_s)
                 pause_s = min(2 * pause_s, _RETRY_TO_S)
-            self._pid = os.getpid()
+            self._process = private.process()
         except BaseException:
             self._close()
             raise
@@ -61,7 +61,7 @@ class Guard:
 
     def leave(self) -> None:
         """Let others in."""
-        if self._pid != os.getpid():
+        if self._process != private.process():
             return  # a forked child: it has closed the descriptor, and the lock is its parent's
         # Not by closing alone: a program that another thread starts has a copy until its exec.
         fcntl.flock(self.fd, fcntl.LOCK_UN)
@@ -73,7 +73,7 @@ class Guard:
         Raises:
             LeaseLost: it is a child of the one that does.
         """
-        if self._pid != os.getpid():
+        if self._process != private.process():
             raise LeaseLost("this is a forked child of the owner", reason="not-owner")
 
     def _try(self) -> bool:

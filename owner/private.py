@@ -1,4 +1,4 @@
-"""Descriptors that a forked child must not keep.
+"""What a forked child must not keep: descriptors, and the belief that it is its parent.
 
 A child that held a guard would keep it locked after its parent's death.
 """
@@ -14,6 +14,15 @@ if TYPE_CHECKING:
 
 _open: set[int] = set()
 _mutex = _thread.RLock()  # held over a fork: no descriptor is between its opening and its entry
+_forks = 0
+
+
+def process() -> tuple[int, int]:
+    """Return what tells this process from those that it was forked from.
+
+    Not its pid alone: the child of pid 1 in a pid namespace of its own has the same.
+    """
+    return os.getpid(), _forks
 
 
 def opened(make: Callable[[], int]) -> int:
@@ -32,6 +41,8 @@ def close(fd: int) -> None:
 
 
 def _in_child() -> None:
+    global _forks  # noqa: PLW0603 - a fork concerns all of the process
+    _forks += 1
     try:
         for fd in _open:
             try:

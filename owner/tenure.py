@@ -6,11 +6,11 @@ end by a clock of its own.
 
 from __future__ import annotations
 
-import os
 import threading
 
 from foundation.errors import HubError, LeaseLost
 from owner import lease as rules
+from owner import private
 from owner.belief import Belief
 from owner.guard import WAIT_S
 from owner.store import Store
@@ -64,7 +64,7 @@ class Tenure:
         self._clock = clock
         self._timers = timers
         self._interval_ns = renew_interval_ns
-        self._pid = os.getpid()
+        self._process = private.process()
         self._renews = True
         self._handed_over = False
 
@@ -93,7 +93,7 @@ class Tenure:
     @property
     def is_forked(self) -> bool:
         """Whether this is a child of the process that owns."""
-        return self._pid != os.getpid()
+        return self._process != private.process()
 
     def holds(self) -> bool:
         """Tell whether the lease is ours now, by the clock."""

@@ -276,6 +276,38 @@ def test_an_owner_in_another_pid_namespace_lives_until_its_deadline(path: Path) 
         assert stored(path).deadline_ns > deadline_ns
 
 
+FORK = """
+import ctypes, os, sys
+sys.path.insert(0, sys.argv[1])
+from owner import inspect, join
+a = join(sys.argv[2], ttl_s=3600)
+fence = a.fenced()
+fence.__enter__()
+if ctypes.CDLL(None).unshare(0x20000000):
+    sys.exit("no second pid namespace")
+child = os.fork()
+if child == 0:
+    fence.__exit__()
+    print(os.getpid(), a.role, a.is_owner, a.release(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+fence.__exit__()
+print(os.getpid(), a.role, a.is_owner, inspect(sys.argv[2]) == a.holder)
+"""
+
+
+@pytest.mark.skipif(not can(*PID_NAMESPACE, "true"), reason="no unprivileged pid namespaces here")
+def test_a_forked_child_with_the_pid_of_its_parent_owns_nothing(path: Path) -> None:
+    done = subprocess.run(
+        [*PID_NAMESPACE, "--fork", sys.executable, "-c", FORK, CODE, path],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    told = "1 follower False True\n1 owner True True\n"
+    assert (done.stdout, done.returncode) == (told, 0), done.stderr
+
+
 @pytest.mark.skipif(not can(*TIME_NAMESPACE, "9", "true"), reason="no time namespaces here")
 @pytest.mark.parametrize("shift_s", ["1000000", "-5"])
 def test_an_owner_in_another_time_namespace_has_the_same_deadlines(

@@ -65,15 +65,15 @@ NatsPort = Annotated[
 ]
 
 
-def _seconds(text: str) -> float:
+def seconds(text: str) -> float:
     """Read a positive number of seconds; name it if it is none."""
     try:
-        seconds = float(text)
+        value = float(text)
     except ValueError:
-        seconds = 0.0
-    if not 0 < seconds < _LONGEST_WAIT_S:
+        value = 0.0
+    if not 0 < value < _LONGEST_WAIT_S:
         raise typer.BadParameter(f"{text}: a time is a positive number of seconds")
-    return seconds
+    return value
 
 
 def _count(text: str | int) -> int:
@@ -87,7 +87,7 @@ def _count(text: str | int) -> int:
 Timeout = Annotated[
     float | None,
     typer.Option(
-        parser=_seconds,
+        parser=seconds,
         metavar="SECONDS",
         help="Give up this long after the last sign of progress. [default: 30]",
     ),

@@ -84,13 +84,15 @@ def status(now: HubStatus, *, as_json: bool) -> Shown:
     return Shown(stdout="\n".join(lines) + "\n", status=now.exit_code)
 
 
-def everywhere(listing: Listing, *, as_json: bool) -> Shown:
+def everywhere(listing: Listing, *, as_json: bool, below: str | None = None) -> Shown:
     """Show every hub of this user, a line each; notes on the registry go to stderr."""
     if as_json:
         return Shown(
             stdout=output.envelope("hub.status", listing.as_dict()), status=listing.exit_code
         )
-    told = [*listing.notes] if listing.hubs else [*listing.notes, "no hub runs"]
+    told = [*listing.notes]
+    if not listing.hubs:
+        told.append("no hub runs" if below is None else f"no hub runs at {below} or below")
     return Shown(
         stdout="".join(f"{_line(hub)}\n" for hub in listing.hubs),
         stderr="".join(output.talk(note) for note in map(printable, told)),
@@ -125,7 +127,12 @@ def processes(found: Iterable[Reaped]) -> str:
 
 
 def reaped(
-    found: tuple[Reaped, ...], spared: tuple[Spared, ...], *, as_json: bool, dry_run: bool
+    found: tuple[Reaped, ...],
+    spared: tuple[Spared, ...],
+    *,
+    as_json: bool,
+    dry_run: bool,
+    below: str | None = None,
 ) -> Shown:
     """Show what a reap did or, with *dry_run*, would do; exit code 1 if something survives."""
     left = [pid for one in found for pid in one.survivors]
@@ -144,7 +151,7 @@ def reaped(
     if left:
         said = f"{len(left)} survived: pid {', '.join(map(str, left))}"
     elif not found:
-        said = "nothing to reap"
+        said = "nothing to reap" if below is None else f"nothing to reap at {below} or below"
     elif dry_run:
         said = ""
     else:

@@ -169,8 +169,9 @@ def status(*, root: str | None = None, as_json: bool = False, everywhere: bool =
         if everywhere:
             from hub import everywhere as listing  # noqa: PLC0415
 
-            found = listing.everywhere(directory_or_anywhere(root))
-            return output.show(render.everywhere(found, as_json=as_json))
+            below = directory_or_anywhere(root)
+            found = listing.everywhere(below)
+            return output.show(render.everywhere(found, as_json=as_json, below=below))
         now = asking.status(root_or_default(root))
     except HubError as error:
         return output.print_error("hub.status", error, as_json=as_json)
@@ -206,7 +207,7 @@ def reap(
             planned = reaping.would(plan)
         if dry_run or not planned:
             return output.show(
-                render.reaped(planned, plan.spared, as_json=as_json, dry_run=dry_run)
+                render.reaped(planned, plan.spared, as_json=as_json, dry_run=dry_run, below=below)
             )
         if not yes:
             if not as_json:
@@ -225,7 +226,9 @@ def reap(
         done = reaping.reap(below, only=pids)
     except HubError as error:
         return output.print_error("hub.reap", error, as_json=as_json)
-    return output.show(render.reaped(done, plan.spared, as_json=as_json, dry_run=False))
+    return output.show(
+        render.reaped(done, plan.spared, as_json=as_json, dry_run=False, below=below)
+    )
 
 
 def _has_terminal() -> bool:

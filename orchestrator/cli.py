@@ -8,7 +8,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from hub import __version__, output
-from hub.cli import Json, Root, Timeout, run_app
+from hub.cli import Json, Root, run_app, seconds
 from hub.cli import app as hub_app
 from swarm.cli import app as swarm_app
 
@@ -36,7 +36,14 @@ def down(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     keep_hub: Annotated[bool, typer.Option("--keep-hub", help="End all but the hub.")] = False,
-    timeout: Timeout = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="End a hub that hangs after this long. [default: 10]",
+        ),
+    ] = None,
 ) -> NoReturn:
     """End all that runs in this workspace, and lose nothing.
 

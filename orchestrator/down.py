@@ -18,7 +18,7 @@ from foundation.record import Record
 from foundation.workspace import Workspace
 from hub.census import Census, Member, census
 from hub.status import status_of
-from hub.stop import TIMEOUT_S, stop
+from hub.stop import stop
 from slotgc import ending, pruning
 from slotgc.hold import is_busy, refuse_foreign
 from slotgc.leaf import JUNK, LIVE, UNBORN, UNKNOWN, look_all
@@ -26,10 +26,15 @@ from slotgc.mark import sees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from slotgc.leaf import Leaf
 
+HUB_WITHIN_S = 10.0
+"""How long the hub may take to drain before it is ended by force."""
 GRACE_S = 5.0
 """How long leaves and what they started may take to end, all together."""
+_ANSWER_WITHIN_S = 1.0
 _PASSES = 3
 """What a process forked while it was being ended is found by looking again."""
 
@@ -104,7 +109,7 @@ def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
     refuse_foreign(workspace)
     leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
     slots = tuple(
-        SlotFate(name=verdict.name, action="end", reason=leaves[verdict.name].reason)
+        SlotFate(name=verdict.name, action="end", reason="once its leaf has ended")
         if verdict.name in leaves
         else SlotFate(name=verdict.name, action=verdict.action, reason=verdict.reason)
         for verdict in pruning.plan(workspace.root)
@@ -124,10 +129,16 @@ def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
     )
 
 
-def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = TIMEOUT_S) -> Down:
+def down(
+    root: str | None = None,
+    *,
+    keep_hub: bool = False,
+    timeout_s: float = HUB_WITHIN_S,
+    on_phase: Callable[[str], None] = lambda _words: None,
+) -> Down:
     """End what runs in the workspace around *root*, clean up its slots, prove that it is done.
 
-    Nothing to do is no error. With *keep_hub* the hub goes on.
+    Nothing to do is no error. With *keep_hub* the hub goes on. *on_phase* is told what begins.
 
     Raises:
         Refused: there is no workspace, its state is not this user's, or this process is below
@@ -136,16 +147,19 @@ def down(root: str | None = None, *, keep_hub: bool = False, timeout_s: float = 
         HubError: the slots cannot be listed.
     """
     workspace = Workspace.find(root)
-    before = plan(workspace, keep_hub=keep_hub).hub
+    planned = plan(workspace, keep_hub=keep_hub)
+    on_phase(f"ending {len(planned.processes)} processes beside the hub, within {GRACE_S:g} s")
     ended = _end_processes(workspace)
     hit("down.processes-ended")
+    on_phase(f"cleaning up {len(planned.slots)} slots")
     pruned = pruning.prune(workspace.root)
     hit("down.slots-pruned")
     stopped, trouble = 0, ""
     if not keep_hub:
+        on_phase(f"stopping the hub; one that hangs is ended after {timeout_s:g} s")
         try:
             done = stop(workspace.root, force=True, timeout_s=timeout_s)
-            stopped = before if done.was_running else 0
+            stopped = planned.hub if done.was_running else 0
         except HubError as error:
             trouble = str(error)
         ended += _end_processes(workspace)  # what the end of the hub left without one
@@ -264,7 +278,7 @@ def _is_doubtful(workspace: Workspace, leaf: Leaf) -> bool:
 def _hub_pid(workspace: Workspace) -> int:
     if not os.path.isdir(workspace.state):
         return 0
-    now = status_of(workspace)
+    now = status_of(workspace, within_s=_ANSWER_WITHIN_S)
     if now.info is not None:
         return now.info.pid
     with census(workspace.root) as found:

@@ -4,22 +4,24 @@ from __future__ import annotations
 
 import shlex
 import sys
+import threading
 
 from foundation.errors import HubError, Usage
 from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
-from hub.stop import TIMEOUT_S
 from hub.verbs import root_or_default
 from orchestrator import down as ending
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from typing import Self
 
     from orchestrator.down import Down, Plan
 
 VERB = "bones.down"
+_SILENT_S = 1.0
 
 
 def down(
@@ -44,11 +46,13 @@ def down(
         if not (plan.is_empty or yes) and not _agreed(plan, as_json=as_json):
             output.say("nothing was ended", program="bones")
             return 1
-        done = ending.down(
-            workspace.root,
-            keep_hub=keep_hub,
-            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
-        )
+        with _Patience() as patience:
+            done = ending.down(
+                workspace.root,
+                keep_hub=keep_hub,
+                timeout_s=ending.HUB_WITHIN_S if timeout_s is None else timeout_s,
+                on_phase=patience.begins,
+            )
     except HubError as error:
         return output.print_error(VERB, error, as_json=as_json)
     except KeyboardInterrupt:
@@ -59,6 +63,30 @@ def down(
     else:
         _show(done, keep_hub=keep_hub)
     return 0 if done.is_clean else 1
+
+
+class _Patience:
+    """Says what takes so long, once it has taken a second."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begins(self, phase: str) -> None:
+        self.__exit__()
+        self._timer = threading.Timer(_SILENT_S, _say, (f"{phase} …",))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _say(text: str) -> None:
+    output.say(text, program="bones")
 
 
 def _agreed(plan: Plan, *, as_json: bool) -> bool:

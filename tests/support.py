@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -205,6 +206,16 @@ def make_repository(root: Path) -> Path:
     git(root, "add", ".")
     git(root, "commit", "-q", "-m", "first")
     return root
+
+
+def delete(path: Path | str) -> None:
+    """Remove a directory in which a hub may run and write meanwhile."""
+
+    def gone() -> bool:
+        shutil.rmtree(path, ignore_errors=True)
+        return not os.path.lexists(path)
+
+    eventually(gone)
 
 
 class Hub:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from hub import registry
 from hub.doctor import in_workspace
 from tests.hub.test_census import marked, orphan
 from tests.hub.test_status_all import beside, started
-from tests.support import Hub, data_of
+from tests.support import Hub, data_of, delete
 
 pytestmark = pytest.mark.real
 
@@ -84,7 +83,7 @@ def test_a_hub_of_another_home_is_a_warning(hub: Hub, tmp_path: Path) -> None:
 def test_a_hub_that_lost_its_workspace_is_a_problem_that_reap_mends(hub: Hub) -> None:
     (info,) = started(hub)
     os.kill(info["pid"], signal.SIGSTOP)
-    shutil.rmtree(hub.root)
+    delete(hub.root)
     wide, workspaces = examined(hub, 1)
     assert workspaces == {}
     assert (wide["reap"]["level"], wide["reap"]["fix"]) == ("problem", "hub reap")

@@ -19,7 +19,7 @@ from urllib.request import urlopen
 import pytest
 
 from hub import outbox
-from tests.support import CODE, Hub, accepts, eventually, is_gone, port_of, stranger
+from tests.support import CODE, Hub, accepts, delete, eventually, is_gone, port_of, stranger
 
 pytestmark = [pytest.mark.real, pytest.mark.faults]
 
@@ -388,7 +388,7 @@ def test_a_lost_lock_file_makes_the_hub_give_way(hub: Hub, kind: str) -> None:
 
 def test_a_deleted_workspace_ends_its_hub(hub: Hub) -> None:
     info = hub.start()
-    shutil.rmtree(hub.workspace.state, ignore_errors=True)
-    shutil.rmtree(hub.root, ignore_errors=True)
+    delete(hub.workspace.state)
+    delete(hub.root)
     eventually(lambda: is_gone(info["pid"]), 15)
     assert is_gone(info["nats_pid"])

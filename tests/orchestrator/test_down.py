@@ -376,8 +376,9 @@ def test_a_down_that_is_killed_at_any_step_is_finished_by_the_next(hub: Hub, poi
 def test_a_hung_hub_is_ended_and_what_it_left(hub: Hub) -> None:
     info = hub.start()
     os.kill(info["pid"], signal.SIGSTOP)
-    done = bones(hub.root, "down", "--yes", "--timeout", "1")
+    done = bones(hub.root, "down", "--yes", "--timeout", "2")
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopping the hub; one that hangs is ended after 2 s …" in done.stderr
     for name in ("pid", "fossil_pid", "nats_pid"):
         assert is_gone(info[name])
 

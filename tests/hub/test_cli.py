@@ -167,6 +167,7 @@ def test_without_a_hub_each_verb_has_its_exit_code(hub: Hub) -> None:
 @pytest.mark.real
 def test_bones_hub_is_hub(hub: Hub) -> None:
     info = hub.start()
+    hub.wait_ready()  # or trunk comes up between the two
     for words in (["hub", "status"], ["hub", "url"], ["hub", "logs", "-n", "1"]):
         through = subprocess.run(
             [BONES, *words], cwd=hub.root, capture_output=True, text=True, check=True

@@ -90,6 +90,7 @@ for place in /*; do
 done
 for place in /*; do [ -L "$place" ] && cp -P "$place" "{root}$place"; done
 mkdir -p "{root}/w" && mount --bind "{hub.root}" "{root}/w"
+PATH=$PATH:/usr/sbin:/sbin
 chroot "{root}" "{HUB}" start --detach --root /w
 "{HUB}" reap --dry-run --json --root /w
 chroot "{root}" "{HUB}" stop --root /w

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import stat
-from contextlib import ExitStack
 
 from foundation import procfs
 from foundation.errors import HubError, Refused
@@ -107,23 +106,16 @@ def plan(workspace: Workspace, *, keep_hub: bool = False) -> Plan:
         HubError: the slots cannot be listed.
     """
     refuse_foreign(workspace)
-    leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
+    live = {leaf.name for leaf in look_all(workspace) if leaf.state == LIVE}
     slots = tuple(
         SlotFate(name=verdict.name, action="end", reason="once its leaf has ended")
-        if verdict.name in leaves
+        if verdict.name in live
         else SlotFate(name=verdict.name, action=verdict.action, reason=verdict.reason)
         for verdict in pruning.plan(workspace.root)
     )
-    with census(workspace.root) as found:
-        members = [
-            _process(member, leaves) for member in _beside_the_hub(found) if _is_ours(member, found)
-        ]
-    known = {process.pid for process in members}
-    members += [_leaf(leaf) for leaf in leaves.values() if leaf.pid not in known]
-    _refuse_inside(members)
     return Plan(
         root=workspace.root,
-        processes=tuple(members),
+        processes=tuple(_processes(workspace)),
         slots=slots,
         hub=0 if keep_hub else _hub_pid(workspace),
     )
@@ -147,11 +139,13 @@ def down(
         HubError: the slots cannot be listed.
     """
     workspace = Workspace.find(root)
-    planned = plan(workspace, keep_hub=keep_hub)
-    on_phase(f"ending {len(planned.processes)} processes beside the hub, within {GRACE_S:g} s")
+    refuse_foreign(workspace)
+    processes = _processes(workspace)
+    hub = 0 if keep_hub else _hub_pid(workspace)
+    on_phase(f"ending {len(processes)} processes beside the hub, within {GRACE_S:g} s")
     ended = _end_processes(workspace)
     hit("down.processes-ended")
-    on_phase(f"cleaning up {len(planned.slots)} slots")
+    on_phase("cleaning up the slots")
     pruned = pruning.prune(workspace.root)
     hit("down.slots-pruned")
     stopped, trouble = 0, ""
@@ -159,7 +153,7 @@ def down(
         on_phase(f"stopping the hub; one that hangs is ended after {timeout_s:g} s")
         try:
             done = stop(workspace.root, force=True, timeout_s=timeout_s)
-            stopped = planned.hub if done.was_running else 0
+            stopped = hub if done.was_running else 0
         except HubError as error:
             trouble = str(error)
         ended += _end_processes(workspace)  # what the end of the hub left without one
@@ -187,6 +181,21 @@ def down(
     )
 
 
+def _processes(workspace: Workspace) -> list[Process]:
+    """Return what is to be ended one by one.
+
+    Raises:
+        Refused: this very process is below one of them (``inside-slot``).
+    """
+    leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
+    with census(workspace.root) as found:
+        processes = [_process(m, leaves) for m in _beside_the_hub(found) if _is_ours(m, found)]
+    known = {process.pid for process in processes}
+    processes += [_leaf(leaf) for leaf in leaves.values() if leaf.pid not in known]
+    _refuse_inside(processes)
+    return processes
+
+
 def _refuse_inside(processes: list[Process]) -> None:
     above = set(procfs.ancestors_of(os.getpid()))
     for process in processes:
@@ -203,8 +212,7 @@ def _end_processes(workspace: Workspace) -> list[Process]:
     ended: dict[int, Process] = {}
     for _pass in range(_PASSES):
         leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
-        with ExitStack() as stack:
-            found = stack.enter_context(census(workspace.root))
+        with census(workspace.root) as found:
             members = [m for m in _beside_the_hub(found) if _is_ours(m, found)]
             terminate_all([member.pidfd for member in members], grace_s=GRACE_S)
             for member in members:

@@ -10,6 +10,7 @@ import signal
 import sqlite3
 import time
 import uuid
+from abc import ABC, abstractmethod
 from contextlib import closing
 from typing import Any, NamedTuple
 
@@ -82,7 +83,7 @@ def put_on_trunk(repository: str, names: list[str]) -> None:
         trunk.executemany("INSERT OR IGNORE INTO blob VALUES (?, 1)", [(name,) for name in names])
 
 
-class SlotHand:
+class SlotHand(ABC):
     """One process of the campaign."""
 
     def __init__(self, scene: Scene, witness: Witness, number: int, turn: int) -> None:
@@ -93,9 +94,9 @@ class SlotHand:
         self.draw: random.Random = plan.stream(scene.seed, type(self).__name__, number, turn)
         self._witness = witness
 
+    @abstractmethod
     def work(self) -> None:
         """Do what this kind of hand does."""
-        raise NotImplementedError
 
     def say(self, kind: int, value: int = 0) -> None:
         """Note that something happened, so many times."""

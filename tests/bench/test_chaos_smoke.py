@@ -155,7 +155,7 @@ def test_everything_ends_with_the_conductor(how: int, campaign: str) -> None:
 
     def plays() -> bool:
         return any(temporary.glob("chaos-*/lease")) or any(
-            temporary.glob("chaos-*/work/.orchestrator/hub.json")
+            temporary.glob("chaos-*/*/.orchestrator/hub.json")
         )
 
     eventually(plays)

@@ -45,6 +45,10 @@ class Workspace:
         self.creds = f"{self.state}/creds"
         self.outbox = f"{self.state}/outbox"
         self.leases = f"{self.state}/leases"
+        self.leaves_socket = f"{self.state}/leaves.sock"
+        self.spool = f"{self.state}/spool"
+        self.journal = f"{self.state}/journal"
+        self.templates = f"{self.state}/templates"
         self.bones = f"{self._below}/{SLOTS}"
         self.swarm = f"{self.bones}/swarm"
         self.swarm_lock = f"{self.bones}/swarm.lock"
@@ -145,6 +149,9 @@ class Workspace:
             self.creds,
             self.outbox,
             self.leases,
+            self.spool,
+            self.journal,
+            self.templates,
         ):
             _own_directory(directory)
         for name in os.listdir(self.creds):

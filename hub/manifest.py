@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import zlib
 
+from foundation import clock
 from foundation.record import Record
 
 TYPE_CHECKING = False
@@ -26,6 +27,15 @@ Row = tuple[int, bytes, bytes]
 
 PERMISSIONS = {b"100644": b"", b"100755": b" x", b"120000": b" l"}
 """What a git mode is in a manifest; any other regular mode counts as 100644."""
+
+PERMISSION_OF = {"file": b"", "exec": b" x", "link": b" l"}
+"""What a kind (:mod:`slotgc.base`) is in a manifest."""
+
+COMMIT_ID = "commit-id"
+"""The tag on a check-in that names the commit which became it (:mod:`hub.commits`)."""
+
+_LONGEST_NAME, _LONGEST_PATH = 255, 3500
+"""Bytes. NAME_MAX; PATH_MAX is 4096, and a worktree is somewhere."""
 
 
 class Checkin(Record):
@@ -91,6 +101,10 @@ def _without_signature(content: bytes) -> bytes:
 
 def unfit_name(path: bytes) -> str | None:
     """Return why a file of that name cannot be in a check-in; None if it can."""
+    if b"\0" in path:
+        return "not a simple path"
+    if len(path) > _LONGEST_PATH:
+        return f"longer than {_LONGEST_PATH} bytes"
     parts = path.split(b"/")
     if parts[0] in (b".orchestrator", b".bones"):
         return "the hub's own directory"
@@ -104,6 +118,8 @@ def unfit_name(path: bytes) -> str | None:
             b"_fossil_",
         ):
             return "Fossil's own name"
+        if len(part) > _LONGEST_NAME:
+            return f"a name longer than {_LONGEST_NAME} bytes"
     return None
 
 
@@ -114,18 +130,62 @@ def checkin(
     date: str,
     user: str,
     parent: str | None,
+    commit_id: str = "",
 ) -> Checkin:
-    """Return the check-in of *files*: (path, permission, SHA3-256 digest), sorted by path.
+    """Return the check-in of *files*: (path, permission, digest of the content), sorted by path.
 
-    *date* is ISO 8601 UTC with milliseconds; without a *parent* it is the root of trunk.
+    *date* is :func:`date_of` it; without a *parent* it is the root of trunk. *commit_id* becomes
+    the value of its tag :data:`COMMIT_ID`.
     """
     text = bytearray(b"C %s\nD %s\n" % (_escaped(comment.encode()), date.encode()))
     for path, permission, digest in files:
         text += b"F %s %s%s\n" % (_escaped(path), digest.hex().encode(), permission)
+    return _sealed(text, user, parent, commit_id)
+
+
+def delta_checkin(
+    *,
+    baseline: str,
+    files: Iterable[tuple[bytes, str, str]],
+    comment: str,
+    date: str,
+    user: str,
+    parent: str,
+    commit_id: str = "",
+) -> Checkin:
+    """Return a check-in told by its difference from *baseline*, one with a full manifest.
+
+    *files*: (path, kind, hash), sorted by path, of every path that is not as it is in the
+    baseline; kind and hash "" where there is no file any more. The rest as in :func:`checkin`.
+    """
+    text = bytearray(
+        b"B %s\nC %s\nD %s\n" % (baseline.encode(), _escaped(comment.encode()), date.encode())
+    )
+    for path, kind, name in files:
+        if name:
+            text += b"F %s %s%s\n" % (_escaped(path), name.encode(), PERMISSION_OF[kind])
+        else:
+            text += b"F %s\n" % _escaped(path)
+    return _sealed(text, user, parent, commit_id)
+
+
+def date_of(at_ms: int) -> str:
+    """Return a moment, in milliseconds since the epoch, as a D card has it: ISO 8601, UTC."""
+    return clock.utc(at_ms * 1_000_000)[:-1]
+
+
+def _sealed(text: bytearray, user: str, parent: str | None, commit_id: str) -> Checkin:
+    """Return the check-in whose first cards are *text*.
+
+    Cards come in the order of their letters, and T cards in that of their tags: Fossil stores
+    what does not keep it as a file that means nothing. Source: manifest.c.
+    """
     if parent is None:
         text += b"T *branch * trunk\nT *sym-trunk *\n"
     else:
         text += b"P %s\n" % parent.encode()
+    if commit_id:
+        text += b"T +%s * %s\n" % (COMMIT_ID.encode(), _escaped(commit_id.encode()))
     text += b"U %s\n" % _escaped(user.encode())
     text += b"Z %s\n" % hashlib.md5(text, usedforsecurity=False).hexdigest().encode()
     return Checkin(hash=hashlib.sha3_256(text).hexdigest(), manifest=bytes(text))

@@ -25,7 +25,7 @@ from foundation.record import Record
 from foundation.workspace import Workspace
 from slotgc import account, passage, rescue, work
 from slotgc.hold import WITHIN_S, Claim
-from slotgc.leaf import DEAD, UNBORN, Leaf, look_all
+from slotgc.leaf import DEAD, UNBORN, Leaf, look, look_all
 from slotgc.removal import remove_tree
 from slotgc.use import in_use, sightings
 
@@ -112,6 +112,25 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
             pruned.failed[leaf.name] = str(error)
         except (OSError, HubError) as error:
             pruned.failed[leaf.name] = str(error)
+    return pruned
+
+
+def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
+    """Clean up after the dead slot *name* alone, as :func:`prune` would; of none, nothing.
+
+    Raises:
+        ValueError: *name* cannot be a slot's.
+    """
+    workspace = Workspace(os.path.abspath(workspace_dir))
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    try:
+        leaf = look(workspace, name)
+        if not os.path.lexists(f"{workspace.swarm}/{name}"):
+            return pruned
+        seen = sightings() if _is_dead(leaf) else []
+        _carry_out(workspace, _verdict(workspace, leaf, seen, clean_only=False), pruned, WITHIN_S)
+    except (OSError, HubError) as error:
+        pruned.failed[name] = str(error)
     return pruned
 
 

@@ -1,0 +1,227 @@
+"""Forgetting a workspace: its trunk, its events, its slots and rescues go, and so does every trace.
+
+The steps, under hub.lock and swarm.lock, each of which may be the last before a kill:
+
+1. ``.orchestrator`` is renamed to ``.bones/purged-<hex>``: one rename, and there is no trunk any
+   more, nor half of one.
+2. ``.bones`` is removed, its ``.git``, by which `git clean` spares it, last.
+3. Our lines go from git's ``info/exclude``, unless another worktree of the repository needs them.
+
+Killed in between and repeated, it goes on. A hub that is started in between makes a new state.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from foundation.atomic import write_file
+from foundation.errors import HubError, Refused, Unavailable
+from foundation.failpoint import hit
+from foundation.lock import try_lock
+from foundation.record import Record
+from foundation.workspace import SLOTS, STATE, Workspace
+from hub.status import status_of
+from slotgc import pruning
+from slotgc.hold import refuse_foreign, swarm_lock
+from slotgc.leaf import DEAD, UNBORN, look_all
+from slotgc.removal import remove_tree
+from slotgc.rescue import list_rescues
+from slotgc.use import in_use, sightings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from slotgc.leaf import Leaf
+
+PURGED = "purged-"
+"""How the name of a state begins that a purge has taken away."""
+
+_EXCLUDED = (f"/{STATE}/".encode(), f"/{SLOTS}/".encode())
+_COMMENT = b"# state of the hub and its slots"
+
+
+class Loss(Record):
+    """What a purge would remove for good."""
+
+    root: str
+    trunk: bool
+    """Whether there is a trunk at all."""
+    slots: tuple[str, ...]
+    """Slots with unsaved work, each with what it is, in words."""
+    rescues: tuple[str, ...]
+    """Rescues by name."""
+    unfinished: bool = False
+    """A killed purge has left something."""
+    hidden: bool = False
+    """Git's ``info/exclude`` has our lines."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is nothing of ours here."""
+        return not (self.trunk or self.unfinished or self.hidden)
+
+
+def look(workspace: Workspace) -> Loss:
+    """Return what :func:`purge` would remove now; change nothing.
+
+    Raises: as :func:`purge`, for the same reasons.
+    """
+    _refuse_alive(workspace)
+    verdicts = pruning.plan(workspace.root)
+    return Loss(
+        root=workspace.root,
+        trunk=os.path.lexists(workspace.state),
+        slots=tuple(
+            f"{one.name}: {one.reason}" for one in verdicts if one.action == pruning.RESCUE
+        ),
+        rescues=tuple(one.name for one in list_rescues(workspace.root)),
+        unfinished=os.path.lexists(workspace.bones),
+        hidden=_exclude(workspace) is not None,
+    )
+
+
+def purge(workspace: Workspace) -> bool:
+    """Remove all that is ours from *workspace*; return whether there was anything.
+
+    What this process is to ask a person first, :func:`look` and `swarm.apply` say.
+
+    Raises:
+        Refused: a hub or a leaf runs here, or may (``alive``); something works in a slot
+            (``in-use``); the state is another user's (``state-foreign``).
+        HubError: something could not be removed; the same call goes on.
+    """
+    _refuse_alive(workspace)
+    try:
+        there = [path for path in (workspace.state, workspace.bones) if os.path.lexists(path)]
+        if there:
+            _purge(workspace)
+        return _show_to_git(workspace) or bool(there)
+    except OSError as error:
+        raise HubError(
+            f"{error.filename or workspace.root}: {error.strerror}; `bones purge` again goes on",
+            reason="purge",
+        ) from None
+
+
+def _purge(workspace: Workspace) -> None:
+    workspace.make_bones()
+    held = [swarm_lock(workspace)]
+    try:
+        if os.path.lexists(workspace.state):
+            lock = try_lock(workspace.lock)
+            if lock is None:
+                raise _hub_lives(workspace, "it holds its lock")
+            held.append(lock)
+        _refuse_leaves(workspace)  # once more: nobody can make or revive one any longer
+        hit("purge.locked")
+        if os.path.lexists(workspace.state):
+            os.rename(workspace.state, f"{workspace.bones}/{PURGED}{os.urandom(8).hex()}")
+        hit("purge.taken")
+        for name in sorted(os.listdir(workspace.bones)):
+            if name != ".git":
+                _remove(f"{workspace.bones}/{name}")
+                hit("purge.removed")
+        remove_tree(workspace.bones)
+    finally:
+        for fd in held:
+            os.close(fd)
+    hit("purge.gone")
+
+
+def _remove(path: str) -> None:
+    if stat.S_ISDIR(os.lstat(path).st_mode):
+        remove_tree(path)
+    else:
+        os.unlink(path)
+
+
+def _refuse_alive(workspace: Workspace) -> None:
+    """Refuse while anybody works here.
+
+    Raises:
+        Refused: a hub, a leaf or some process in a slot does, or may.
+    """
+    refuse_foreign(workspace)
+    now = status_of(workspace)
+    if now.state != "stopped":
+        raise _hub_lives(workspace, now.state)
+    _refuse_leaves(workspace)
+    try:
+        seen = sightings()
+        users = [in_use(path, seen) for path in (workspace.swarm, workspace.rescue)]
+    except OSError as error:
+        raise Unavailable(f"it cannot be seen who works here: {error}", reason="in-use") from None
+    for path, user in zip((workspace.swarm, workspace.rescue), users, strict=True):
+        if user:
+            raise Refused(f"{path} is in use: {user}; end it first", reason="in-use")
+
+
+def _refuse_leaves(workspace: Workspace) -> None:
+    alive = [leaf for leaf in look_all(workspace) if not _is_over(leaf)]
+    if alive:
+        named = ", ".join(f"{leaf.name} ({leaf.reason})" for leaf in alive[:5])
+        more = f" and {len(alive) - 5} more" if len(alive) > 5 else ""  # noqa: PLR2004
+        raise Refused(
+            f"slots are alive, or may be: {named}{more}: `bones down` ends them and rescues their "
+            "work",
+            reason="alive",
+        )
+
+
+def _is_over(leaf: Leaf) -> bool:
+    return leaf.state == DEAD or (leaf.state == UNBORN and leaf.abandoned)
+
+
+def _hub_lives(workspace: Workspace, how: str) -> Refused:
+    return Refused(
+        f"a hub runs in {workspace.root} ({how}): `bones down` ends it first", reason="alive"
+    )
+
+
+def _exclude(workspace: Workspace) -> list[bytes] | None:
+    """Return the lines of ``info/exclude`` without ours; None if none of ours is there."""
+    try:
+        with open(f"{workspace.git_dir()}/info/exclude", "rb") as file:
+            lines = file.read().splitlines(keepends=True)
+    except FileNotFoundError:
+        return None
+    if _is_needed_elsewhere(workspace):
+        return None
+    kept = [line for line in lines if not _is_ours(line.rstrip(b"\r\n"))]
+    return None if len(kept) == len(lines) else kept
+
+
+def _is_ours(line: bytes) -> bool:
+    return line in _EXCLUDED or line.startswith(_COMMENT)
+
+
+def _is_needed_elsewhere(workspace: Workspace) -> bool:
+    """Tell whether another worktree of the repository has a state that git must not see.
+
+    All of them share one ``info/exclude``. Source: gitrepository-layout(5), ``worktrees``.
+    """
+    git_dir = workspace.git_dir()
+    roots = [os.path.dirname(git_dir)]
+    try:
+        for name in os.listdir(f"{git_dir}/worktrees"):
+            with open(f"{git_dir}/worktrees/{name}/gitdir", "rb") as file:
+                roots.append(os.path.dirname(os.fsdecode(file.read().strip())))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    return any(
+        os.path.lexists(f"{root}/{name}/.git")
+        for root in roots
+        if os.path.realpath(root) != os.path.realpath(workspace.root)
+        for name in (STATE, SLOTS)
+    )
+
+
+def _show_to_git(workspace: Workspace) -> bool:
+    """Take our lines out of ``info/exclude``; return whether there were any."""
+    kept = None if os.path.lexists(workspace.state) else _exclude(workspace)
+    if kept is None:  # none of ours, or a hub has been started meanwhile
+        return False
+    path = os.path.realpath(f"{workspace.git_dir()}/info/exclude")
+    mode = stat.S_IMODE(os.stat(path).st_mode)
+    write_file(path, b"".join(kept), mode=mode, durable=False)
+    return True

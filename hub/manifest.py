@@ -145,8 +145,8 @@ def checkin(
 
 def delta_checkin(
     *,
-    baseline: str,
-    files: Iterable[tuple[bytes, str, str]],
+    baseline: str | None,
+    cards: Iterable[bytes],
     comment: str,
     date: str,
     user: str,
@@ -155,18 +155,21 @@ def delta_checkin(
 ) -> Checkin:
     """Return a check-in told by its difference from *baseline*, one with a full manifest.
 
-    *files*: (path, kind, hash), sorted by path, of every path that is not as it is in the
-    baseline; kind and hash "" where there is no file any more. The rest as in :func:`checkin`.
+    *cards*: a :func:`file_card` for every path that is not as it is in the baseline (None: as in
+    an empty tree, which makes the manifest a full one), sorted by path. The rest as in
+    :func:`checkin`.
     """
-    text = bytearray(
-        b"B %s\nC %s\nD %s\n" % (baseline.encode(), _escaped(comment.encode()), date.encode())
-    )
-    for path, kind, name in files:
-        if name:
-            text += b"F %s %s%s\n" % (_escaped(path), name.encode(), PERMISSION_OF[kind])
-        else:
-            text += b"F %s\n" % _escaped(path)
+    told_against = b"" if baseline is None else b"B %s\n" % baseline.encode()
+    head = told_against + b"C %s\nD %s\n" % (_escaped(comment.encode()), date.encode())
+    text = bytearray(b"".join((head, *cards)))
     return _sealed(text, user, parent, commit_id)
+
+
+def file_card(path: bytes, kind: str = "", name: str = "") -> bytes:
+    """Return the line for *path* in a manifest; without *kind* and hash: it is not there."""
+    if not kind:
+        return b"F %s\n" % _escaped(path)
+    return b"F %s %s%s\n" % (_escaped(path), name.encode(), PERMISSION_OF[kind])
 
 
 def date_of(at_ms: int) -> str:
@@ -201,11 +204,12 @@ _ESCAPES = {
     b"\f": b"\\f",
     b"\0": b"\\0",
 }
+_ESCAPED = frozenset(b"".join(_ESCAPES))
 
 
 def _escaped(token: bytes) -> bytes:
     """Return *token* as a card takes it. Source: fossil 2.21 encode.c ``fossilize``."""
-    if token.isalnum():
+    if _ESCAPED.isdisjoint(token):
         return token
     for char, escape in _ESCAPES.items():  # the backslash first
         if char in token:

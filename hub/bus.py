@@ -1,42 +1,42 @@
-"""The bus as the rest of the hub sees it: connect, publish until acknowledged, request.
+"""The bus as the rest of the hub sees it: connect, publish until acknowledged, request, serve.
 
-A thin layer over nats-py, and the only module that knows it, because of what nats-py does on
-its own (measured, ADR 0006): it gives up after 60 reconnects, lets a request wait out its
-timeout when the connection is gone, shows a refused publish as a timeout, sends again without
-a Msg-Id, asks a server that refused its key for ever, and takes whoever listens at an address
-for the server that did.
+Everything here outlives a connection, and ends when the bus is refused: what was asked is asked
+again, what was subscribed to is subscribed to again, and whoever listens at our address is told
+nothing before it has proved to be the server that we mean (ADR 0006, 0012).
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
-
-import nats.errors
-from nats.aio.client import Client
 
 from foundation import codec
 from foundation.atomic import read_bounded
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.creds import read_seed
-from hub.nats import config_path, parse_info
+from hub.nats import MAX_PAYLOAD_BYTES, config_path
+from hub.serving import AT_ONCE, Service
+from hub.wire import Message, Wire, connect_command, dial, publish_command, subscribe_command
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from nats.aio.msg import Msg
-    from nats.aio.subscription import Subscription
+    from collections.abc import Callable, Mapping
 
     from foundation.workspace import Workspace
+    from hub.serving import Handler
 
 RECONNECT_WAIT_S = 0.1
+RECONNECT_AT_MOST_S = 1.0
 CONNECT_WITHIN_S = 5.0
 ACKNOWLEDGED_WITHIN_S = 10.0
+_ATTEMPT_S = 2.0
+_CLOSED_WITHIN_S = 1.0
 _URL_LIMIT = 1024
-_INFO_LIMIT = 65_536
 _CONFIG_LIMIT = 65_536
 _NAMED = b'\nserver_name: "'
 _UNAVAILABLE = 503
+_DENIED_PUBLISH = 'Permissions Violation for Publish to "'
+_DENIED_SUBSCRIPTION = 'Permissions Violation for Subscription to "'
 
 WRONG_LAST_SEQUENCE = 10071
 STREAM_NOT_FOUND = 10059
@@ -57,45 +57,63 @@ class Ack(NamedTuple):
     duplicate: bool
 
 
-class _ForeignServerError(nats.errors.Error):
-    """Another server than ours has our address."""
+class Login(NamedTuple):
+    """Who we are and whom we mean."""
+
+    seed: str
+    name: str
+    """Of a role or a slot: answers to us go to ``_INBOX_<name>.>``."""
+    server_name: str = ""
+    """That of our server; "" accepts every one."""
 
 
-class _Client(Client):
-    """nats-py's client; to a server of another name than *server_name* it says nothing.
+class _Asked:
+    """One request until it is answered: the same bytes, with the same inbox, however often."""
 
-    A copied workspace has our keys, so its server would let us in.
-    """
+    __slots__ = ("again", "answer", "command", "per_try_s", "subject")
 
-    server_name = ""
-
-    def _connect_command(self) -> bytes:
-        _check_name(self._server_info, self.server_name)
-        return super()._connect_command()
+    def __init__(
+        self, subject: str, command: bytes, answer: asyncio.Future[Message], per_try_s: float | None
+    ) -> None:
+        self.subject = subject
+        self.command = command
+        self.answer = answer
+        self.per_try_s = per_try_s
+        self.again: asyncio.TimerHandle | None = None
 
 
 class Bus:
-    """One connection. It comes back by itself until :meth:`close`, or until it is refused."""
+    """One login. It comes back by itself until :meth:`close`, or until it is refused."""
 
-    def __init__(self, url: str, server_name: str = "") -> None:
+    def __init__(self, url: str, login: Login) -> None:
         """Prepare a connection to *url*; :func:`connect` makes one."""
         self.url = url
         self.closed = asyncio.Event()
         """Set when the connection will not come back: connect anew."""
-        self._client = _Client()
-        self._client.server_name = server_name
+        self.closed_because: HubError | None = None
+        """Why, if not by :meth:`close`: refused our key (``denied``), or another's server."""
+        self._login = login
+        self._loop = asyncio.get_running_loop()
+        self._inbox = f"_INBOX_{login.name}.{os.urandom(12).hex()}."
+        self._wire: Wire | None = None
         self._connected = asyncio.Event()
-        self._failed_login: asyncio.Future[HubError] = asyncio.get_running_loop().create_future()
-        self._waiting: dict[asyncio.Future[Msg], str] = {}
+        self._reconnecting: asyncio.Task[None] | None = None
+        self._sid = 1
+        self._subjects: dict[int, str] = {1: f"{self._inbox}*"}
+        self._takers: dict[int, Callable[[Message], object]] = {1: self._take_answer}
+        self._denied: set[str] = set()
+        self._numbered = 0
+        self._asked: dict[str, _Asked] = {}
         self._feeds: set[Feed] = set()
-        self._opened = False
-        self._closing: asyncio.Task[None] | None = None
+        self._services: list[Service] = []
 
     async def __aenter__(self) -> Self:
         return self
 
     async def __aexit__(self, *_raised: object) -> None:
         await self.close()
+
+    # --- asking ----------------------------------------------------------------------------
 
     async def publish(
         self,
@@ -142,179 +160,321 @@ class Bus:
         *,
         headers: Mapping[str, str] | None = None,
         within_s: float = 5.0,
-    ) -> Msg:
-        """Return the answer to a request, sent again whenever the connection was lost.
+        per_try_s: float | None = None,
+    ) -> Message:
+        """Return the answer to a request.
+
+        It is sent again whenever the connection was lost or nobody serves *subject*, by
+        :meth:`resend`, and, given *per_try_s*, whenever no answer came for so long; an answer to
+        any of these will do. So what it asks for must be safe to be asked for twice.
 
         Raises:
-            Refused: our key may not publish there (``denied``); the subject or the size of
-                the payload is impossible (``bus-impossible``).
-            Unavailable: no answer in time.
+            Refused: our key may not publish there (``denied``); the subject, a header or the
+                size of the payload is impossible (``bus-impossible``).
+            Unavailable: no answer in time (``bus-timeout``), or the bus is closed
+                (``bus-closed``).
         """
-        labels = dict(headers) if headers else None
+        self._check_open()
+        self._numbered += 1
+        token = f"{self._numbered:x}"
+        command = self._command(subject, payload, self._inbox + token, headers)
+        answer: asyncio.Future[Message] = self._loop.create_future()
+        asked = _Asked(subject, command, answer, per_try_s)
+        self._asked[token] = asked
+        deadline = self._loop.call_later(within_s, self._expire, asked, within_s)
+        self._send(asked)
         try:
-            async with asyncio.timeout(within_s):
-                while True:
-                    await self._until_connected()
-                    answer = await self._ask(subject, payload, labels, within_s)
-                    if answer is not None:
-                        return answer
-                    await asyncio.sleep(RECONNECT_WAIT_S)
-        except (TimeoutError, nats.errors.TimeoutError):
-            raise Unavailable(
-                f"the bus did not answer {subject} within {within_s:g} s", reason="bus-timeout"
-            ) from None
-        except nats.errors.Error as error:
-            raise _failure(subject, error) from error
+            return await answer
+        finally:
+            del self._asked[token]
+            deadline.cancel()
+            if asked.again is not None:
+                asked.again.cancel()
+
+    def resend(self) -> None:
+        """Send every request that waits for its answer again, now: somebody may serve again."""
+        for asked in self._asked.values():
+            self._send(asked)
+
+    async def send(self, subject: str, payload: bytes, *, reply: str = "") -> None:
+        """Publish without waiting; answers go to the inbox *reply*. It may be lost on the way.
+
+        Raises:
+            Refused: the subject or the size of the payload is impossible (``bus-impossible``).
+            Unavailable: there is no connection now.
+        """
+        command = self._command(subject, payload, reply, None)
+        if self._wire is None:
+            self._check_open()
+            raise Unavailable(f"{subject}: the connection to the bus was lost", reason="bus-lost")
+        self._wire.write(command)
+
+    # --- listening -------------------------------------------------------------------------
 
     async def feed(self) -> Feed:
-        """Return a new inbox of ours, with what arrives there."""
-        await self._until_connected()
-        feed = Feed(self, self._client.new_inbox())
-        try:
-            feed.subscription = await self._client.subscribe(feed.inbox, cb=feed.take)
-        except nats.errors.Error as error:
-            raise _failure(feed.inbox, error) from error
+        """Return a new inbox of ours, with what arrives there.
+
+        Raises: as :meth:`subscribe`.
+        """
+        feed = Feed(self, f"_INBOX_{self._login.name}.{os.urandom(12).hex()}")
+        feed.sid = await self._listen(feed.inbox, feed.take)
         self._feeds.add(feed)
         return feed
 
-    async def send(self, subject: str, payload: bytes, *, reply: str) -> None:
-        """Publish without waiting; answers go to the inbox *reply*.
+    async def subscribe(
+        self, subject: str, callback: Callable[[str, bytes, Mapping[str, str]], object]
+    ) -> None:
+        """Have *callback* called with subject, payload and headers of what arrives on *subject*.
 
-        Raises: as :meth:`request`.
+        In order, on the loop; it must not block. On return the server has subscribed us. What is
+        published while there is no connection is lost.
+
+        Raises:
+            Refused: our key may not subscribe to it (``denied``), or it is no subject.
+            Unavailable: the bus is closed.
         """
-        try:
-            await self._client.publish(subject, payload, reply=reply)
-        except nats.errors.Error as error:
-            raise _failure(subject, error) from error
+        await self._listen(subject, lambda one: callback(one.subject, one.data, one.headers))
+
+    async def serve(self, subject: str, handler: Handler, *, at_once: int = AT_ONCE) -> None:
+        """Have *handler* answer what arrives on *subject*, until the bus is closed.
+
+        It is called with subject, payload and headers in a task of its own, at most *at_once*
+        at a time, and returns the answer or None. The answer goes to the asker's inbox, never
+        to another kind of subject. An exception is a bug: the loop's exception handler is told,
+        and the asker nothing. Closing the bus cancels what is at work.
+
+        Raises: as :meth:`subscribe`.
+        """
+        service = Service(handler, self._answer_to, at_once)
+        self._services.append(service)
+        await self._listen(subject, service.take)
 
     def forget(self, feed: Feed) -> None:
-        """Tell *feed* no longer when the connection is lost."""
+        """Let nothing more arrive in *feed*.
+
+        Raises:
+            Unavailable: the connection is gone, and the subscription with it.
+        """
         self._feeds.discard(feed)
+        self._subjects.pop(feed.sid, None)
+        self._takers.pop(feed.sid, None)
+        self._check_open()
+        if self._wire is not None:
+            self._wire.write(f"UNSUB {feed.sid}\r\n".encode())
 
     async def close(self) -> None:
-        """End the connection."""
-        client = self._client
-        if client._flush_queue is None:  # noqa: SLF001 - it never began, and asserts that it did
-            await self._on_closed()
-            return
-        try:
-            await client.close()
-        except OSError:
-            # It had something to send and nobody to send it to, and stopped half way. What
-            # it wanted to send is gone now, so the second time it gets to its end.
-            client._status = Client.DISCONNECTED  # noqa: SLF001
-            await client.close()
-        # Cancelled while it closed a connection that was refused, it takes that for done.
-        if (transport := client._transport) is not None:  # noqa: SLF001
-            transport.close()  # type: ignore[no-untyped-call]
-            await asyncio.sleep(0)
+        """End the connection, and what :meth:`serve` began."""
+        wire = self._wire
+        self._shut(None)
+        working = {task for service in self._services for task in service.cancel()}
+        if self._reconnecting is not None:
+            working.add(self._reconnecting)
+        if working := {task for task in working if task is not asyncio.current_task()}:
+            await asyncio.wait(working)
+        if wire is not None:
+            await asyncio.wait({wire.gone}, timeout=_CLOSED_WITHIN_S)
+            wire.abort()
 
-    async def _until_connected(self) -> None:
-        if self._connected.is_set():
-            return
-        waits = {asyncio.ensure_future(event.wait()) for event in (self._connected, self.closed)}
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        if self.closed.is_set():
-            raise Unavailable("the connection to the bus is closed", reason="bus-closed")
+    # --- the connection --------------------------------------------------------------------
 
-    async def _ask(
-        self, subject: str, payload: bytes, headers: dict[str, str] | None, within_s: float
-    ) -> Msg | None:
-        """Send once; return the answer, None if it must be sent again."""
-        asking = asyncio.ensure_future(
-            self._client.request(subject, payload, timeout=within_s, headers=headers)
+    async def open(self) -> None:
+        """Log in for the first time.
+
+        Raises: as :func:`connect`.
+        """
+        try:
+            self._established(await self._dial())
+        except _ForeignServerError:
+            raise _foreign(self.url) from None
+        except ConnectionRefusedError as error:
+            raise _nobody(self.url, error) from None
+        except ConnectionError as error:
+            raise _kept_out(self.url, str(error)) from None
+        except (OSError, ValueError, OverflowError) as error:
+            raise _nobody(self.url, error) from None
+
+    async def _dial(self) -> Wire:
+        login = self._login
+
+        def greet(info: dict[str, Any]) -> bytes:
+            # A copied workspace has our keys, so its server would let us in.
+            if login.server_name and info.get("server_name") != login.server_name:
+                raise _ForeignServerError(f"a server named {info.get('server_name')}")
+            return connect_command(info, seed=login.seed, name=login.name)
+
+        return await dial(
+            self.url,
+            greet,
+            on_message=self._take,
+            on_error=self._complained,
+            on_lost=self._lost,
         )
-        verdict: asyncio.Future[Msg] = asyncio.get_running_loop().create_future()
-        self._waiting[verdict] = subject
-        try:
-            await asyncio.wait({asking, verdict}, return_when=asyncio.FIRST_COMPLETED)
-            if asking.done():
-                try:
-                    return asking.result()
-                except (nats.errors.NoRespondersError, nats.errors.ConnectionReconnectingError):
-                    return None  # no JetStream, not yet or not any more: until the deadline
-            return None if verdict.cancelled() else verdict.result()
-        finally:
-            del self._waiting[verdict]
-            verdict.cancel()
-            asking.cancel()
 
-    async def _on_connected(self) -> None:
+    def _established(self, wire: Wire) -> None:
+        if wire.gone.done():
+            raise ConnectionError(wire.error or "it ended the connection")
+        self._wire = wire
+        for sid, subject in self._subjects.items():
+            wire.write(subscribe_command(subject, sid))
         self._connected.set()
+        self.resend()
 
-    async def _on_lost(self) -> None:
+    async def _reconnect(self) -> None:
+        wait_s = RECONNECT_WAIT_S
+        while True:
+            await asyncio.sleep(wait_s)
+            wait_s = min(wait_s * 1.2, RECONNECT_AT_MOST_S)
+            try:
+                async with asyncio.timeout(_ATTEMPT_S):
+                    self._established(await self._dial())
+            except _ForeignServerError:
+                self._shut(_foreign(self.url))
+            except ConnectionError as error:
+                if not _refuses(str(error)):
+                    continue
+                self._shut(_kept_out(self.url, str(error)))
+            except (OSError, ValueError, OverflowError):
+                continue
+            return
+
+    def _lost(self, wire: Wire) -> None:
+        """Note that *wire* has ended; begin to look for the next one."""
+        if wire is not self._wire:
+            return
+        self._wire = None
         self._connected.clear()
-        for verdict in self._waiting:
-            verdict.cancel()
         for feed in self._feeds:
             feed.lose()
+        if self.closed.is_set():
+            return
+        if _refuses(wire.error):
+            # Asking a server that has forgotten our key again and again leads nowhere.
+            self._shut(_kept_out(self.url, wire.error))
+        else:
+            self._reconnecting = self._loop.create_task(self._reconnect())
 
-    async def _on_closed(self) -> None:
+    def _shut(self, error: HubError | None) -> None:
+        """Be closed for good, because of *error* or by :meth:`close`."""
+        if self.closed.is_set():
+            return
+        self.closed_because = error
         self.closed.set()
-        await self._on_lost()
+        self._connected.set()  # whoever waits for that sees that we are closed
+        if self._reconnecting is not None and self._reconnecting is not asyncio.current_task():
+            self._reconnecting.cancel()
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+        for feed in self._feeds:
+            feed.lose()
+        for service in self._services:
+            service.cancel()
+        for asked in self._asked.values():
+            if not asked.answer.done():
+                asked.answer.set_exception(self._closed_error())
 
-    async def _on_error(self, error: Exception) -> None:
-        """Find out whom *error* concerns: whoever publishes what was denied, or the login."""
-        text = str(error)
-        if "permissions violation" in text.lower():
-            denied = text.partition('"')[2].partition('"')[0]
-            for verdict, subject in self._waiting.items():
-                # The server's text arrives in lower case.
-                if subject.lower() == denied.lower() and not verdict.done():
-                    verdict.set_exception(
-                        Refused(f"this key may not publish to {subject}", reason="denied")
-                    )
-        elif isinstance(error, _ForeignServerError) or "authorization" in text.lower():
-            if not self._failed_login.done():
-                self._failed_login.set_result(
-                    _foreign(self.url)
-                    if isinstance(error, _ForeignServerError)
-                    else Refused(
-                        f"the server at {self.url} refused our key: {text}", reason="denied"
-                    )
-                )
-            if self._opened and self._closing is None:
-                # Another server stands at our address, or this one forgot us. nats-py would
-                # ask it ten times a second for ever, and leak a socket each time.
-                self._closing = asyncio.ensure_future(self.close())
+    def _check_open(self) -> None:
+        if self.closed.is_set():
+            raise self._closed_error()
 
-    async def _open(self, seed: str, role: str) -> None:
-        opening = asyncio.ensure_future(
-            self._client.connect(
-                self.url,
-                name=f"hub-{role}",
-                nkeys_seed_str=seed,
-                inbox_prefix=f"_INBOX_{role}",
-                max_reconnect_attempts=-1,
-                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # a float serves
-                connect_timeout=2,
-                ping_interval=20,
-                error_cb=self._on_error,
-                disconnected_cb=self._on_lost,
-                reconnected_cb=self._on_connected,
-                closed_cb=self._on_closed,
-            )
-        )
+    def _closed_error(self) -> Unavailable:
+        why = f": {self.closed_because}" if self.closed_because else ""
+        return Unavailable(f"the connection to the bus is closed{why}", reason="bus-closed")
+
+    async def _until_connected(self) -> Wire:
+        while self._wire is None:
+            self._check_open()
+            await self._connected.wait()
+        return self._wire
+
+    # --- messages --------------------------------------------------------------------------
+
+    def _command(
+        self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None
+    ) -> bytes:
         try:
-            # On its own nats-py asks a server that refused it again, for ever.
-            waits: set[asyncio.Future[Any]] = {opening, self._failed_login}
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-            if not opening.done():
-                raise self._failed_login.result()
-            opening.result()
-        except BaseException as error:
-            opening.cancel()
-            await asyncio.wait({opening})
-            await self.close()
-            if isinstance(error, nats.errors.Error | OSError):
-                raise _failure(self.url, error) from error
+            return publish_command(subject, reply, payload, headers, limit=MAX_PAYLOAD_BYTES)
+        except ValueError as error:
+            raise Refused(f"{subject}: {error}", reason="bus-impossible") from None
+
+    def _send(self, asked: _Asked) -> None:
+        if asked.answer.done():
+            return
+        wire = self._wire
+        if wire is not None and not (wire.congested and asked.again is not None):
+            wire.write(asked.command)
+        if asked.per_try_s is not None:
+            self._send_again_in(asked, asked.per_try_s)
+
+    def _send_again_in(self, asked: _Asked, wait_s: float) -> None:
+        if asked.again is not None:
+            asked.again.cancel()
+        asked.again = self._loop.call_later(wait_s, self._send, asked)
+
+    def _expire(self, asked: _Asked, within_s: float) -> None:
+        if not asked.answer.done():
+            asked.answer.set_exception(
+                Unavailable(
+                    f"the bus did not answer {asked.subject} within {within_s:g} s",
+                    reason="bus-timeout",
+                )
+            )
+
+    def _take(self, sid: int, message: Message) -> None:
+        take = self._takers.get(sid)
+        if take is not None:
+            take(message)
+
+    def _take_answer(self, message: Message) -> None:
+        asked = self._asked.get(message.subject[len(self._inbox) :])
+        if asked is None or asked.answer.done():
+            return
+        if not message.data and message.headers.get("Status") == "503":
+            self._send_again_in(asked, RECONNECT_WAIT_S)  # nobody serves it, not yet or not now
+        else:
+            asked.answer.set_result(message)
+
+    def _answer_to(self, inbox: str, payload: bytes) -> None:
+        """Send an answer; without a connection nobody waits for it: who asks will ask again."""
+        if self._wire is not None:
+            self._wire.write(self._command(inbox, payload, "", None))
+
+    def _complained(self, text: str) -> None:
+        """Tell whoever asked for, or subscribed to, what *text* of the server denies."""
+        if text.startswith(_DENIED_PUBLISH):
+            denied = text[len(_DENIED_PUBLISH) :].partition('"')[0]
+            for asked in self._asked.values():
+                if asked.subject == denied and not asked.answer.done():
+                    asked.answer.set_exception(
+                        Refused(f"this key may not publish to {denied}", reason="denied")
+                    )
+        elif text.startswith(_DENIED_SUBSCRIPTION):
+            self._denied.add(text[len(_DENIED_SUBSCRIPTION) :].partition('"')[0])
+
+    async def _listen(self, subject: str, take: Callable[[Message], object]) -> int:
+        """Subscribe to *subject* for good; return its number once the server has."""
+        wire = await self._until_connected()
+        self._sid += 1
+        sid = self._sid
+        try:
+            command = subscribe_command(subject, sid)
+        except ValueError as error:
+            raise Refused(f"{subject}: {error}", reason="bus-impossible") from None
+        self._subjects[sid] = subject
+        self._takers[sid] = take
+        wire.write(command)
+        try:
+            while not await wire.ping():  # lost: the next connection begins with it
+                wire = await self._until_connected()
+        except BaseException:
+            self._subjects.pop(sid, None)
+            self._takers.pop(sid, None)
             raise
-        self._opened = True
-        self._connected.set()
+        if subject in self._denied:
+            self._denied.discard(subject)
+            del self._subjects[sid], self._takers[sid]
+            raise Refused(f"this key may not subscribe to {subject}", reason="denied")
+        return sid
 
 
 class Feed:
@@ -323,11 +483,11 @@ class Feed:
     def __init__(self, bus: Bus, inbox: str) -> None:
         """Collect for *inbox* of *bus*; made by :meth:`Bus.feed`."""
         self.inbox = inbox
-        self.subscription: Subscription | None = None
+        self.sid = 0
         self._bus = bus
-        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Message | None] = asyncio.Queue()
 
-    async def take(self, message: Msg) -> None:
+    def take(self, message: Message) -> None:
         """Add *message*, as the connection does."""
         self._arrived.put_nowait(message)
 
@@ -338,17 +498,12 @@ class Feed:
             Unavailable: the connection is gone, and the subscription with it.
         """
         self._bus.forget(self)
-        try:
-            if self.subscription is not None:
-                await self.subscription.unsubscribe()
-        except nats.errors.Error as error:
-            raise _failure(self.inbox, error) from error
 
     def lose(self) -> None:
         """Note that the connection was lost."""
         self._arrived.put_nowait(None)
 
-    async def next(self, within_s: float) -> Msg | None:
+    async def next(self, within_s: float) -> Message | None:
         """Return the next message; None if the connection was lost.
 
         Raises:
@@ -362,13 +517,18 @@ async def connect(
     workspace: Workspace,
     role: str = "operator",
     *,
+    seed: str | None = None,
+    name: str | None = None,
     url: str | None = None,
     within_s: float = CONNECT_WITHIN_S,
 ) -> Bus:
     """Log in to the bus of *workspace* as *role* (one of :data:`hub.nats.ROLES`).
 
-    The hub's own processes find it where the hub recorded it before it started them. For all
-    others that record is a claim: they ask the hub, and pass its *url*.
+    Given *seed*, with that key instead, as whom it is registered for: a slot's leaf passes the
+    slot's *name*, for answers go to ``_INBOX_<name>.>`` and its key may listen nowhere else.
+
+    The hub's own processes find the bus where the hub recorded it before it started them. For
+    all others that record is a claim: they ask the hub, and pass its *url*.
 
     Raises:
         NotRunning: no address is recorded, or nobody answers there.
@@ -378,15 +538,12 @@ async def connect(
     """
     if url is None:
         url = read_url(workspace)
-    seed = read_seed(workspace, role)
-    name = _server_name(workspace)
+    if seed is None:
+        seed = read_seed(workspace, role)
+    bus = Bus(url, Login(seed, name or role, _server_name(workspace)))
     try:
         async with asyncio.timeout(within_s):
-            _check_name(await _greeting(url), name)
-            bus = Bus(url, name)
-            await bus._open(seed, role)  # noqa: SLF001 - this function is its constructor
-    except _ForeignServerError:
-        raise _foreign(url) from None
+            await bus.open()
     except TimeoutError:
         raise Unavailable(
             f"the bus at {url} did not answer in {within_s:g} s", reason="bus-timeout"
@@ -408,6 +565,10 @@ def read_url(workspace: Workspace) -> str:
         ) from None
 
 
+class _ForeignServerError(Exception):
+    """Another server than ours has our address."""
+
+
 def _server_name(workspace: Workspace) -> str:
     """Return the name that the hub gave its server, "" if it cannot be told.
 
@@ -421,50 +582,25 @@ def _server_name(workspace: Workspace) -> str:
         return ""
 
 
-def _check_name(info: Mapping[str, Any], expected: str) -> None:
-    """Accept the greeting *info* of the server named *expected*; "" accepts every server.
+def _refuses(text: str) -> bool:
+    """Tell whether the server's *text* means that it does not know our key (any more)."""
+    return text.lower().startswith(("authorization violation", "user authentication"))
 
-    Raises:
-        _ForeignServerError: it is of another.
-    """
-    if expected and info.get("server_name") != expected:
-        raise _ForeignServerError(f"a server named {info.get('server_name')}")
+
+def _kept_out(url: str, text: str) -> HubError:
+    if _refuses(text):
+        return Refused(f"the server at {url} refused our key: {text}", reason="denied")
+    return Unavailable(f"the server at {url} let us not in: {text}", reason="bus-failed")
 
 
 def _foreign(url: str) -> Unavailable:
     return Unavailable(f"another workspace's server answers at {url}", reason="bus-foreign")
 
 
-def _failure(what: str, error: Exception) -> HubError:
-    """Return what *error* of the library is to our callers."""
-    impossible = (
-        nats.errors.BadSubjectError,
-        nats.errors.BadHeaderError,
-        nats.errors.MaxPayloadError,
+def _nobody(url: str, error: Exception) -> NotRunning:
+    return NotRunning(
+        f"no bus answers at {url} ({error}): `hub start --detach`", reason="not-running"
     )
-    if isinstance(error, impossible):
-        return Refused(f"{what}: {error}", reason="bus-impossible")
-    return Unavailable(f"{what}: {str(error) or type(error).__name__}", reason="bus-failed")
-
-
-async def _greeting(url: str) -> dict[str, Any]:
-    """Return what the server at *url* says of itself.
-
-    Raises:
-        NotRunning: nobody listens there, or someone who does not speak NATS.
-    """
-    host, _, port = url.rpartition("//")[2].rpartition(":")
-    try:
-        reader, writer = await asyncio.open_connection(host, int(port), limit=_INFO_LIMIT)
-        try:
-            return parse_info(await reader.readline())
-        finally:
-            writer.close()
-            await writer.wait_closed()
-    except (OSError, ValueError, OverflowError) as error:
-        raise NotRunning(
-            f"no bus answers at {url} ({error}): `hub start --detach`", reason="not-running"
-        ) from None
 
 
 def _answer(subject: str, payload: bytes) -> dict[str, Any]:

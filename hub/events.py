@@ -12,7 +12,7 @@ import os
 import select
 import sys
 from contextlib import aclosing, contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from foundation import clock, codec
@@ -27,10 +27,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator
     from typing import TextIO
 
-    from nats.aio.msg import Msg
-
     from foundation.workspace import Workspace
     from hub.bus import Bus, Feed
+    from hub.wire import Message
 
 VERB = "hub.events"
 
@@ -45,7 +44,6 @@ _SILENT_S = 5.0
 _RETRY_S = 0.1
 _RETRY_AT_MOST_S = 1.0
 _SECOND_NS = 1_000_000_000
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Event(Record):
@@ -286,23 +284,23 @@ async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Ev
         complete = True
         async with aclosing(_messages(bus, after + 1, follow=follow)) as messages:
             async for message in messages:
-                seq = message.metadata.sequence.stream
+                seq, stored_ns = message.stored()
                 if seq <= after:
                     continue
                 if seq > after + 1:
                     if seq != suspected:  # lost on the way, or from the store? Ask again.
                         suspected, complete = seq, False
                         break
-                    yield _missing(after + 1, seq - 1, message.metadata.timestamp)
+                    yield _missing(after + 1, seq - 1, clock.utc(stored_ns))
                 yield parse(message)
                 after = seq
         if complete:
             if after < last:
-                yield _missing(after + 1, last, datetime.now(UTC))
+                yield _missing(after + 1, last, clock.utc_now())
             return
 
 
-async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Msg]:
+async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Message]:
     """Yield the stream's messages from sequence *start*; to its end, or with *follow* for ever.
 
     Raises:
@@ -346,7 +344,7 @@ async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Msg
             await bus.send(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{name}", b"", reply=feed.inbox)
 
 
-async def _delivered(feed: Feed) -> Msg | None:
+async def _delivered(feed: Feed) -> Message | None:
     """Return the next message, None when the server has no more for this request."""
     while True:
         try:
@@ -364,10 +362,10 @@ async def _delivered(feed: Feed) -> Msg | None:
             raise Unavailable(f"the bus ended the reading: {message.headers}", reason="bus-lost")
 
 
-def parse(message: Msg) -> Event:
+def parse(message: Message) -> Event:
     """Return the event in *message*; one of kind ``unreadable`` if there is none."""
-    seq = message.metadata.sequence.stream
-    stored = _rfc3339(message.metadata.timestamp)
+    seq, stored_ns = message.stored()
+    stored = clock.utc(stored_ns)
     # A direct get can be made to answer into the stream; what it stores tells where it is from.
     forged = "Nats-Stream" in (message.headers or {})
     try:
@@ -387,15 +385,11 @@ def parse(message: Msg) -> Event:
     )
 
 
-def _missing(first: int, last: int, moment: datetime) -> Event:
+def _missing(first: int, last: int, time: str) -> Event:
     return Event(
         seq=last,
-        time=_rfc3339(moment),
+        time=time,
         subject="-",
         kind=MISSING,
         data={"first": first, "last": last},
     )
-
-
-def _rfc3339(moment: datetime) -> str:
-    return clock.utc((moment - _EPOCH) // timedelta(microseconds=1) * 1000)

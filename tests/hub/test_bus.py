@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
-from hub.bus import WRONG_LAST_SEQUENCE, Bus, StreamRefused, connect
+from hub.bus import WRONG_LAST_SEQUENCE, Bus, Login, StreamRefused, connect
 from hub.creds import seed_path
 from hub.nats import MAX_PAYLOAD_BYTES, config_path
 from hub.trunk.streams import CONFIGS, ensure
@@ -269,7 +269,7 @@ def test_a_key_that_is_none_is_named_before_anything_is_asked(
 
 def test_a_connection_that_was_never_made_can_be_closed() -> None:
     async def run() -> None:
-        async with Bus("nats://127.0.0.1:1") as bus:
+        async with Bus("nats://127.0.0.1:1", Login("", "nobody")) as bus:
             pass
         assert bus.closed.is_set()
 

@@ -314,8 +314,9 @@ class Repository:
         """
         bound = self.checkin(until or "tip")
         rows = self._trunk_rows(
-            "SELECT mid FROM filename JOIN mlink USING (fnid) JOIN event ON objid = mid "
-            "WHERE name = CAST(? AS TEXT) AND NOT isaux "
+            # A file that was renamed away stands only as the other's former name.
+            "SELECT mid FROM filename JOIN mlink ON filename.fnid IN (mlink.fnid, mlink.pfnid) "
+            "JOIN event ON objid = mid WHERE name = CAST(? AS TEXT) AND NOT isaux "
             "AND event.mtime <= (SELECT mtime FROM event WHERE objid = ?) "
             "AND EXISTS (SELECT 1 FROM trunk WHERE rid = mid) "
             "ORDER BY event.mtime DESC, mid DESC LIMIT 1",

@@ -1,21 +1,34 @@
-"""``base.json``: what a slot's worktree was when it last agreed with trunk.
+"""``base.json`` and ``base.log``: what a slot's worktree was when it last agreed with trunk.
 
 Whatever in the worktree differs from it is work that is saved nowhere else. It is written by who
 makes a worktree and by who commits it, and it is read with the standard library alone, by who
 must judge a slot whose leaf is dead.
 
-One JSON object::
+base.json is one JSON object::
 
     {"schema": 1,
      "checkin": HASH or "",
      "indexed_ns": when the first file was looked at, nanoseconds since the epoch,
      "files": [[PATH, "file"|"exec"|"link", SIZE, HASH, MTIME_NS, CTIME_NS, INODE], …],
-     "git": {"head": TEXT, "refs": {NAME: TEXT}}}
+     "git": {"head": TEXT, "refs": {NAME: TEXT}, "since_ns": as indexed_ns},
+     "log": ID}
 
 PATH is a string, or ``{"b64": …}`` where it is not UTF-8. HASH is Fossil's name of the content (a
 link's content is its target). MTIME_NS, CTIME_NS and INODE are what the file system said of the
 file when it was known to have that content; 0 in one of them: not known. ``git`` is what
-:func:`slotgc.history.git_refs` saw of the worktree's own repository.
+:func:`slotgc.history.git_refs` saw of the worktree's own repository; what was stored in it after
+``since_ns`` (without one: indexed_ns) is somebody's work.
+
+base.log, beside it, says what has become of it since, an object a line, so that a commit of one
+file in fifty thousand costs one line::
+
+    {"log": ID, "checkin": HASH, "indexed_ns": N, "files": [ROW, …], "removed": [PATH, …],
+     "refs": {NAME: TEXT}}
+
+A line counts only for the base.json that has its ID. So a new base.json, which holds all that the
+lines said, ends them in the same instant, whoever is killed before the log is removed. Reading
+ends at the first line that is not whole: the base is then older than it could be, and more counts
+as work.
 """
 
 from __future__ import annotations
@@ -31,13 +44,14 @@ from slotgc import artifact, history, treepath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
     from typing import Any
 
 FILE, EXEC, LINK = "file", "exec", "link"
 _KINDS = frozenset((FILE, EXEC, LINK))
 SCHEMA = 1
 NAME = "base.json"
+LOG_NAME = "base.log"
 LIMIT_BYTES = 256 << 20
 """A million files; more cannot be judged."""
 
@@ -59,6 +73,10 @@ class Base(Record):
     files: dict[bytes, Row]
     git_head: str = ""
     git_refs: dict[str, str] = {}  # noqa: RUF012 - a record never changes
+    git_since_ns: int = 0
+    """Its git holds somebody's work if it has stored anything after this; 0: after indexed_ns."""
+    log: str = ""
+    """Which lines of base.log go on from here; "": none."""
 
     def artifacts(self) -> set[str]:
         """Return the names of all that must be on trunk for this to be saved there; "" is never."""
@@ -76,8 +94,28 @@ class Base(Record):
             and status.st_size == size
             and status.st_mtime_ns == mtime_ns
             and status.st_ino == inode
-            and ctime_ns < self.indexed_ns - (TICK_NS if ctime_ns % _SECOND_NS else _COARSE_TICK_NS)
+            and was_settled(ctime_ns, self.indexed_ns)
         )
+
+    def settled(self) -> Base:
+        """Return it with no trust in files that were young when they were indexed.
+
+        Needed before indexed_ns moves on, which would make every one of them look old.
+        """
+        files = {path: settle(row, self.indexed_ns) for path, row in self.files.items()}
+        return self.replace(files=files)
+
+
+def was_settled(ctime_ns: int, seen_ns: int) -> bool:
+    """Tell whether a file with *ctime_ns*, looked at at *seen_ns*, cannot change unnoticed."""
+    return ctime_ns < seen_ns - (TICK_NS if ctime_ns % _SECOND_NS else _COARSE_TICK_NS)
+
+
+def settle(row: Row, seen_ns: int) -> Row:
+    """Return *row* of a file looked at at *seen_ns*; of one too young to be trusted, no ctime."""
+    if row[4] and not was_settled(row[4], seen_ns):
+        return (*row[:4], 0, row[5])
+    return row
 
 
 def kind_of(mode: int) -> str:
@@ -137,29 +175,87 @@ def write(path: str, base: Base) -> None:
         OSError: it cannot be written.
     """
     rows = [[treepath.to_json(name), *row] for name, row in sorted(base.files.items())]
+    git: dict[str, Any] = {"head": base.git_head, "refs": base.git_refs}
     value = {
         "schema": SCHEMA,
         "checkin": base.checkin,
         "indexed_ns": base.indexed_ns,
         "files": rows,
-        "git": {"head": base.git_head, "refs": base.git_refs},
+        "git": git,
     }
+    if base.git_since_ns:
+        git["since_ns"] = base.git_since_ns
+    if base.log:
+        value["log"] = base.log
     _parse(value)
     atomic.write_file(path, codec.dumps(value).encode() + b"\n", durable=False)
 
 
+def log_line(
+    base: Base, rows: Mapping[bytes, Row], removed: Collection[bytes], refs: Mapping[str, str]
+) -> bytes:
+    """Return the line of base.log that makes *base* what it is of what it was.
+
+    *rows* and *removed*: its files that changed and those that went; *refs*: those of its git.
+    """
+    value = {
+        "log": base.log,
+        "checkin": base.checkin,
+        "indexed_ns": base.indexed_ns,
+        "files": [[treepath.to_json(path), *row] for path, row in rows.items()],
+        "removed": [treepath.to_json(path) for path in removed],
+        "refs": dict(refs),
+    }
+    return codec.dumps(value).encode() + b"\n"
+
+
 def read(path: str) -> Base | None:
-    """Return the base at *path*, None if there is none.
+    """Return the base at *path* with what the log beside it says, None if there is none.
 
     Raises:
         Corrupt: it is not sound, or cannot be read: nothing can be judged by it.
     """
     try:
-        return _parse(codec.loads(atomic.read_bounded(path, LIMIT_BYTES)))
+        base = _parse(codec.loads(atomic.read_bounded(path, LIMIT_BYTES)))
+        if not base.log:
+            return base
+        try:
+            log = atomic.read_bounded(f"{os.path.dirname(path)}/{LOG_NAME}", LIMIT_BYTES)
+        except FileNotFoundError:
+            return base
+        return _replay(base, log)
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
         raise Corrupt(f"{path} cannot be used: {error}", reason="base") from None
+
+
+def _replay(base: Base, log: bytes) -> Base:
+    """Return what *base* has become by the lines of *log*, up to the first that is not whole."""
+    first = True
+    for line in log.splitlines(keepends=True):
+        try:
+            _require(line.endswith(b"\n"), "torn")
+            value = codec.loads_object(line)
+            if value.get("log") != base.log:
+                continue  # of a base.json before this one, which holds all that it said
+            step = _parse({**value, "schema": SCHEMA, "git": {"head": "", "refs": value["refs"]}})
+            removed = [treepath.from_json(one) for one in value["removed"]]
+        except (ValueError, LookupError, TypeError):
+            return base
+        if first:
+            base, first = base.settled(), False
+        files = base.files
+        for path in removed:
+            files.pop(path, None)
+        files.update(step.settled().files)
+        base = base.replace(
+            checkin=step.checkin,
+            indexed_ns=step.indexed_ns,
+            git_refs={**base.git_refs, **step.git_refs},
+            git_since_ns=base.git_since_ns or base.indexed_ns,
+        )
+    return base
 
 
 def _parse(value: Any) -> Base:
@@ -185,11 +281,22 @@ def _parse(value: Any) -> Base:
         _require(path not in files, "a path stands twice")
         files[path] = (kind, size, name, *stamps)
     git = value.get("git")
-    _require(isinstance(git, dict) and set(git) == {"head", "refs"}, "git is incomplete")
-    head, refs = git["head"], git["refs"]
+    _require(isinstance(git, dict) and {"head", "refs"} <= set(git), "git is incomplete")
+    head, refs, since_ns = git["head"], git["refs"], git.get("since_ns", 0)
+    _require(_is_count(since_ns), "since_ns is no time")
+    log = value.get("log", "")
+    _require(isinstance(log, str), "log is no text")
     _require(isinstance(head, str) and isinstance(refs, dict), "git is malformed")
     _require(all(isinstance(to, str) for to in refs.values()), "a reference is no text")
-    return Base(checkin=checkin, indexed_ns=indexed_ns, files=files, git_head=head, git_refs=refs)
+    return Base(
+        checkin=checkin,
+        indexed_ns=indexed_ns,
+        files=files,
+        git_head=head,
+        git_refs=refs,
+        git_since_ns=since_ns,
+        log=log,
+    )
 
 
 def _is_count(value: object) -> bool:

@@ -37,7 +37,17 @@ _CACHE_SIGNATURE = b"Signature: 8a477f597d28d172789f06886806bc55"
 _PYCACHE = b"__pycache__"
 
 _OURS = frozenset(
-    ("base.json", "leaf.json", "leaf.lock", "leaf.log", "leaf.pid", "leaf.sock", "wt", "wt.new")
+    (
+        "base.json",
+        "base.log",
+        "leaf.json",
+        "leaf.lock",
+        "leaf.log",
+        "leaf.pid",
+        "leaf.sock",
+        "wt",
+        "wt.new",
+    )
 )
 """What a slot's directory holds; ``wt.new`` is a worktree in the making."""
 
@@ -194,10 +204,11 @@ def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
     on_trunk = known is not None and history.trunk_holds(workspace.repository, known.artifacts())
     changes, unseen = _compare(worktree, known, keep_same=not on_trunk, by_content=by_content)
     seen = base.Base(checkin="", indexed_ns=0, files={}) if known is None else known
+    since_ns = seen.git_since_ns or seen.indexed_ns
     apart += [
         words
         for words in (
-            history.unsaved_git(worktree, seen.git_head, seen.git_refs, seen.indexed_ns),
+            history.unsaved_git(worktree, seen.git_head, seen.git_refs, since_ns),
             history.unsaved_stash(worktree),
         )
         if words

@@ -196,14 +196,22 @@ class Bus:
         for asked in self._asked.values():
             self._send(asked)
 
-    async def send(self, subject: str, payload: bytes, *, reply: str = "") -> None:
+    async def send(
+        self,
+        subject: str,
+        payload: bytes,
+        *,
+        reply: str = "",
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
         """Publish without waiting; answers go to the inbox *reply*. It may be lost on the way.
 
         Raises:
-            Refused: the subject or the size of the payload is impossible (``bus-impossible``).
+            Refused: the subject, a header or the size of the payload is impossible
+                (``bus-impossible``).
             Unavailable: there is no connection now.
         """
-        command = self._command(subject, payload, reply, None)
+        command = self._command(subject, payload, reply, headers)
         if self._wire is None:
             self._check_open()
             raise Unavailable(f"{subject}: the connection to the bus was lost", reason="bus-lost")

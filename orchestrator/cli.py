@@ -10,12 +10,15 @@ import typer
 from hub import __version__, output
 from hub.cli import Json, Root, run_app, seconds
 from hub.cli import app as hub_app
+from orchestrator import trunk_verbs, verbs
 from swarm.cli import app as swarm_app
 
 app = typer.Typer(
     name="bones",
     help="The substrate of a swarm of coding agents on one git repository."
-    "\n\nExample:  bones hub start --detach",
+    "\n\nExample:  bones up && cd $(bones swarm join --slot auth)",
+    epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 no hub, 75 try again, 100 owned by another; "
+    "status: 0 healthy, 3 not running, 4 unknown, 5 degraded.",
     no_args_is_help=True,
     add_completion=True,
     rich_markup_mode=None,
@@ -24,6 +27,125 @@ app = typer.Typer(
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(swarm_app, name="swarm")
+
+
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+
+
+@app.command()
+def up(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="Give up this long after the last sign of progress. [default: 30]",
+        ),
+    ] = None,
+) -> NoReturn:
+    """Have a hub run here, ready to take commits.
+
+    Seeds the trunk from what git tracks the first time. Where a hub runs, it says so.
+
+    Example:  bones up
+    """
+    sys.exit(verbs.up(root=root, timeout_s=timeout, as_json=as_json))
+
+
+@app.command()
+def status(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Show hub, trunk and slots, and what needs a person.
+
+    Exit code, of the hub: 0 healthy, 3 not running, 4 unknown, 5 degraded.
+
+    Example:  bones status
+    """
+    sys.exit(verbs.status(root=root, as_json=as_json))
+
+
+@app.command()
+def log(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    count: Annotated[int, typer.Option("--lines", "-n", min=1, metavar="N", help="How many.")] = 20,
+    everything: Annotated[bool, typer.Option("--all", help="Every one.")] = False,
+    slot: Annotated[
+        str, typer.Option("--slot", metavar="SLOT", help="Only those of this slot.")
+    ] = "",
+) -> NoReturn:
+    """List the check-ins of trunk, newest first.
+
+    The hub need not run.
+
+    Example:  bones log -n 5
+    """
+    sys.exit(
+        trunk_verbs.log(root=root, count=None if everything else count, slot=slot, as_json=as_json)
+    )
+
+
+CheckIn = "a hash, the first digits of one, tip or root"
+
+
+@app.command()
+def diff(
+    old: Annotated[str | None, typer.Argument(metavar="CHECKIN", help=f"Which: {CheckIn}.")] = None,
+    new: Annotated[str | None, typer.Argument(metavar="CHECKIN", help="And up to which.")] = None,
+    *,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Show what a check-in changed, or what is between two.
+
+    The tip if none is named. As `git apply` takes it; what is binary or too large
+    is only named.
+
+    Example:  bones diff root tip
+    """
+    sys.exit(trunk_verbs.diff(old, new, root=root, as_json=as_json))
+
+
+@app.command()
+def revert(
+    checkin: Annotated[str, typer.Argument(metavar="CHECKIN", help=f"Which: {CheckIn}.")],
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    message: Annotated[
+        str,
+        typer.Option("--message", "-m", metavar="TEXT", help="[default: revert and its message]"),
+    ] = "",
+) -> NoReturn:
+    """Undo a check-in by a new one; print that.
+
+    What others have changed since stays. Where they changed the same lines it is
+    refused, and each path is named (exit 1).
+
+    Example:  bones revert 1a2b3c4d
+    """
+    sys.exit(trunk_verbs.revert(checkin, message=message, root=root, as_json=as_json))
+
+
+@app.command()
+def events(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only newer ones.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Wait for new ones.")] = False,
+) -> NoReturn:
+    """Print what happened; the hub must run.
+
+    As `hub events`: from the durable stream EVENTS, oldest first.
+
+    Example:  bones events --follow --json
+    """
+    sys.exit(trunk_verbs.events(root=root, after=after, follow=follow, as_json=as_json))
 
 
 @app.command()
@@ -53,10 +175,10 @@ def down(
 
     Example:  bones down --dry-run
     """
-    from orchestrator import verbs  # noqa: PLC0415
+    from orchestrator import down_verb  # noqa: PLC0415
 
     sys.exit(
-        verbs.down(
+        down_verb.down(
             root=root,
             keep_hub=keep_hub,
             dry_run=dry_run,
@@ -65,6 +187,21 @@ def down(
             as_json=as_json,
         )
     )
+
+
+@app.command()
+def purge(
+    *, root: Root = None, as_json: Json = False, dry_run: DryRun = False, yes: Yes = False
+) -> NoReturn:
+    """Remove trunk, events, slots and rescues for good.
+
+    Refused while a hub or a slot is alive. Names first what is saved nowhere
+    else: check-ins that were never applied to git, unsaved work, rescues. Git's
+    own files stay as they are.
+
+    Example:  bones purge --dry-run
+    """
+    sys.exit(verbs.purge(root=root, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
 def _version(wanted: bool) -> None:
@@ -85,6 +222,4 @@ def options(
 
 def main(arguments: list[str]) -> NoReturn:
     """Run the command line *arguments* and exit."""
-    if arguments[:1] == ["swarm"]:  # so that a mistake is told of the verb, swarm.…
-        run_app(swarm_app, arguments[1:], program="bones swarm")
     run_app(app, arguments, program="bones")

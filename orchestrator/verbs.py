@@ -1,158 +1,106 @@
-"""The verb down: plan, ask, call, print, exit code."""
+"""The verbs up, status and purge: look, ask, call, print, exit code."""
 
 from __future__ import annotations
 
-import shlex
-import sys
-import threading
-
-from foundation.errors import HubError, Usage
-from foundation.workspace import Workspace
+from foundation.errors import HubError
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
-from orchestrator import down as ending
+from swarm.render import PROGRAM, SHORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from typing import Self
 
-    from orchestrator.down import Down, Plan
-
-VERB = "bones.down"
-_SILENT_S = 1.0
+    from swarm.purging import Loss
 
 
-def down(
+def status(*, root: str | None = None, as_json: bool = False) -> int:
+    """Show hub, trunk, slots and what needs a person."""
+    from orchestrator import status as asking  # noqa: PLC0415
+
+    try:
+        now = asking.look(root_or_default(root))
+    except HubError as error:
+        return output.print_error(asking.VERB, error, as_json=as_json)
+    return output.show(asking.render(now, as_json=as_json))
+
+
+def up(*, root: str | None = None, timeout_s: float | None = None, as_json: bool = False) -> int:
+    """Have a hub run here, ready to take commits."""
+    from hub.start import TIMEOUT_S  # noqa: PLC0415
+    from orchestrator.up import up as bring_up  # noqa: PLC0415
+    from swarm.history import title  # noqa: PLC0415
+    from swarm.verbs import Progress  # noqa: PLC0415
+
+    verb = "bones.up"
+    progress = Progress()
+    try:
+        done = bring_up(
+            root_or_default(root),
+            timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
+            progress=progress,
+        )
+    except HubError as error:
+        progress.end()
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        progress.end()
+        output.say("interrupted: `bones up` again goes on", program=PROGRAM)
+        return 130
+    progress.end()
+    if as_json:
+        output.print_data(verb, done.as_dict())
+        return 0
+    hub, tip = done.hub, done.tip
+    how = "runs already" if hub.already_running else "is up"
+    output.line(printable(f"hub {how} in {hub.root}: fossil {hub.fossil_url}, nats {hub.nats_url}"))
+    output.line(printable(f"trunk is at {tip.hash[:SHORT]}, by {tip.user}: {title(tip)}"))
+    return 0
+
+
+def purge(
     *,
     root: str | None = None,
-    keep_hub: bool = False,
     dry_run: bool = False,
     yes: bool = False,
-    timeout_s: float | None = None,
     as_json: bool = False,
 ) -> int:
-    """End what runs in the workspace; without *yes* only after asking."""
+    """Remove trunk, events, slots and rescues for good; without *yes* only after asking."""
+    from foundation.workspace import Workspace  # noqa: PLC0415
+    from swarm import purging  # noqa: PLC0415
+    from swarm.asking import agreed  # noqa: PLC0415
+
+    verb = "bones.purge"
     try:
         workspace = Workspace.find(root_or_default(root))
-        plan = ending.plan(workspace, keep_hub=keep_hub)
-        if dry_run:
-            if as_json:
-                output.print_data(VERB, {"dry_run": True, **plan.as_dict()})
-            else:
-                _print(_planned(plan), f"nothing runs in {workspace.root}")
-            return 0
-        if not (plan.is_empty or yes) and not _agreed(plan, as_json=as_json):
-            output.say("nothing was ended", program="bones")
+        loss = purging.look(workspace)
+        if not (dry_run or yes or loss.is_empty) and not agreed(_lost(loss), as_json=as_json):
+            output.say("nothing was removed", program=PROGRAM)
             return 1
-        with _Patience() as patience:
-            done = ending.down(
-                workspace.root,
-                keep_hub=keep_hub,
-                timeout_s=ending.HUB_WITHIN_S if timeout_s is None else timeout_s,
-                on_phase=patience.begins,
-            )
+        done = not dry_run and purging.purge(workspace)
     except HubError as error:
-        return output.print_error(VERB, error, as_json=as_json)
+        return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
-        output.say("interrupted: `bones down` again ends the rest", program="bones")
+        output.say("interrupted: `bones purge` again removes the rest", program=PROGRAM)
         return 130
     if as_json:
-        output.print_data(VERB, {"dry_run": False, **done.as_dict()})
+        output.print_data(verb, {"dry_run": dry_run, "purged": done, **loss.as_dict()})
+    elif loss.is_empty:
+        output.say(printable(f"nothing of ours is in {loss.root}"), program=PROGRAM)
+    elif dry_run:
+        output.line("\n".join(map(printable, _lost(loss))))
     else:
-        _show(done, keep_hub=keep_hub)
-    return 0 if done.is_clean else 1
+        output.say(printable(f"nothing of ours is left in {loss.root}"), program=PROGRAM)
+    return 0
 
 
-class _Patience:
-    """Says what takes so long, once it has taken a second."""
-
-    def __init__(self) -> None:
-        self._timer: threading.Timer | None = None
-
-    def begins(self, phase: str) -> None:
-        self.__exit__()
-        self._timer = threading.Timer(_SILENT_S, _say, (f"{phase} …",))
-        self._timer.daemon = True
-        self._timer.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_exc: object) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-
-
-def _say(text: str) -> None:
-    output.say(text, program="bones")
-
-
-def _agreed(plan: Plan, *, as_json: bool) -> bool:
-    """Show *plan* and ask.
-
-    Raises:
-        Usage: there is nobody to ask.
-    """
-    if not as_json:
-        output.say(f"in {printable(plan.root)}:", program="bones")
-        for line in _planned(plan):
-            output.say(line, program="bones")
-    if as_json or not (sys.stdin and sys.stdin.isatty()):
-        raise Usage(
-            "nobody here to ask: --yes does it, --dry-run only says what it would do",
-            reason="not-confirmed",
-        )
-    sys.stderr.write("bones: go on? [y/N] ")
-    sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
-def _planned(plan: Plan) -> Iterator[str]:
-    for process in plan.processes:
-        yield f"end      {printable(process.what)} (pid {process.pid})"
-    for slot in plan.slots:
-        action = "clean up" if slot.action == "end" else slot.action
-        yield f"{action:8} slot {printable(slot.name)}: {printable(slot.reason)}"
-    if plan.hub:
-        yield f"stop     the hub (pid {plan.hub})"
-
-
-def _show(done: Down, *, keep_hub: bool) -> None:
-    lines = list(_done(done))
-    if lines:
-        output.line("\n".join(map(printable, lines)))
-    if done.is_clean:
-        aside = "the hub aside, " if keep_hub else ""
-        output.say(f"{aside}nothing of ours runs in {printable(done.root)}", program="bones")
-
-
-def _done(done: Down) -> Iterator[str]:
-    for process in done.ended:
-        yield f"ended    {process.what} (pid {process.pid})"
-    for name in done.removed:
-        yield f"removed  slot {name}"
-    for name, rescue in done.rescued.items():
-        words = f"bones swarm rescue restore {shlex.quote(rescue)}"
-        yield f"rescued  slot {name}: `{words}` brings its work back"
-    if done.hub:
-        yield f"stopped  the hub (pid {done.hub})"
-    for name, reason in done.kept.items():
-        yield f"kept     slot {name}: {reason}"
-    for name in done.doubtful:
-        yield f"DOUBTFUL slot {name}: its leaf may live, or somebody is making it"
-    for name, reason in done.failed.items():
-        yield f"FAILED   slot {name}: {reason}"
-    for process in done.survivors:
-        yield f"SURVIVES {process.what} (pid {process.pid})"
-    if done.trouble:
-        yield f"FAILED   the hub: {done.trouble}"
-
-
-def _print(shown: Iterator[str], otherwise: str) -> None:
-    lines = list(shown)
-    if lines:
-        output.line("\n".join(map(printable, lines)))
-    else:
-        output.say(otherwise, program="bones")
+def _lost(loss: Loss) -> Iterator[str]:
+    yield f"from {loss.root} would go for good:"
+    if loss.trunk:
+        yield "  the trunk with its history, the events and the logs"
+    yield from (f"  {words}" for words in loss.unapplied)
+    yield from (f"  slot {words}" for words in loss.slots)
+    yield from (f"  rescue {name}" for name in loss.rescues)
+    if loss.unfinished and not loss.trunk:
+        yield "  what a purge that was killed has left"

@@ -4,24 +4,29 @@ from __future__ import annotations
 
 import shlex
 import sys
+from enum import StrEnum
 from typing import Annotated, Any, NoReturn
 
 import typer
 
 from foundation.errors import HubError
-from foundation.workspace import Workspace
-from hub import output, verbs
-from hub.cli import Json, Root
+from hub import output
+from hub.cli import Json, Root, run_app, seconds
 from hub.render import printable
 from hub.wording import several
 from slotgc import treepath
 from slotgc.account import DONE
 from slotgc.rescue import Rescue, list_rescues
 from slotgc.restore import restore as restore_rescue
+from swarm import verbs
+from swarm.which import workspace_of
 
 app = typer.Typer(
     name="swarm",
-    help="Slots: who works on what.\n\nExample:  bones swarm rescue ls",
+    help="Slots: who works on what. A slot is found from the current directory, or named."
+    "\n\nExample:  cd $(bones swarm join --slot auth); …; bones swarm commit -m 'Add a key'",
+    epilog="Exit codes: 0 ok, 1 failed or conflict, 2 usage, 3 no hub or no leaf, 75 try again, "
+    "100 owned by another.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -30,8 +35,7 @@ app = typer.Typer(
 )
 rescue = typer.Typer(
     name="rescue",
-    help="Unsaved work of dead slots, kept by `hub gc` in .bones/rescue."
-    "\n\nExample:  bones swarm rescue ls",
+    help="Unsaved work of dead slots, in .bones/rescue.\n\nExample:  bones swarm rescue ls",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -41,8 +45,248 @@ rescue = typer.Typer(
 app.add_typer(rescue)
 
 
-def _workspace(root: str | None) -> Workspace:
-    return Workspace.find(verbs.root_or_default(root))
+SlotName = Annotated[
+    str | None,
+    typer.Option(
+        "--slot",
+        metavar="SLOT",
+        help="Which. [default: the one around the current directory, else BONES_SLOT]",
+    ),
+]
+Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What it does.")]
+Files = Annotated[list[str] | None, typer.Argument(metavar="FILE")]
+
+
+class Result(StrEnum):
+    """How the work ended."""
+
+    success = "success"
+    fail = "fail"
+
+
+@app.command()
+def join(
+    *,
+    slot: Annotated[str, typer.Option("--slot", metavar="SLOT", help="Its name.")],
+    root: Root = None,
+    as_json: Json = False,
+    task: Annotated[
+        str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")
+    ] = "",
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="Give up this long after the last sign of progress. [default: 60]",
+        ),
+    ] = None,
+) -> NoReturn:
+    """Join a slot, print its worktree.
+
+    A slot that is new is made, a dead one goes on with its files, one that is
+    joined is found.
+
+    Example:  cd $(bones swarm join --slot auth)
+    """
+    sys.exit(verbs.join(slot=slot, root=root, task=task, timeout_s=timeout, as_json=as_json))
+
+
+@app.command()
+def commit(
+    files: Files = None,
+    *,
+    message: Message,
+    root: Root = None,
+    as_json: Json = False,
+    slot: SlotName = None,
+    timeout: Annotated[
+        float | None,
+        typer.Option(
+            parser=seconds,
+            metavar="SECONDS",
+            help="How long the hub may be away; then exit 75. [default: 30]",
+        ),
+    ] = None,
+) -> NoReturn:
+    """Land on trunk what the slot has changed.
+
+    All of it, or what is at or below the FILEs; prints the check-in. On return it is on disk. Where
+    others have changed the same lines nothing is committed or touched, and each
+    path is named with who holds the other version (exit 1).
+
+    Example:  bones swarm commit -m 'Add a key type' src/keys.py
+    """
+    sys.exit(
+        verbs.commit(
+            message=message,
+            files=files or (),
+            root=root,
+            slot=slot,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def update(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    slot: SlotName = None,
+    markers: Annotated[
+        bool,
+        typer.Option("--markers", help="Write conflict markers where both changed the same."),
+    ] = False,
+) -> NoReturn:
+    """Bring trunk's tip into the worktree.
+
+    What was changed here stays changed. Where both changed the same lines nothing
+    is touched and the paths are named (exit 1), unless --markers asks for conflict
+    markers in them.
+
+    Example:  bones swarm update --markers
+    """
+    sys.exit(verbs.update(root=root, slot=slot, markers=markers, as_json=as_json))
+
+
+@app.command()
+def diff(
+    files: Files = None, *, root: Root = None, as_json: Json = False, slot: SlotName = None
+) -> NoReturn:
+    """Show what the slot has changed.
+
+    Since it last agreed with trunk, as `git apply` takes it. Of all files, or of
+    those at or below the FILEs.
+
+    Example:  bones swarm diff src
+    """
+    from swarm.work_verbs import diff as show  # noqa: PLC0415
+
+    sys.exit(show(files=files or (), root=root, slot=slot, as_json=as_json))
+
+
+@app.command()
+def status(*, root: Root = None, as_json: Json = False, slot: SlotName = None) -> NoReturn:
+    """Show a slot; outside of one, all that there are.
+
+    Example:  bones swarm status --slot auth
+    """
+    sys.exit(verbs.status(root=root, slot=slot, as_json=as_json))
+
+
+@app.command()
+def cwd(*, root: Root = None, as_json: Json = False, slot: SlotName = None) -> NoReturn:
+    """Print the worktree of a slot.
+
+    Example:  cd $(bones swarm cwd --slot auth)
+    """
+    sys.exit(verbs.cwd(root=root, slot=slot, as_json=as_json))
+
+
+@app.command()
+def close(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    slot: SlotName = None,
+    result: Annotated[
+        Result, typer.Option("--result", help="How the work ended.", show_default=True)
+    ] = Result.success,
+    no_artifact: Annotated[
+        bool, typer.Option("--no-artifact", help="A success that needed no commit.")
+    ] = False,
+    summary: Annotated[
+        str, typer.Option("--summary", metavar="TEXT", help="What came of it, for people.")
+    ] = "",
+) -> NoReturn:
+    """End a slot; unsaved work is rescued.
+
+    Its leaf ends, its directory goes. Success needs a commit since the join, or
+    --no-artifact, and nothing left uncommitted. Closing a slot that is gone is no error.
+
+    Example:  bones swarm close --summary 'keys can be typed'
+    """
+    sys.exit(
+        verbs.close(
+            root=root,
+            slot=slot,
+            result=result.value,
+            no_artifact=no_artifact,
+            summary=summary,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command(context_settings={"allow_interspersed_args": False})
+def run(
+    command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
+    *,
+    slot: Annotated[str, typer.Option("--slot", metavar="SLOT", help="Its name.")],
+    root: Root = None,
+    as_json: Json = False,
+    task: Annotated[
+        str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")
+    ] = "",
+    commit_on_exit: Annotated[
+        bool, typer.Option("--commit-on-exit", help="Commit what it leaves changed.")
+    ] = False,
+    message: Annotated[
+        str, typer.Option("--message", "-m", metavar="TEXT", help="Of that commit. [default: task]")
+    ] = "",
+    no_artifact: Annotated[
+        bool, typer.Option("--no-artifact", help="It may succeed without a commit.")
+    ] = False,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the slot joined afterwards.")] = False,
+) -> NoReturn:
+    """Run an agent in a slot of its own.
+
+    Joins the slot, runs COMMAND in its worktree, closes the slot by how that
+    ended. The agent is the leaf's child; it finds its slot by itself. Its output is
+    shown, kept in the slot's leaf.log and published as slot.SLOT.log. The exit
+    code is the agent's (128 and the signal that ended it); 1 if all it did
+    could not be closed as a success.
+
+    Example:  bones swarm run --slot auth --commit-on-exit -- ./agent --task keys
+    """
+    from swarm.work_verbs import run as run_agent  # noqa: PLC0415
+
+    sys.exit(
+        run_agent(
+            command,
+            slot=slot,
+            root=root,
+            task=task,
+            commit_on_exit=commit_on_exit,
+            message=message,
+            no_artifact=no_artifact,
+            keep=keep,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def reap(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what becomes of each slot, and why.")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+) -> NoReturn:
+    """Clean up after dead slots, as `hub gc`.
+
+    Their unsaved work is moved to .bones/rescue first.
+
+    Example:  bones swarm reap --dry-run
+    """
+    from swarm.work_verbs import reap as reap_dead  # noqa: PLC0415
+
+    sys.exit(reap_dead(root=root, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
 @rescue.command("ls")
@@ -53,7 +297,7 @@ def ls(*, root: Root = None, as_json: Json = False) -> NoReturn:
     """
     verb = "swarm.rescue.ls"
     try:
-        workspace = _workspace(root)
+        workspace = workspace_of(root)
         rescues = list_rescues(workspace.root)
     except OSError as error:
         wrapped = HubError(f"the rescues cannot be listed: {error}", reason="rescue")
@@ -99,7 +343,7 @@ def restore(
     """
     verb = "swarm.rescue.restore"
     try:
-        done = restore_rescue(_workspace(root).root, name, to)
+        done = restore_rescue(workspace_of(root).root, name, to)
     except HubError as error:
         sys.exit(output.print_error(verb, error, as_json=as_json))
     if as_json:
@@ -118,3 +362,8 @@ def restore(
     for words in done.apart:
         output.say(printable(f"{words}: in {shlex.quote(done.path)}"), program="bones")
     sys.exit(0)
+
+
+def main(arguments: list[str]) -> NoReturn:
+    """Run ``bones swarm`` with *arguments* and exit."""
+    run_app(app, arguments, program="bones swarm")

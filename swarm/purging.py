@@ -50,6 +50,8 @@ class Loss(Record):
     """Slots with unsaved work, each with what it is, in words."""
     rescues: tuple[str, ...]
     """Rescues by name."""
+    unapplied: tuple[str, ...] = ()
+    """Check-ins that no branch of git has, in words."""
     unfinished: bool = False
     """A killed purge has left something."""
     hidden: bool = False

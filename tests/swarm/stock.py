@@ -70,5 +70,5 @@ class Checkout:
 
     def new_version(self, *words: str) -> str:
         """Run ``fossil commit`` with *words* and return the check-in's hash."""
-        said = self.fossil("commit", "--no-warnings", *words)
+        said = self.fossil("commit", "--hash", "--no-warnings", *words)
         return next(line.split()[1] for line in said.splitlines() if "New_Version:" in line)

@@ -1,0 +1,143 @@
+"""The verb down: plan, ask, call, print, exit code."""
+
+from __future__ import annotations
+
+import shlex
+import threading
+
+from foundation.errors import HubError
+from foundation.workspace import Workspace
+from hub import output
+from hub.render import printable
+from hub.verbs import root_or_default
+from orchestrator import down as ending
+from swarm.asking import agreed
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Self
+
+    from orchestrator.down import Down, Plan
+
+VERB = "bones.down"
+_SILENT_S = 1.0
+
+
+def down(
+    *,
+    root: str | None = None,
+    keep_hub: bool = False,
+    dry_run: bool = False,
+    yes: bool = False,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """End what runs in the workspace; without *yes* only after asking."""
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        plan = ending.plan(workspace, keep_hub=keep_hub)
+        if dry_run:
+            if as_json:
+                output.print_data(VERB, {"dry_run": True, **plan.as_dict()})
+            else:
+                _print(_planned(plan), f"nothing runs in {workspace.root}")
+            return 0
+        if not (plan.is_empty or yes) and not agreed(_asked(plan), as_json=as_json):
+            output.say("nothing was ended", program="bones")
+            return 1
+        with _Patience() as patience:
+            done = ending.down(
+                workspace.root,
+                keep_hub=keep_hub,
+                timeout_s=ending.HUB_WITHIN_S if timeout_s is None else timeout_s,
+                on_phase=patience.begins,
+            )
+    except HubError as error:
+        return output.print_error(VERB, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say("interrupted: `bones down` again ends the rest", program="bones")
+        return 130
+    if as_json:
+        output.print_data(VERB, {"dry_run": False, **done.as_dict()})
+    else:
+        _show(done, keep_hub=keep_hub)
+    return 0 if done.is_clean else 1
+
+
+class _Patience:
+    """Says what takes so long, once it has taken a second."""
+
+    def __init__(self) -> None:
+        self._timer: threading.Timer | None = None
+
+    def begins(self, phase: str) -> None:
+        self.__exit__()
+        self._timer = threading.Timer(_SILENT_S, _say, (f"{phase} …",))
+        self._timer.daemon = True
+        self._timer.start()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+
+def _say(text: str) -> None:
+    output.say(text, program="bones")
+
+
+def _asked(plan: Plan) -> Iterator[str]:
+    yield f"in {plan.root}:"
+    yield from _planned(plan)
+
+
+def _planned(plan: Plan) -> Iterator[str]:
+    for process in plan.processes:
+        yield f"end      {printable(process.what)} (pid {process.pid})"
+    for slot in plan.slots:
+        action = "clean up" if slot.action == "end" else slot.action
+        yield f"{action:8} slot {printable(slot.name)}: {printable(slot.reason)}"
+    if plan.hub:
+        yield f"stop     the hub (pid {plan.hub})"
+
+
+def _show(done: Down, *, keep_hub: bool) -> None:
+    lines = list(_done(done))
+    if lines:
+        output.line("\n".join(map(printable, lines)))
+    if done.is_clean:
+        aside = "the hub aside, " if keep_hub else ""
+        output.say(f"{aside}nothing of ours runs in {printable(done.root)}", program="bones")
+
+
+def _done(done: Down) -> Iterator[str]:
+    for process in done.ended:
+        yield f"ended    {process.what} (pid {process.pid})"
+    for name in done.removed:
+        yield f"removed  slot {name}"
+    for name, rescue in done.rescued.items():
+        words = f"bones swarm rescue restore {shlex.quote(rescue)}"
+        yield f"rescued  slot {name}: `{words}` brings its work back"
+    if done.hub:
+        yield f"stopped  the hub (pid {done.hub})"
+    for name, reason in done.kept.items():
+        yield f"kept     slot {name}: {reason}"
+    for name in done.doubtful:
+        yield f"DOUBTFUL slot {name}: its leaf may live, or somebody is making it"
+    for name, reason in done.failed.items():
+        yield f"FAILED   slot {name}: {reason}"
+    for process in done.survivors:
+        yield f"SURVIVES {process.what} (pid {process.pid})"
+    if done.trouble:
+        yield f"FAILED   the hub: {done.trouble}"
+
+
+def _print(shown: Iterator[str], otherwise: str) -> None:
+    lines = list(shown)
+    if lines:
+        output.line("\n".join(map(printable, lines)))
+    else:
+        output.say(otherwise, program="bones")

@@ -1,0 +1,141 @@
+"""The verbs on trunk: log, diff, revert, apply, events. Call, print, exit code."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from datetime import UTC, datetime
+
+from foundation.errors import HubError
+from foundation.workspace import Workspace
+from hub import output
+from hub.render import printable
+from hub.status import wait_for_trunk
+from hub.verbs import root_or_default
+from swarm import history, render
+from swarm.history import SHORT, open_repository, title
+from swarm.showing import print_diff
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from hub.repository import CheckinRow
+
+TRUNK_WITHIN_S = 5.0
+
+
+def log(
+    *,
+    root: str | None = None,
+    count: int | None = 20,
+    slot: str = "",
+    as_json: bool = False,
+) -> int:
+    """Print the last *count* check-ins of trunk, the newest first; None: all."""
+    verb = "bones.log"
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        with open_repository(workspace.repository) as repository:
+            rows = itertools.islice(history.log(repository, slot=slot), count)
+            if as_json:
+                told = [_row(row) for row in rows]
+                output.print_data(verb, {"root": workspace.root, "checkins": told})
+                return 0
+            for row in rows:
+                output.line(printable(_line(row)))
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+def _row(row: CheckinRow) -> dict[str, str]:
+    return {
+        "hash": row.hash,
+        "parent": row.parent,
+        "time": row.time,
+        "slot": row.user,
+        "message": row.comment,
+    }
+
+
+def _line(row: CheckinRow) -> str:
+    return f"{row.hash[:SHORT]}  {_local(row.time)}  {row.user:12}  {title(row)}"
+
+
+def _local(time: str) -> str:
+    moment = datetime.fromisoformat(time.removesuffix("Z")).replace(tzinfo=UTC)
+    return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
+
+
+def diff(
+    old: str | None = None,
+    new: str | None = None,
+    *,
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Print what check-in *old* (the tip by default) changed, or what is between it and *new*."""
+    verb = "bones.diff"
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        with open_repository(workspace.repository) as repository:
+            last = history.find(repository, new or old or "tip")
+            if new is None or old is None:
+                first, found = last.parent, repository.changes(last.hash)
+            else:
+                first = history.find(repository, old).hash
+                found = repository.difference(first, last.hash)
+            shown = history.diff(repository, found)
+            head = {"root": workspace.root, "from": first, "to": last.hash}
+            count = print_diff(verb, head, shown, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return 130
+    if not count and not as_json:
+        output.say("no differences", program=render.PROGRAM)
+    return 0
+
+
+def revert(name: str, *, message: str = "", root: str | None = None, as_json: bool = False) -> int:
+    """Undo check-in *name* by a new one, and print that."""
+    from swarm.reverting import RevertRefused  # noqa: PLC0415 - it loads the bus
+    from swarm.reverting import revert as undo  # noqa: PLC0415
+
+    verb = "bones.revert"
+    try:
+        done = undo(Workspace.find(root_or_default(root)), name, message)
+    except RevertRefused as error:
+        if as_json:
+            shown = render.conflicted(verb, str(error), error.conflicts, "", as_json=True)
+            return output.show(shown)
+        return output.print_error(verb, error, as_json=False)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say("interrupted: it may land all the same: `bones log`", program=render.PROGRAM)
+        return 130
+    if as_json:
+        return output.show(render.data(verb, done.as_dict()))
+    output.line(done.checkin)
+    if not done.new:
+        output.say("trunk has nothing of it any more: nothing was landed", program=render.PROGRAM)
+    return 0
+
+
+def events(
+    *, root: str | None = None, after: int = 0, follow: bool = False, as_json: bool = False
+) -> int:
+    """Print what happened, as `hub events` does."""
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        wait_for_trunk(workspace, TRUNK_WITHIN_S)
+        from hub.events import print_events  # noqa: PLC0415 - it loads the bus
+
+        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
+    except HubError as error:
+        return output.print_error("hub.events", error, as_json=as_json)
+    except KeyboardInterrupt:
+        return 130
+    return 0

@@ -1,0 +1,162 @@
+"""What the swarm's verbs show, as text. Pure."""
+
+from __future__ import annotations
+
+import shlex
+
+from foundation import codec
+from hub.output import VERSION, envelope, talk
+from hub.render import Shown, printable
+from hub.wording import several
+from slotgc import treepath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+    from typing import Any
+
+    from hub.commits import Conflict
+    from swarm.slot import CheckIn, Closed, Update
+
+PROGRAM = "bones"
+SHORT = 10
+"""Digits by which people are told of a hash."""
+
+
+def said(*texts: str) -> str:
+    """Return lines for stderr; what could steer a terminal is escaped."""
+    return "".join(talk(printable(text), program=PROGRAM) for text in texts if text)
+
+
+def files(count: int) -> str:
+    """Return *count* files in words."""
+    return "1 file" if count == 1 else f"{count} files"
+
+
+def ago(seconds: float) -> str:
+    """Return how long *seconds* are, as a person would say of something that happened then."""
+    for size_s, unit in ((86_400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size_s:
+            return f"{seconds // size_s:.0f} {unit} ago"
+    return f"{max(0, seconds):.0f} s ago"
+
+
+def _names(paths: Iterable[bytes]) -> str:
+    return several([treepath.show(path) for path in paths])
+
+
+def _json(value: Any) -> Any:
+    """Return *value* for JSON: paths, which are bytes, as :mod:`slotgc.treepath` has them."""
+    if isinstance(value, bytes):
+        return treepath.to_json(value)
+    if isinstance(value, list | tuple):
+        return [_json(one) for one in value]
+    if isinstance(value, dict):
+        return {name: _json(one) for name, one in value.items()}
+    return value
+
+
+def data(verb: str, fields: Mapping[str, Any]) -> Shown:
+    """Show *fields* as JSON."""
+    return Shown(stdout=envelope(verb, _json(dict(fields))))
+
+
+def joined(info: Mapping[str, Any], *, as_json: bool) -> Shown:
+    """Show a slot that was joined: its worktree."""
+    if as_json:
+        return data("swarm.join", info)
+    how = "revived" if info["revived"] else "joined" if info["joined"] else "joined already"
+    label = f" ({info['task']})" if info["task"] else ""
+    base = f" at check-in {info['checkin'][:SHORT]}" if info["checkin"] else ""
+    return Shown(
+        stdout=f"{info['worktree']}\n", stderr=said(f"slot {info['slot']} {how}{base}{label}")
+    )
+
+
+def committed(done: CheckIn, *, as_json: bool) -> Shown:
+    """Show a commit that has landed: its check-in."""
+    if as_json:
+        return data("swarm.commit", done.as_dict())
+    if not done.new:
+        words = f"trunk has all of it already: {done.checkin[:SHORT]} is its tip"
+        return Shown(stdout=f"{done.checkin}\n", stderr=said(words))
+    merged = f"merged with what others did: {_names(done.merged)}" if done.merged else ""
+    return Shown(stdout=f"{done.checkin}\n", stderr=said(merged))
+
+
+def updated(done: Update, *, as_json: bool) -> Shown:
+    """Show what an update brought in: the check-in that the worktree is at."""
+    if as_json:
+        return data("swarm.update", done.as_dict())
+    news = "at the tip already" if done.previous == done.checkin else f"{files(done.files)} new"
+    merged = f"merged with your changes: {_names(done.merged)}" if done.merged else ""
+    marked = (
+        f"conflict markers in {_names(done.conflicted)}: choose, take them out, commit"
+        if done.conflicted
+        else ""
+    )
+    return Shown(stdout=f"{done.checkin}\n", stderr=said(news, merged, marked))
+
+
+def closed(done: Closed, *, as_json: bool) -> Shown:
+    """Show a slot that was closed, and what became of it."""
+    status = 1 if done.outcome == "failed" else 0
+    if as_json:
+        return data("swarm.close", done.as_dict()).replace(status=status)
+    words = {
+        "removed": f"slot {done.slot} closed ({done.result}) and removed",
+        "rescued": f"slot {done.slot} closed ({done.result}); its unsaved work is kept: "
+        f"`bones swarm rescue restore {shlex.quote(done.rescue)}`",
+        "kept": f"slot {done.slot} closed ({done.result}); its directory stays for now: "
+        f"{done.reason}; `bones swarm reap` removes it",
+        "failed": f"slot {done.slot} closed ({done.result}); its directory could not be removed: "
+        f"{done.reason}",
+        "gone": f"there is no slot {done.slot} any more",
+    }
+    return Shown(stderr=said(words[done.outcome]), status=status)
+
+
+def status(now: Mapping[str, Any], *, as_json: bool) -> Shown:
+    """Show STATUS of one slot, as :mod:`swarm.slot` describes it."""
+    if as_json:
+        return data("swarm.status", now)
+    lines = [
+        f"slot {now['slot']}  {now['phase']}  pid {now['pid']}"
+        + (f"  {now['task']}" if now["task"] else ""),
+        f"  worktree  {now['worktree']}",
+        f"  check-in  {now['checkin'][:SHORT] or '-'}"
+        + (f"  (last of ours {now['landed'][:SHORT]})" if now["landed"] else ""),
+        f"  commits   {now['commits']}",
+    ]
+    if now["hub"] != "ready":
+        lines.append(f"  hub       away: {now['hub']}")
+    if now["pending"]:
+        lines.append("  pending   a commit whose fate is not known yet; the next verb settles it")
+    return Shown(stdout="".join(f"{printable(line)}\n" for line in lines))
+
+
+def conflicted(
+    verb: str, message: str, conflicts: tuple[Conflict, ...], way_out: str, *, as_json: bool
+) -> Shown:
+    """Show *conflicts*: each path, whose versions there are, who holds the other; exit code 1."""
+    if as_json:
+        told = [
+            {
+                "path": treepath.to_json(one.path),
+                **{name: value for name, value in one.as_dict().items() if name != "path"},
+            }
+            for one in conflicts
+        ]
+        error = {"reason": "conflict", "message": message, "exit_code": 1, "conflicts": told}
+        schema = {"verb": verb, "version": VERSION}
+        return Shown(stdout=codec.dumps({"schema": schema, "error": error}) + "\n", status=1)
+    lines = []
+    for one in conflicts:
+        whose = f"slot {one.theirs_slot}" if one.theirs_slot else "trunk"
+        checkin = f", check-in {one.theirs_checkin[:SHORT]}" if one.theirs_checkin else ""
+        lines.append(f"{treepath.show(one.path)}: {one.reason}")
+        versions = (("yours", one.mine_hash), ("theirs", one.theirs_hash), ("base", one.base_hash))
+        shown = ", ".join(f"{name} {content[:SHORT] or 'deleted'}" for name, content in versions)
+        lines.append(f"  {shown} ({whose}{checkin})")
+    head = f"conflict: nothing was touched; others have changed the same in {files(len(conflicts))}"
+    return Shown(stderr=said(head, *(f"  {line}" for line in lines), way_out), status=1)

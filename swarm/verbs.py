@@ -1,0 +1,185 @@
+"""The fast verbs of a slot: join, commit, update, status, cwd, close. Call, print, exit code."""
+
+from __future__ import annotations
+
+import sys
+
+from foundation.errors import HubError
+from hub import output
+from hub.commits import Conflicted
+from swarm import render
+from swarm.slot import COMMIT_WITHIN_S, JOIN_WITHIN_S, Closed
+from swarm.which import named_or_here, paths_in, slot_of, workspace_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
+    from swarm.slot import Result
+
+_MERGE = "`bones swarm update --markers` brings theirs in, with markers where both changed"
+_MARK = "`bones swarm update --markers` writes markers where both changed; or commit or undo yours"
+
+
+def join(
+    *,
+    slot: str,
+    root: str | None = None,
+    task: str = "",
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """Join a slot and print its worktree."""
+    from swarm.slot import join as join_slot  # noqa: PLC0415
+
+    progress = Progress()
+    try:
+        joined = join_slot(
+            workspace_of(root).root,
+            slot,
+            task,
+            timeout_s=JOIN_WITHIN_S if timeout_s is None else timeout_s,
+            progress=progress,
+        )
+    except HubError as error:
+        progress.end()
+        return output.print_error("swarm.join", error, as_json=as_json)
+    except KeyboardInterrupt:
+        progress.end()
+        return _interrupted("`bones swarm join` again goes on")
+    progress.end()
+    return output.show(render.joined(joined.info, as_json=as_json))
+
+
+def commit(
+    *,
+    message: str,
+    files: Sequence[str] = (),
+    root: str | None = None,
+    slot: str | None = None,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """Land what a slot has changed, or only *files* of it, and print the check-in."""
+    verb = "swarm.commit"
+    try:
+        found = slot_of(root, slot)
+        done = found.commit(
+            message,
+            paths_in(found, files),
+            timeout_s=COMMIT_WITHIN_S if timeout_s is None else timeout_s,
+        )
+    except Conflicted as error:
+        return show_conflict(verb, error, _MERGE, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return _interrupted("it may land all the same; nothing lands twice: `bones swarm status`")
+    return output.show(render.committed(done, as_json=as_json))
+
+
+def update(
+    *,
+    root: str | None = None,
+    slot: str | None = None,
+    markers: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Bring trunk's tip into a slot's worktree."""
+    verb = "swarm.update"
+    try:
+        done = slot_of(root, slot).update(markers=markers)
+    except Conflicted as error:
+        return show_conflict(verb, error, _MARK, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return _interrupted("`bones swarm update` again goes on")
+    return output.show(render.updated(done, as_json=as_json))
+
+
+def status(*, root: str | None = None, slot: str | None = None, as_json: bool = False) -> int:
+    """Show a slot; where none is meant, all of the workspace."""
+    try:
+        found = named_or_here(root, slot)
+        if found is None:
+            from swarm.overview import show_all  # noqa: PLC0415 - looks at much more
+
+            return show_all(workspace_of(root), as_json=as_json)
+        return output.show(render.status(found.status(), as_json=as_json))
+    except HubError as error:
+        return output.print_error("swarm.status", error, as_json=as_json)
+
+
+def cwd(*, root: str | None = None, slot: str | None = None, as_json: bool = False) -> int:
+    """Print the worktree of a slot."""
+    try:
+        found = slot_of(root, slot)
+    except HubError as error:
+        return output.print_error("swarm.cwd", error, as_json=as_json)
+    if as_json:
+        output.print_data("swarm.cwd", {"slot": found.name, "worktree": found.worktree})
+    else:
+        output.line(found.worktree)
+    return 0
+
+
+def close(
+    *,
+    root: str | None = None,
+    slot: str | None = None,
+    result: Result = "success",
+    no_artifact: bool = False,
+    summary: str = "",
+    as_json: bool = False,
+) -> int:
+    """End a slot's leaf and clean up after it."""
+    try:
+        done = slot_of(root, slot).close(result, artifact=not no_artifact, summary=summary)
+    except HubError as error:
+        if slot and error.reason == "no-slot":  # closed before, and that is what was asked for
+            gone = Closed(slot=slot, result=result)
+            return output.show(render.closed(gone, as_json=as_json))
+        return output.print_error("swarm.close", error, as_json=as_json)
+    except KeyboardInterrupt:
+        return _interrupted("`bones swarm close` again goes on")
+    return output.show(render.closed(done, as_json=as_json))
+
+
+def show_conflict(verb: str, error: Conflicted, way_out: str, *, as_json: bool) -> int:
+    """Print where others have changed the same, and *way_out*; return the exit code."""
+    return output.show(
+        render.conflicted(verb, str(error), error.conflicts, way_out, as_json=as_json)
+    )
+
+
+def _interrupted(words: str) -> int:
+    output.say(f"interrupted: {words}", program=render.PROGRAM)
+    return 130
+
+
+class Progress:
+    """Shows a leaf's or an apply's progress; the bar is imported only if there is any."""
+
+    def __init__(self) -> None:
+        """Show nothing yet."""
+        self._bar: Any = None
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Show one sign of it: a note, or how far a phase is."""
+        if "phase" not in progress:
+            self.end()
+            output.say(str(progress.get("note", "")), program=render.PROGRAM)
+            return
+        if self._bar is None:
+            from hub.bar import Bar  # noqa: PLC0415
+
+            self._bar = Bar(sys.stderr)
+        self._bar.show(str(progress["phase"]), int(progress["done"]), int(progress["total"]))
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.end()
+            self._bar = None

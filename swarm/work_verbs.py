@@ -1,0 +1,220 @@
+"""The verbs of a slot that take their time: diff, run, reap. Call, print, exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from foundation.errors import HubError, Refused
+from hub import gc, output
+from hub.commits import Conflicted
+from hub.render import printable
+from hub.repository import Entry
+from slotgc import artifact, pruning, treepath
+from slotgc.hold import refuse_foreign
+from swarm import history, render
+from swarm.asking import agreed
+from swarm.history import FileChange
+from swarm.showing import print_diff
+from swarm.slot import join
+from swarm.unified import Version, difference
+from swarm.verbs import Progress, show_conflict
+from swarm.which import paths_in, slot_of, workspace_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+
+    from hub.repository import Repository
+    from swarm.slot import Change, Ran, Slot
+
+_SIGNALLED = 128
+
+
+def diff(
+    *,
+    files: Sequence[str] = (),
+    root: str | None = None,
+    slot: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Show what a slot has changed against its base."""
+    verb = "swarm.diff"
+    try:
+        found = slot_of(root, slot)
+        paths = paths_in(found, files)
+        changes = [one for one in found.changes() if paths is None or _is_below(one.path, paths)]
+        workspace = workspace_of(found.root)
+        with history.open_repository(workspace.repository) as repository:
+            shown = _differences(found, repository, changes)
+            count = print_diff(verb, {"slot": found.name}, shown, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return 130
+    if not count and not as_json:
+        output.say(f"slot {found.name} has changed nothing", program=render.PROGRAM)
+    return 0
+
+
+def _is_below(path: bytes, named: Sequence[bytes]) -> bool:
+    return any(one in (b".", path) or path.startswith(one + b"/") for one in named)
+
+
+def _differences(
+    slot: Slot, repository: Repository, changes: Sequence[Change]
+) -> Iterator[FileChange]:
+    for one in changes:
+        base = Entry(one.base_kind, one.base_hash) if one.base_kind else None
+        yield FileChange(
+            path=one.path,
+            old_kind=one.base_kind,
+            old_hash=one.base_hash,
+            new_kind=one.kind,
+            new_hash=one.hash,
+            diff=difference(one.path, history.version(repository, base), _worktree(slot, one)),
+        )
+
+
+def _worktree(slot: Slot, change: Change) -> Version | None:
+    """Return the file as it is in the worktree; one that has vanished since is deleted."""
+    path = os.fsencode(slot.worktree) + b"/" + change.path
+    if not change.kind:
+        return None
+    try:
+        if change.kind == "link":
+            return Version(change.kind, os.readlink(path))
+        fd = artifact.open_regular(path)
+        with open(fd, "rb") as file:
+            return Version(change.kind, file.read())
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise HubError(
+            f"{treepath.show(change.path)} cannot be read: {error.strerror or error}",
+            reason="unreadable",
+        ) from None
+
+
+def reap(
+    *, root: str | None = None, dry_run: bool = False, yes: bool = False, as_json: bool = False
+) -> int:
+    """Clean up after the dead slots; without *yes* only after asking."""
+    verb = "swarm.reap"
+    try:
+        workspace = workspace_of(root)
+        refuse_foreign(workspace)
+        plan = pruning.plan(workspace.root)
+        lines = [f"{one.action:6}  {one.name}: {one.reason}" for one in plan]
+        if dry_run:
+            if as_json:
+                rows = [one.as_dict() for one in plan]
+                output.print_data(verb, {"dry_run": True, "root": workspace.root, "plan": rows})
+            else:
+                _lines(lines, f"no slots in {workspace.root}")
+            return 0
+        due = [one for one in plan if one.action != pruning.KEEP]
+        if due and not yes and not agreed(lines, as_json=as_json):
+            output.say("nothing was cleaned up", program=render.PROGRAM)
+            return 1
+        done = pruning.prune(workspace.root)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    if as_json:
+        output.print_data(verb, {"dry_run": False, "root": workspace.root, **done.as_dict()})
+    else:
+        stay = len(done.kept)
+        why = f"; {stay} stay{'s' * (stay == 1)}: --dry-run says why" if stay else ""
+        _lines(list(gc.lines(done)), f"nothing to clean up{why}")
+    return 1 if done.failed else 0
+
+
+def _lines(lines: list[str], otherwise: str) -> None:
+    if lines:
+        output.line("\n".join(map(printable, lines)))
+    else:
+        output.say(printable(otherwise), program=render.PROGRAM)
+
+
+def run(
+    command: list[str],
+    *,
+    slot: str,
+    root: str | None = None,
+    task: str = "",
+    commit_on_exit: bool = False,
+    message: str = "",
+    no_artifact: bool = False,
+    keep: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Join a slot, run *command* in it, close it by how that ended; return the exit code."""
+    verb = "swarm.run"
+    progress = Progress()
+    try:
+        joined = join(workspace_of(root).root, slot, task, progress=progress)
+        progress.end()
+        ran = joined.run(
+            command,
+            commit_on_exit=commit_on_exit,
+            message=message or task or f"work of {slot}",
+            output=_tell if as_json else _show,
+        )
+        code = ran.status if ran.status >= 0 else _SIGNALLED - ran.status
+        refused = "" if keep else _close(joined, ran, artifact=not no_artifact)
+    except Conflicted as error:
+        way_out = f"slot {slot} stays: `bones swarm update --markers --slot {slot}`, then commit"
+        return show_conflict(verb, error, way_out, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say(
+            f"interrupted: the agent is ended, slot {slot} stays joined", program=render.PROGRAM
+        )
+        return 130
+    finally:
+        progress.end()
+    if as_json:
+        output.print_data(
+            verb,
+            {"slot": slot, "status": ran.status, "checkin": ran.checkin, "refused": refused},
+        )
+    elif refused:
+        output.say(
+            printable(f"the agent ended well, but it was no success: {refused}"),
+            program=render.PROGRAM,
+        )
+    return code or (1 if refused else 0)
+
+
+def _show(lines: list[str]) -> None:
+    """Show what the agent says, as it says it."""
+    output.line("\n".join(lines))
+
+
+def _tell(lines: list[str]) -> None:
+    """Show it where it is not in the way of JSON."""
+    if sys.stderr is not None:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+def _close(slot: Slot, ran: Ran, *, artifact: bool) -> str:
+    """Close *slot* by how its agent has ended; return why a success was refused, "" if it was not.
+
+    Work that is refused as a success is closed as failed, and so rescued, not left lying.
+    """
+    summary = f"ended with status {ran.status}"
+    if ran.status:
+        output.show(render.closed(slot.close("fail", summary=summary), as_json=False))
+        return ""
+    try:
+        done = slot.close("success", artifact=artifact, summary=summary)
+    except Refused as error:
+        if error.reason not in ("no-artifact", "uncommitted"):
+            raise
+        done = slot.close("fail", summary=f"{summary}, but {error}")
+        output.show(render.closed(done, as_json=False))
+        return str(error)
+    output.show(render.closed(done, as_json=False))
+    return ""

@@ -1,0 +1,452 @@
+"""The single writer: what slots ask for, planned on the tip, pushed in batches, answered when safe.
+
+One thread, because every step of it blocks: SQLite, the push, the sync. A turn takes all that
+waits, catches up with what others committed, plans, writes the journal, pushes once, looks whether
+the check-ins stand in the repository, makes that durable, and answers. Whatever fails in between,
+a commit is answered only for what stands there (ADR 0011).
+"""
+
+from __future__ import annotations
+
+import sqlite3
+import threading
+import time
+import traceback
+from collections import deque
+from typing import NamedTuple
+
+from foundation.errors import HubError, Refused, Unavailable
+from foundation.failpoint import hit
+from hub import place
+from hub.commits import Landed
+from hub.trunk import xfer
+from hub.trunk.head import Arrival, Head
+from hub.trunk.journal import Batch, Journal
+from hub.trunk.planning import Plan, Planned
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from typing import Any
+
+    from foundation.workspace import Workspace
+    from hub.commits import Conflict, Proposal
+
+    Outcome = Landed | tuple[Conflict, ...] | HubError
+    Log = Callable[..., None]
+    Gate = Callable[[Head, Plan, Planned], HubError | None]
+
+BATCH_COMMITS = 200
+BATCH_BYTES = 8 << 20
+ALONE_BYTES = 4 << 20
+"""A content larger than this is pushed by itself, before the check-in that names it."""
+LINGER_S = 0.002
+"""How long to wait for more when several slots commit: they were answered together, and come
+back together."""
+_ACTIVE_S = 0.1
+LEAST_FREE_BYTES = 64 << 20
+"""Below this no commit is taken: Fossil, JetStream and everybody's worktrees share the disk."""
+
+IDLE_S = 1.0
+"""How often to look for stock commits when nobody asks for anything."""
+_REFUSALS = 3
+_ATTEMPTS = 3
+_WAIT_S, _WAIT_AT_MOST_S = 0.05, 1.0
+
+
+class NotStoredError(Exception):
+    """Fossil answered, but what was pushed is not in the repository, and nobody was faster."""
+
+
+class Asked(NamedTuple):
+    """One commit that is asked for."""
+
+    proposal: Proposal
+    ticket: object
+    """Whatever the caller knows it by."""
+    failures: list[str]
+    """Why it did not get anywhere before."""
+
+
+class Reports(NamedTuple):
+    """Whom the writer tells, in its own thread; none of them may block."""
+
+    log: Log
+    """``log(level, event, **fields)``."""
+    opened: Callable[[], None]
+    """Commits are taken, or taken again; what arrived before may not have been told."""
+    answered: Callable[[Sequence[tuple[Asked, Outcome]]], None]
+    """What became of a batch; each that was asked for is answered once."""
+    arrived: Callable[[Sequence[Arrival]], None]
+    """Check-ins that have become the tip, in order; at times none."""
+    forked: Callable[[Sequence[str]], None]
+    """The leaves of trunk when they are more than one, whenever they change."""
+
+
+class _BugError(Exception):
+    """Planning one of the commits met a bug; the tip may be half way to it."""
+
+    def __init__(self, asked: Asked, bug: Exception) -> None:
+        super().__init__(repr(bug))
+        self.asked = asked
+
+
+class Writer:
+    """The writer of one workspace. But for :meth:`submit` and :meth:`stop` it is one thread's."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        reports: Reports,
+        *,
+        fence: Callable[[Proposal], HubError | None] = lambda _proposal: None,
+        gate: Gate | None = None,
+    ) -> None:
+        """Write to the repository of *workspace*.
+
+        *fence* says whether a proposal comes too late; *gate* whether what was planned may land,
+        and with it commits land one by one.
+        """
+        self._workspace = workspace
+        self._reports = reports
+        self._fence = fence
+        self._gate = gate
+        self._waiting: deque[Asked] = deque()
+        self._arrival = threading.Condition()
+        self._ended = False
+        self._batch: list[Asked] = []
+        self._active: dict[str, float] = {}
+        self._stuck = ""
+        self._away = ""
+        self._looked_s = 0.0
+        self._version = -1
+        self._leaves: list[str] = []
+        self._login: xfer.Login | None = None
+        self._journal: Journal
+
+    # --- for others ------------------------------------------------------------------------
+
+    def submit(self, proposal: Proposal, ticket: object) -> None:
+        """Ask for *proposal*; the answer comes with *ticket*. From any thread."""
+        with self._arrival:
+            self._waiting.append(Asked(proposal, ticket, []))
+            self._arrival.notify()
+
+    def stop(self) -> None:
+        """Let :meth:`run` return; who waits for an answer gets none."""
+        with self._arrival:
+            self._ended = True
+            self._arrival.notify()
+
+    # --- the thread ------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Write until :meth:`stop`; a repository that cannot be used is tried again and again."""
+        wait_s = _WAIT_S
+        while not self._ended:
+            try:
+                with (
+                    Journal(self._workspace.journal) as self._journal,
+                    Head(self._workspace.repository, self._workspace.spool) as head,
+                ):
+                    self._login = xfer.read_login(self._workspace, head.ledger.project_code())
+                    self._recover(head)
+                    self._reports.opened()
+                    while not self._ended:
+                        self._turn(head)
+                        self._stuck, wait_s = "", _WAIT_S
+            except (HubError, sqlite3.Error, OSError) as error:
+                self._give_back(error)
+            self._pause(wait_s)
+            wait_s = min(2 * wait_s, 5 * _WAIT_AT_MOST_S)
+
+    def _turn(self, head: Head) -> None:
+        self._batch = self._take()
+        if self._batch:
+            self._answer(self._land(head, self._batch))
+        self._look_around(head)
+
+    def _take(self) -> list[Asked]:
+        """Return what waits, at most a batch of it; nothing if nothing came for a while."""
+        with self._arrival:
+            if not self._waiting:
+                self._arrival.wait_for(lambda: self._waiting or self._ended, IDLE_S)
+            batch = self._drain([])
+        if not batch or self._gate is not None:
+            return batch
+        now_s = time.monotonic()
+        for asked in batch:
+            self._active[asked.proposal.slot] = now_s
+        if len(self._active) > 1:
+            self._active = {s: at for s, at in self._active.items() if at > now_s - _ACTIVE_S}
+            if len({asked.proposal.slot for asked in batch}) < len(self._active):
+                time.sleep(LINGER_S)
+                with self._arrival:
+                    self._drain(batch)
+        return batch
+
+    def _drain(self, batch: list[Asked]) -> list[Asked]:
+        most = 1 if self._gate is not None else BATCH_COMMITS
+        size = sum(_size(asked) for asked in batch)
+        while self._waiting and len(batch) < most and size < BATCH_BYTES:
+            asked = self._waiting.popleft()
+            size += _size(asked)
+            batch.append(asked)
+        return batch
+
+    def _answer(self, outcomes: Sequence[Outcome]) -> None:
+        batch, self._batch = self._batch, []
+        self._reports.answered(list(zip(batch, outcomes, strict=True)))
+        hit("trunk.answered")
+
+    def _give_back(self, error: Exception) -> None:
+        """Put the batch back that *error* stopped; who has met too many is told."""
+        if str(error) != self._stuck:
+            self._stuck = str(error)
+            reason = error.reason if isinstance(error, HubError) else "repository"
+            self._reports.log("error", "trunk-stuck", reason=reason, error=str(error))
+        batch, self._batch = self._batch, []
+        for asked in batch:
+            asked.failures.append(str(error))
+        hopeless = [asked for asked in batch if len(asked.failures) >= _ATTEMPTS]
+        with self._arrival:
+            others = (asked for asked in reversed(batch) if len(asked.failures) < _ATTEMPTS)
+            self._waiting.extendleft(others)
+        answer = Unavailable(f"trunk cannot commit: {error}", reason="trunk-stuck")
+        if hopeless:
+            self._reports.answered([(asked, answer) for asked in hopeless])
+
+    def _pause(self, seconds: float) -> None:
+        with self._arrival:
+            self._arrival.wait_for(lambda: self._ended, seconds)
+
+    # --- a batch ---------------------------------------------------------------------------
+
+    def _land(self, head: Head, batch: Sequence[Asked]) -> list[Outcome]:
+        """Return what became of each of *batch*; what landed is safe."""
+        bugs: dict[str, Outcome] = {}
+        while True:
+            self._reports.arrived(head.catch_up())
+            plan = Plan(head.tip, head.store, now_ms=time.time_ns() // 1_000_000)
+            try:
+                outcomes = [
+                    bugs.get(asked.proposal.id) or self._judge(head, plan, asked) for asked in batch
+                ]
+            except _BugError as bug:
+                text = f"trunk met a bug in this commit: {bug}"
+                bugs[bug.asked.proposal.id] = HubError(text, reason="bug")
+                head.reload()
+                continue
+            hit("trunk.planned")
+            planned = [one for one in outcomes if isinstance(one, Planned)]
+            if not planned:
+                return [_answered(one) for one in outcomes]
+            if plan.ahead_ms:
+                self._reports.log("warning", "clock-behind", ahead_ms=plan.ahead_ms)
+            try:
+                if self._store(head, plan, planned):
+                    break
+            except NotStoredError as error:
+                self._undo(plan, planned)
+                if len(batch) == 1:
+                    words = f"Fossil did not store the commit: {error}"
+                    return [Unavailable(words, reason="commit-not-stored")]
+                # One of them may be what Fossil does not like.
+                return [self._land(head, [asked])[0] for asked in batch]
+            except BaseException:
+                self._undo(plan, planned)
+                raise
+            self._undo(plan, planned)
+        head.ledger.sync()
+        hit("trunk.synced")
+        ids = {
+            one.checkin.hash: asked.proposal.id
+            for asked, one in zip(batch, outcomes, strict=True)
+            if isinstance(one, Planned)
+        }
+        head.remember((commit_id, checkin) for checkin, commit_id in ids.items())
+        self._reports.arrived([_arrival(one) for one in planned])
+        return [_answered(one) for one in outcomes]
+
+    def _judge(self, head: Head, plan: Plan, asked: Asked) -> Planned | Outcome:
+        proposal = asked.proposal
+        known = head.landed_before(proposal) or self._fence(proposal) or self._room()
+        if known is not None:
+            return known
+        try:
+            outcome = plan.add(proposal)
+        except (HubError, sqlite3.Error, OSError):
+            raise
+        except Exception as bug:  # one commit's bug is not everybody's
+            self._reports.log("error", "bug", trace=traceback.format_exc())
+            raise _BugError(asked, bug) from bug
+        if isinstance(outcome, Planned) and self._gate is not None:
+            refused = self._gate(head, plan, outcome)
+            if refused is not None:
+                plan.take_back(outcome)
+                return refused
+        return outcome
+
+    def _room(self) -> HubError | None:
+        free = place.free_bytes(self._workspace.state)
+        if free >= LEAST_FREE_BYTES:
+            return None
+        return Refused(
+            f"the disk that holds {self._workspace.state} has {free >> 20} MiB left: no commits "
+            f"below {LEAST_FREE_BYTES >> 20} MiB. Free some space and commit again",
+            reason="disk-full",
+        )
+
+    @staticmethod
+    def _undo(plan: Plan, planned: Sequence[Planned]) -> None:
+        for one in reversed(planned):
+            plan.take_back(one)
+
+    def _store(self, head: Head, plan: Plan, planned: Sequence[Planned]) -> bool:
+        """Push *planned*; return False if somebody else has moved the tip meanwhile.
+
+        Raises:
+            NotStoredError: Fossil does not take it.
+        """
+        assert self._login is not None
+        artifacts = []
+        for one in planned:
+            for name in one.send:
+                content = plan.contents[name]
+                if len(content) > ALONE_BYTES:
+                    self._push_alone(head, name, content)
+                else:
+                    artifacts.append((name, content))
+            artifacts.append((one.checkin.hash, one.checkin.manifest))
+        checkins = [one.checkin.hash for one in planned]
+        body = xfer.message(self._login, artifacts)
+        batch = Batch(planned[0].answer.parent, tuple(checkins), body)
+        self._journal.record(batch)
+        hit("trunk.journalled")
+        try:
+            return self._push_batch(head, batch)
+        finally:
+            self._journal.clear()
+
+    def _push_batch(self, head: Head, batch: Batch) -> bool:
+        return self._push(
+            batch.body,
+            stored=lambda: len(head.ledger.landed(batch.checkins)) == len(batch.checkins),
+            moved=lambda: bool(head.ledger.position(batch.parent).children),
+        )
+
+    def _push_alone(self, head: Head, name: str, content: bytes) -> None:
+        assert self._login is not None
+        body = xfer.message(self._login, [(name, content)])
+        self._push(body, stored=lambda: head.ledger.holds(name), moved=lambda: False)
+
+    def _push(self, body: bytes, *, stored: Callable[[], bool], moved: Callable[[], bool]) -> bool:
+        """Push *body* until it is *stored*; return False if the tip has *moved* instead.
+
+        While the server is away it is sent again and again, always the same bytes: whatever
+        becomes of an earlier one, it lands once.
+
+        Raises:
+            NotStoredError: the server answers and does not store it.
+        """
+        refusals, wait_s = 0, _WAIT_S
+        while True:
+            reply, words = self._post(body)
+            hit("trunk.posted")
+            if stored():
+                if reply is not None and reply.missing:
+                    self._reports.log("error", "content-missing", artifacts=reply.missing)
+                self._note_away("")
+                return True
+            if moved():
+                return False
+            if reply is None:
+                self._note_away(words)
+            else:
+                refusals += 1
+                if refusals == _REFUSALS:
+                    raise NotStoredError(words)
+            if self._ended:
+                raise Unavailable("trunk is stopping", reason="stopping")
+            self._pause(wait_s)
+            wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
+
+    def _post(self, body: bytes) -> tuple[xfer.Reply | None, str]:
+        try:
+            reply = xfer.post(xfer.read_url(self._workspace), body)
+        except OSError as error:
+            return None, str(error)
+        said = "; ".join(reply.errors) or "it gave no reason"
+        return reply, f"HTTP status {reply.status}: {said}"
+
+    def _note_away(self, words: str) -> None:
+        """Say that the server is away, and why, or ("") that it is back; once each."""
+        if words and not self._away:
+            self._reports.log("warning", "fossil-away", error=words)
+        elif self._away and not words:
+            self._reports.log("info", "fossil-back")
+        self._away = words
+
+    # --- beside the batches ----------------------------------------------------------------
+
+    def _recover(self, head: Head) -> None:
+        """Finish what a trunk that was killed had begun."""
+        try:
+            batch = self._journal.read()
+        except ValueError as error:
+            aside = self._journal.set_aside()
+            self._reports.log("warning", "journal-unreadable", error=str(error), kept=aside)
+            return
+        if batch is None:
+            return
+        missing = len(batch.checkins) - len(head.ledger.landed(batch.checkins))
+        outcome = "had-landed"
+        if missing and head.ledger.position(batch.parent).children:
+            outcome = "superseded"
+        elif missing:
+            try:
+                outcome = "landed" if self._push_batch(head, batch) else "superseded"
+            except NotStoredError as error:
+                outcome = f"not-stored: {error}"
+        head.ledger.sync()
+        self._journal.clear()
+        self._reports.log(
+            "info", "journal", checkins=len(batch.checkins), missing=missing, outcome=outcome
+        )
+
+    def _look_around(self, head: Head) -> None:
+        """Now and then, follow stock commits and see whether trunk is one line."""
+        now_s = time.monotonic()
+        if now_s < self._looked_s + IDLE_S:
+            return
+        self._looked_s = now_s
+        version = head.ledger.version()
+        if version == self._version:
+            return
+        self._version = version
+        self._reports.arrived(head.catch_up())
+        leaves = head.ledger.leaves()
+        if len(leaves) > 1 and leaves != self._leaves:
+            self._reports.log("error", "trunk-forked", leaves=leaves, line=head.tip.checkin)
+            self._reports.forked(leaves)
+        self._leaves = leaves
+
+
+def _size(asked: Asked) -> int:
+    return sum(map(len, asked.proposal.contents.values()))
+
+
+def _answered(one: Planned | Any) -> Any:
+    return one.answer if isinstance(one, Planned) else one
+
+
+def _arrival(one: Planned) -> Arrival:
+    answer = one.answer
+    return Arrival(
+        checkin=answer.checkin,
+        parent=answer.parent,
+        time=answer.time,
+        slot=answer.slot,
+        message=answer.message,
+        paths=tuple(sorted(path for path, *_rest in one.step.paths)),
+    )

@@ -4,7 +4,7 @@ The steps, under hub.lock and swarm.lock, each of which may be the last before a
 
 1. ``.orchestrator`` is renamed to ``.bones/purged-<hex>``: one rename, and there is no trunk any
    more, nor half of one.
-2. ``.bones`` is removed, its ``.git``, by which `git clean` spares it, last.
+2. ``.bones`` is removed, swarm.lock and its ``.git``, by which `git clean` spares it, last.
 3. Our lines go from git's ``info/exclude``, unless another worktree of the repository needs them.
 
 Killed in between and repeated, it goes on. A hub that is started in between makes a new state.
@@ -12,6 +12,7 @@ Killed in between and repeated, it goes on. A hub that is started in between mak
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 
@@ -119,15 +120,27 @@ def _purge(workspace: Workspace) -> None:
         if os.path.lexists(workspace.state):
             os.rename(workspace.state, f"{workspace.bones}/{PURGED}{os.urandom(8).hex()}")
         hit("purge.taken")
-        for name in sorted(os.listdir(workspace.bones)):
-            if name != ".git":
-                _remove(f"{workspace.bones}/{name}")
-                hit("purge.removed")
-        remove_tree(workspace.bones)
+        _empty(workspace)
     finally:
         for fd in held:
             os.close(fd)
     hit("purge.gone")
+
+
+def _empty(workspace: Workspace) -> None:
+    """Remove ``.bones``: swarm.lock, without which nobody makes a slot in it, after all else."""
+    kept = (".git", os.path.basename(workspace.swarm_lock))
+    for name in sorted(set(os.listdir(workspace.bones)).difference(kept)):
+        _remove(f"{workspace.bones}/{name}")
+        hit("purge.removed")
+    os.unlink(workspace.swarm_lock)
+    remove_tree(f"{workspace.bones}/.git")
+    try:
+        os.rmdir(workspace.bones)
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise
+        workspace.make_bones()  # a new hub's first slot was faster: what it needs is back
 
 
 def _remove(path: str) -> None:

@@ -187,7 +187,7 @@ class Author:
 
 @pytest.mark.parametrize(("kind", "least"), [("unique", 1.0), ("code", 1.0), ("letters", 0.98)])
 def test_merges_are_git_s_to_the_byte(tmp_path: Path, kind: str, least: float) -> None:
-    # Where every line has twins there are several shortest scripts; git's choice is not always ours.
+    # Where every line has twins, of several shortest scripts git may choose another than we do.
     author = Author(kind)
     same = conflicts = 0
     rounds = 300
@@ -225,7 +225,7 @@ def test_of_unique_lines_every_alignment_is_the_same(data: st.DataObject) -> Non
         )
     lines = [b"%d\n" % number for number in base]
     mine, theirs = sides
-    plain = Merge3(lines, mine, theirs, sequence_matcher=PlainMatcher)
+    plain = Merge3(lines, mine, theirs, sequence_matcher=PlainMatcher)  # type: ignore[arg-type] # its stub wants None
     ours = Merge3(lines, mine, theirs, sequence_matcher=align.Alignment)
     assert list(ours.merge_groups()) == list(plain.merge_groups())
 

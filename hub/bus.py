@@ -29,6 +29,7 @@ RECONNECT_WAIT_S = 0.1
 RECONNECT_AT_MOST_S = 1.0
 CONNECT_WITHIN_S = 5.0
 ACKNOWLEDGED_WITHIN_S = 10.0
+LISTENING_WITHIN_S = 5.0
 _ATTEMPT_S = 2.0
 _CLOSED_WITHIN_S = 1.0
 _URL_LIMIT = 1024
@@ -70,15 +71,22 @@ class Login(NamedTuple):
 class _Asked:
     """One request until it is answered: the same bytes, with the same inbox, however often."""
 
-    __slots__ = ("again", "answer", "command", "per_try_s", "subject")
+    __slots__ = ("again", "answer", "command", "per_try_s", "subject", "unserved_waits")
 
     def __init__(
-        self, subject: str, command: bytes, answer: asyncio.Future[Message], per_try_s: float | None
+        self,
+        subject: str,
+        command: bytes,
+        answer: asyncio.Future[Message],
+        per_try_s: float | None,
+        *,
+        unserved_waits: bool,
     ) -> None:
         self.subject = subject
         self.command = command
         self.answer = answer
         self.per_try_s = per_try_s
+        self.unserved_waits = unserved_waits
         self.again: asyncio.TimerHandle | None = None
 
 
@@ -112,6 +120,11 @@ class Bus:
 
     async def __aexit__(self, *_raised: object) -> None:
         await self.close()
+
+    @property
+    def server_id(self) -> str:
+        """The id of the server that we are connected to, "" while we are not."""
+        return "" if self._wire is None else self._wire.server_id
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -161,12 +174,14 @@ class Bus:
         headers: Mapping[str, str] | None = None,
         within_s: float = 5.0,
         per_try_s: float | None = None,
+        unserved_waits: bool = True,
     ) -> Message:
         """Return the answer to a request.
 
         It is sent again whenever the connection was lost or nobody serves *subject*, by
         :meth:`resend`, and, given *per_try_s*, whenever no answer came for so long; an answer to
-        any of these will do. So what it asks for must be safe to be asked for twice.
+        any of these will do. So what it asks for must be safe to be asked for twice. Without
+        *unserved_waits* it fails when nobody serves *subject* (``bus-unserved``).
 
         Raises:
             Refused: our key may not publish there (``denied``); the subject, a header or the
@@ -179,7 +194,7 @@ class Bus:
         token = f"{self._numbered:x}"
         command = self._command(subject, payload, self._inbox + token, headers)
         answer: asyncio.Future[Message] = self._loop.create_future()
-        asked = _Asked(subject, command, answer, per_try_s)
+        asked = _Asked(subject, command, answer, per_try_s, unserved_waits=unserved_waits)
         self._asked[token] = asked
         deadline = self._loop.call_later(within_s, self._expire, asked, within_s)
         self._send(asked)
@@ -219,18 +234,22 @@ class Bus:
 
     # --- listening -------------------------------------------------------------------------
 
-    async def feed(self) -> Feed:
+    async def feed(self, *, within_s: float = LISTENING_WITHIN_S) -> Feed:
         """Return a new inbox of ours, with what arrives there.
 
         Raises: as :meth:`subscribe`.
         """
         feed = Feed(self, f"_INBOX_{self._login.name}.{os.urandom(12).hex()}")
-        feed.sid = await self._listen(feed.inbox, feed.take)
+        feed.sid = await self._listen(feed.inbox, feed.take, within_s)
         self._feeds.add(feed)
         return feed
 
     async def subscribe(
-        self, subject: str, callback: Callable[[str, bytes, Mapping[str, str]], object]
+        self,
+        subject: str,
+        callback: Callable[[str, bytes, Mapping[str, str]], object],
+        *,
+        within_s: float = LISTENING_WITHIN_S,
     ) -> None:
         """Have *callback* called with subject, payload and headers of what arrives on *subject*.
 
@@ -239,11 +258,21 @@ class Bus:
 
         Raises:
             Refused: our key may not subscribe to it (``denied``), or it is no subject.
-            Unavailable: the bus is closed.
+            Unavailable: the bus is closed (``bus-closed``), or there was no connection in time
+                (``bus-timeout``).
         """
-        await self._listen(subject, lambda one: callback(one.subject, one.data, one.headers))
+        await self._listen(
+            subject, lambda one: callback(one.subject, one.data, one.headers), within_s
+        )
 
-    async def serve(self, subject: str, handler: Handler, *, at_once: int = AT_ONCE) -> None:
+    async def serve(
+        self,
+        subject: str,
+        handler: Handler,
+        *,
+        at_once: int = AT_ONCE,
+        within_s: float = LISTENING_WITHIN_S,
+    ) -> None:
         """Have *handler* answer what arrives on *subject*, until the bus is closed.
 
         It is called with subject, payload and headers in a task of its own, at most *at_once*
@@ -255,7 +284,7 @@ class Bus:
         """
         service = Service(handler, self._answer_to, at_once)
         self._services.append(service)
-        await self._listen(subject, service.take)
+        await self._listen(subject, service.take, within_s)
 
     def forget(self, feed: Feed) -> None:
         """Let nothing more arrive in *feed*.
@@ -437,10 +466,14 @@ class Bus:
         asked = self._asked.get(message.subject[len(self._inbox) :])
         if asked is None or asked.answer.done():
             return
-        if not message.data and message.headers.get("Status") == "503":
+        if message.data or message.headers.get("Status") != "503":
+            asked.answer.set_result(message)
+        elif asked.unserved_waits:
             self._send_again_in(asked, RECONNECT_WAIT_S)  # nobody serves it, not yet or not now
         else:
-            asked.answer.set_result(message)
+            asked.answer.set_exception(
+                Unavailable(f"nobody serves {asked.subject}", reason="bus-unserved")
+            )
 
     def _answer_to(self, inbox: str, payload: bytes) -> None:
         """Send an answer; without a connection nobody waits for it: who asks will ask again."""
@@ -459,24 +492,32 @@ class Bus:
         elif text.startswith(_DENIED_SUBSCRIPTION):
             self._denied.add(text[len(_DENIED_SUBSCRIPTION) :].partition('"')[0])
 
-    async def _listen(self, subject: str, take: Callable[[Message], object]) -> int:
+    async def _listen(
+        self, subject: str, take: Callable[[Message], object], within_s: float
+    ) -> int:
         """Subscribe to *subject* for good; return its number once the server has."""
-        wire = await self._until_connected()
         self._sid += 1
         sid = self._sid
         try:
             command = subscribe_command(subject, sid)
         except ValueError as error:
             raise Refused(f"{subject}: {error}", reason="bus-impossible") from None
-        self._subjects[sid] = subject
-        self._takers[sid] = take
-        wire.write(command)
         try:
-            while not await wire.ping():  # lost: the next connection begins with it
+            async with asyncio.timeout(within_s):
                 wire = await self._until_connected()
-        except BaseException:
+                self._subjects[sid] = subject
+                self._takers[sid] = take
+                wire.write(command)
+                while not await wire.ping():  # lost: the next connection begins with it
+                    wire = await self._until_connected()
+        except BaseException as error:
             self._subjects.pop(sid, None)
             self._takers.pop(sid, None)
+            if isinstance(error, TimeoutError):
+                raise Unavailable(
+                    f"no connection to the bus at {self.url} in {within_s:g} s",
+                    reason="bus-timeout",
+                ) from None
             raise
         if subject in self._denied:
             self._denied.discard(subject)

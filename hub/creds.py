@@ -12,7 +12,8 @@ import os
 from foundation import codec
 from foundation.atomic import read_bounded, remove, write_file
 from foundation.errors import Refused
-from hub.nats import ROLES, is_public_key, users_path
+from hub.nats import ROLES, users_path
+from hub.nkey import is_public_key
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -45,6 +46,14 @@ def read_seed(workspace: Workspace, role: str) -> str:
             "credentials, as the user who owns the workspace",
             reason="creds-missing",
         ) from None
+
+
+def new_key() -> tuple[str, str]:
+    """Return the seed and the public key of a new user of the bus: of one epoch of a slot."""
+    content = _new_seed()
+    public = _public_key(content)
+    assert public is not None, "a seed that we made decodes"
+    return content.decode("ascii"), public
 
 
 def ensure_creds(workspace: Workspace) -> None:

@@ -24,7 +24,7 @@ from hub.status import status_of
 from hub.trunk.streams import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator
+    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
     from typing import TextIO
 
     from foundation.workspace import Workspace
@@ -368,11 +368,12 @@ def parse(message: Message) -> Event:
     stored = clock.utc(stored_ns)
     # A direct get can be made to answer into the stream; what it stores tells where it is from.
     forged = "Nats-Stream" in (message.headers or {})
+    body: dict[str, Any] = {}
     try:
         body = codec.loads_object(message.data)
     except ValueError:
         forged = True
-    if forged:
+    if forged or _is_servers(body):
         data = {"bytes": len(message.data)}
         return Event(seq=seq, time=stored, subject=message.subject, kind=UNREADABLE, data=data)
     kind, time, content = body.get("kind"), body.get("time"), body.get("data")
@@ -383,6 +384,17 @@ def parse(message: Message) -> Event:
         kind=kind if isinstance(kind, str) else message.subject.partition(".event.")[2],
         data=content if isinstance(content, dict) else body,
     )
+
+
+def _is_servers(body: Mapping[str, Any]) -> bool:
+    """Tell whether *body* is an answer of the server, an acknowledgement for example.
+
+    The server answers wherever it is told to, so anybody who may publish can have that stored
+    as somebody else's event.
+    """
+    acknowledges = isinstance(body.get("stream"), str) and ("seq" in body or "error" in body)
+    answers = str(body.get("type")).startswith("io.nats.jetstream.")
+    return "kind" not in body and (acknowledges or answers)
 
 
 def _missing(first: int, last: int, time: str) -> Event:

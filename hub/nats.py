@@ -1,7 +1,8 @@
 """The nats-server that serves one workspace: where it is, how it is told what to be.
 
-Only this module knows the server's configuration. It spawns nothing: the supervisor does.
-Measured facts behind each setting: ADR 0006.
+Only this module knows the server's configuration: ``nats.conf``, and ``accounts.conf``, which it
+includes, with who may log in and do what. It spawns nothing: the supervisor does.
+Measured facts behind each setting: ADR 0006, 0012.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from foundation.atomic import read_bounded, write_file
 from foundation.errors import Refused
 from foundation.spawn import find_program
 from hub import ports
+from hub.nkey import is_public_key
+from hub.trunk import registry
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,6 +39,9 @@ MAX_MEMORY_STORE_BYTES = 64 * 2**20
 OPERATOR_MAY_NOT_PUBLISH = (
     "hub.event.>",
     "trunk.event.>",
+    "slot.*.event.>",
+    "slot.*.log",
+    "task.*.event.>",
     "$JS.API.STREAM.DELETE.>",
     "$JS.API.STREAM.PURGE.>",
     "$JS.API.STREAM.MSG.DELETE.>",
@@ -43,6 +49,15 @@ OPERATOR_MAY_NOT_PUBLISH = (
     "$JS.API.STREAM.RESTORE.>",
 )
 
+SLOT_MAY_PUBLISH = (
+    "slot.{}.event.>",
+    "slot.{}.log",
+    "trunk.request.*.{}",
+    "slots.request.*.{}",
+)
+SLOT_MAY_SUBSCRIBE = ("_INBOX_{}.>", "slot.{}.request.>", "trunk.started")
+
+_ACCOUNTS = "accounts.conf"
 _PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\')
 _CONFIG_LIMIT = 65_536
 
@@ -107,28 +122,50 @@ def argv(server: str, workspace: Workspace) -> list[str]:
     return [server, "-c", config_path(workspace)]
 
 
+def accounts_path(workspace: Workspace) -> str:
+    """Return where :func:`write_accounts` puts who may log in."""
+    return f"{workspace.nats}/{_ACCOUNTS}"
+
+
 def write_config(
     workspace: Workspace, *, port: int, server_name: str, store_dir: str | None = None
 ) -> str:
-    """Write the server's configuration (0600, whole or not at all) and return its path.
+    """Write the server's configuration (0600, each file whole or not at all); return its path.
 
     *server_name* is a nonce: the server that greets with it is the one that we started.
     The server puts its files into *store_dir*/jetstream (the workspace's ``nats`` directory
-    by default). The users are those of :func:`hub.creds.ensure_creds`.
+    by default). The users are those of :func:`hub.creds.ensure_creds` and the registered slots.
 
     Raises:
         Refused: the credentials have not been made (``creds-missing``).
         OSError: it cannot be written.
     """
+    slots = registry.read(workspace).slots
+    while True:
+        write_accounts(workspace, registry.keys(slots))
+        # Trunk writes the registry first and these accounts after it. If it did both since we
+        # read the registry, our accounts lack the slot that it has just let in.
+        now = registry.read(workspace).slots
+        if now == slots:
+            break
+        slots = now
     path = config_path(workspace)
     text = config_text(
         port=port,
         server_name=server_name,
         store_dir=workspace.nats if store_dir is None else store_dir,
-        users=read_users(workspace),
     )
     write_file(path, text.encode("ascii"), durable=False)
     return path
+
+
+def write_accounts(workspace: Workspace, slots: Mapping[str, str]) -> None:
+    """Write who may log in: the roles, and the *slots* with their public keys.
+
+    Raises: as :func:`write_config`.
+    """
+    text = accounts_text(read_users(workspace), slots)
+    write_file(accounts_path(workspace), text.encode("ascii"), durable=False)
 
 
 def users_path(workspace: Workspace) -> str:
@@ -156,24 +193,13 @@ def read_users(workspace: Workspace) -> dict[str, str]:
     return keys
 
 
-def is_public_key(text: object) -> bool:
-    """Return whether *text* has the form of a user's public nkey."""
-    return (
-        isinstance(text, str)
-        and len(text) == 56  # noqa: PLR2004 - base32 of prefix, 32 bytes and checksum
-        and text[0] == "U"
-        and not text.strip("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
-    )
-
-
-def config_text(*, port: int, server_name: str, store_dir: str, users: Mapping[str, str]) -> str:
-    """Return the configuration itself, ASCII only.
+def config_text(*, port: int, server_name: str, store_dir: str) -> str:
+    """Return ``nats.conf``, ASCII only.
 
     No monitor port (it answers anyone, web pages included), no ``no_auth_user`` (nobody is
     anonymous), no log file (the supervisor pumps stderr), ``sync_interval: always`` (the
     default lost tens of thousands of acknowledged messages in a simulated power cut).
     """
-    denied = ", ".join(quoted(subject) for subject in OPERATOR_MAY_NOT_PUBLISH)
     return f"""\
 # Written by the hub at every start of the server: changes here do not last.
 server_name: {quoted(server_name)}
@@ -181,7 +207,7 @@ host: {quoted(ports.LOOPBACK)}
 port: {int(port)}
 logtime_utc: true
 max_payload: {MAX_PAYLOAD_BYTES}
-max_pending: {32 * 2**20}
+max_pending: {256 * 2**20}
 max_connections: 4096
 max_control_line: 4096
 write_deadline: "5s"
@@ -196,6 +222,29 @@ jetstream {{
   max_memory_store: {MAX_MEMORY_STORE_BYTES}
 }}
 system_account: SYS
+include "{_ACCOUNTS}"
+"""
+
+
+def accounts_text(users: Mapping[str, str], slots: Mapping[str, str]) -> str:
+    """Return ``accounts.conf``, ASCII only: public keys by role and by slot.
+
+    A slot may publish what is its own and ask trunk, and listens to its inbox, to requests for
+    it and to trunk's start; what it is asked, it may answer.
+    """
+    denied = ", ".join(quoted(subject) for subject in OPERATOR_MAY_NOT_PUBLISH)
+    lines = "".join(
+        f"""\
+      {{ nkey: "{public}", permissions: {{
+        publish: {{ allow: [ {_listed(SLOT_MAY_PUBLISH, name)} ] }}
+        subscribe: {{ allow: [ {_listed(SLOT_MAY_SUBSCRIBE, name)} ] }}
+        allow_responses: {{ max: 1, expires: "1m" }}
+      }} }}
+"""
+        for name, public in slots.items()
+    )
+    return f"""\
+# Written by the hub whenever a slot joins or leaves: changes here do not last.
 accounts {{
   SYS {{
     users: [ {{ nkey: {quoted(users["sys"])} }} ]
@@ -208,10 +257,15 @@ accounts {{
         publish: {{ allow: ">", deny: [ {denied} ] }}
         subscribe: {{ allow: ">" }}
       }} }}
-    ]
+{lines}    ]
   }}
 }}
 """
+
+
+def _listed(subjects: tuple[str, ...], slot: str) -> str:
+    """Return *subjects* with the name of *slot* in its place; a name needs no quoting."""
+    return ", ".join(f'"{subject.format(slot)}"' for subject in subjects)
 
 
 def quoted(text: str) -> str:

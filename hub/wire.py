@@ -82,6 +82,7 @@ class Wire(asyncio.Protocol):
         self.gone: asyncio.Future[None] = loop.create_future()
         self.error = ""
         """The last complaint of the server: why it is about to end the connection."""
+        self.server_id = ""
         self.congested = False
         """What was written waits in this process: the server does not read."""
         self._on_message = on_message
@@ -185,6 +186,7 @@ class Wire(asyncio.Protocol):
                 self._on_error(self.error)
             elif verb != b"+OK":
                 info = parse_info(line)
+                self.server_id = str(info.get("server_id", ""))
                 if not self.info.done():
                     self.info.set_result(info)
         if not self.info.done() and not b"INFO ".startswith(data[at : at + 5]):

@@ -66,6 +66,11 @@ class Server:
         eventually(lambda: answers(self.port))
         return self
 
+    def restart(self) -> Self:
+        """Start it as the supervisor does: with its configuration written anew."""
+        nats.write_config(self.workspace, port=self.port, server_name=self.name)
+        return self.start()
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

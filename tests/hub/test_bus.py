@@ -20,7 +20,7 @@ from tests.support import eventually
 
 pytestmark = pytest.mark.real
 
-SUBJECT = "slot.a.event.x"
+SUBJECT = "vm.c.m.event.x"
 
 
 async def stored(bus: Bus) -> int:

@@ -58,7 +58,7 @@ def test_whatever_the_path_is_called_the_store_lies_in_the_workspace(
 ) -> None:
     with Server(tmp_path / name) as server:
         made = sorted(entry.name for entry in Path(server.workspace.nats).iterdir())
-    assert made == ["jetstream", "nats.conf"]
+    assert made == ["accounts.conf", "jetstream", "nats.conf"]
 
 
 @pytest.mark.real
@@ -156,7 +156,7 @@ def test_the_operator_reads_and_writes_but_takes_nothing_away(tmp_path: Path) ->
             for config in CONFIGS.values():
                 await ensure(hub, config)
             await hub.publish("hub.event.ready", b"{}", msg_id="1")
-            assert (await operator.publish("slot.a.event.x", b"{}", msg_id="2")).seq == 2
+            assert (await operator.publish("vm.c.m.event.x", b"{}", msg_id="2")).seq == 2
             assert (await operator.call("STREAM.MSG.GET.EVENTS", {"seq": 1}))["message"]
             await _denied(operator, "$JS.API.STREAM.PURGE.EVENTS")
             await _denied(operator, "$JS.API.STREAM.PURGE.LOGS")
@@ -165,6 +165,9 @@ def test_the_operator_reads_and_writes_but_takes_nothing_away(tmp_path: Path) ->
             await _denied(operator, "$JS.API.STREAM.UPDATE.EVENTS")
             await _denied(operator, "hub.event.ready")
             await _denied(operator, "trunk.event.checkin")
+            await _denied(operator, "slot.a.event.x")
+            await _denied(operator, "slot.a.log")
+            await _denied(operator, "task.1.event.won")
             state = (await operator.call("STREAM.INFO.EVENTS"))["state"]
             assert state["messages"] == 2
 

@@ -42,12 +42,14 @@ An error is :func:`foundation.errors.to_wire`; of reason ``conflict`` it has ``c
 
 from __future__ import annotations
 
+import _socket
 import os
 import stat
 import time
 
 from foundation.control import LINE_LIMIT, Connection, encode
 from foundation.errors import HubError, LeaseLost, NotRunning, Refused, Unavailable, from_wire
+from foundation.process import open_pidfd, wait_exit
 from foundation.record import Record
 from foundation.workspace import SLOTS, Workspace
 from hub import slotname
@@ -66,6 +68,7 @@ if TYPE_CHECKING:
 JOIN_WITHIN_S = 60.0
 COMMIT_WITHIN_S = 30.0
 CONFLICTS_TOLD = 200
+TOP = b"."
 _ANSWER_WITHIN_S = 5.0
 """For what a leaf answers from memory; added to a deadline that the leaf itself keeps."""
 _ATTACH_WITHIN_S = 1.0
@@ -145,11 +148,11 @@ class LeafConnection(Connection):
         self,
         verb: str,
         *,
-        timeout_s: float,
+        patience_s: float,
         progress: Progress | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Ask as :meth:`foundation.control.Connection.ask` does; *timeout_s* from the last line.
+        """Ask as :meth:`foundation.control.Connection.ask` does; *patience_s* from the last line.
 
         Raises:
             Conflicted: of reason ``conflict``.
@@ -164,22 +167,22 @@ class LeafConnection(Connection):
                 "directories instead of their files, or commit in parts",
                 reason="too-long",
             )
-        self._sock.settimeout(timeout_s)
+        self._sock.settimeout(patience_s)
         try:
             self._sock.sendall(line)
         except TimeoutError:
-            raise self._silent(timeout_s) from None
+            raise self._silent(patience_s) from None
         except OSError:
             pass  # it has closed already; its last words are still there to be read
         while True:
             try:
-                message = self._receive(timeout_s)
+                message = self._receive(patience_s)
             except Unavailable as error:
                 if error.reason == "gone":
                     text = f"{self.whom} ended before it answered"
                     raise Unavailable(text, reason="gone") from None
                 if error.reason == "no-answer":
-                    raise self._silent(timeout_s) from None
+                    raise self._silent(patience_s) from None
                 raise
             if "data" in message:
                 return dict(message["data"])
@@ -188,8 +191,15 @@ class LeafConnection(Connection):
             if progress is not None and isinstance(message.get("progress"), dict):
                 progress(message["progress"])
 
-    def _silent(self, timeout_s: float) -> Unavailable:
-        return Unavailable(f"{self.whom} did not answer within {timeout_s:g} s", reason="no-answer")
+    def peer_pid(self) -> int:
+        """Return the pid of the process that listens. Source: unix(7), SO_PEERCRED."""
+        credentials = self._sock.getsockopt(_socket.SOL_SOCKET, _socket.SO_PEERCRED, 12)
+        return int.from_bytes(credentials[:4], "little")
+
+    def _silent(self, patience_s: float) -> Unavailable:
+        return Unavailable(
+            f"{self.whom} did not answer within {patience_s:g} s", reason="no-answer"
+        )
 
 
 class Slot:
@@ -243,9 +253,15 @@ class Slot:
             LeaseLost: another has taken the slot.
             NotRunning: its leaf has ended (``leaf-dead``).
         """
-        named = None if paths is None else [treepath.to_json(self.path_of(one)) for one in paths]
+        named = None if paths is None else [self.path_of(one) for one in paths]
+        if named is not None and TOP in named:
+            named = None
         answer = self.ask(
-            "commit", timeout_s=timeout_s, message=message, paths=named, deadline_s=timeout_s
+            "commit",
+            patience_s=timeout_s + _ANSWER_WITHIN_S,
+            message=message,
+            paths=None if named is None else [treepath.to_json(one) for one in named],
+            timeout_s=timeout_s,
         )
         return CheckIn(
             checkin=answer["checkin"],
@@ -266,7 +282,12 @@ class Slot:
                 files get conflict markers instead.
             And as :meth:`commit`.
         """
-        answer = self.ask("update", timeout_s=timeout_s, markers=markers, deadline_s=timeout_s)
+        answer = self.ask(
+            "update",
+            patience_s=timeout_s + _ANSWER_WITHIN_S,
+            markers=markers,
+            timeout_s=timeout_s,
+        )
         return Update(
             checkin=answer["checkin"],
             previous=answer["previous"],
@@ -280,14 +301,14 @@ class Slot:
 
         Raises: as :meth:`commit`.
         """
-        return self.ask("status", timeout_s=COMMIT_WITHIN_S, changes=changes)
+        return self.ask("status", patience_s=COMMIT_WITHIN_S, changes=changes)
 
     def changes(self) -> tuple[Change, ...]:
         """Return what a commit without paths would ask for, by path.
 
         Raises: as :meth:`commit`.
         """
-        rows = self.ask("changes", timeout_s=COMMIT_WITHIN_S)["changes"]
+        rows = self.ask("changes", patience_s=COMMIT_WITHIN_S)["changes"]
         return tuple(
             Change(
                 path=treepath.from_json(path),
@@ -322,15 +343,22 @@ class Slot:
             return Closed(slot=self.name, result=result)
         connection = self._connect()
         with connection:
-            answer = connection.converse(
-                "close",
-                timeout_s=timeout_s + _ANSWER_WITHIN_S,
-                result=result,
-                artifact=artifact,
-                summary=summary,
-                deadline_s=timeout_s,
-            )
-            connection.wait_end(_ANSWER_WITHIN_S)
+            leaf = open_pidfd(connection.peer_pid())
+            try:
+                answer = connection.converse(
+                    "close",
+                    patience_s=timeout_s + _ANSWER_WITHIN_S,
+                    result=result,
+                    artifact=artifact,
+                    summary=summary,
+                    timeout_s=timeout_s,
+                )
+                # Not the end of the connection: that comes before the process has ended.
+                if leaf is not None:
+                    wait_exit(leaf, _ANSWER_WITHIN_S)
+            finally:
+                if leaf is not None:
+                    os.close(leaf)
         return self._cleaned(
             Closed(
                 slot=self.name,
@@ -385,7 +413,7 @@ class Slot:
 
         answer = self.ask(
             "run",
-            timeout_s=_FOR_EVER_S,
+            patience_s=_FOR_EVER_S,
             progress=heard,
             argv=argv,
             env=dict(os.environ if environment is None else environment),
@@ -404,7 +432,7 @@ class Slot:
     def path_of(self, path: str | bytes | os.PathLike[str]) -> bytes:
         """Return *path*, absolute or relative to the top of the worktree, as seen from that top.
 
-        The top itself is ``b"."``. The name itself is taken, not what a link leads to.
+        The top itself is :data:`TOP`. The name itself is taken, not what a link leads to.
 
         Raises:
             Refused: it is outside, or git's or Fossil's own (``not-in-slot``).
@@ -418,7 +446,7 @@ class Slot:
             whole = os.path.join(above, os.path.basename(whole))
             top = os.path.realpath(top)
         if whole == top:
-            return b"."
+            return TOP
         inside = whole[len(top) + 1 :]
         if not whole.startswith(top + b"/") or not treepath.is_sound(inside):
             raise Refused(
@@ -432,20 +460,16 @@ class Slot:
         self,
         verb: str,
         *,
-        timeout_s: float,
+        patience_s: float,
         progress: Progress | None = None,
-        deadline_s: float | None = None,
         **arguments: Any,
     ) -> dict[str, Any]:
-        """Ask the leaf *verb*; *deadline_s* is sent along as the deadline that it is to keep.
+        """Ask the leaf *verb* as the wire has it; *patience_s* from the last line received.
 
         Raises: as :meth:`commit`.
         """
-        if deadline_s is not None:
-            arguments["timeout_s"] = deadline_s
-            timeout_s += _ANSWER_WITHIN_S
         with self._connect() as connection:
-            return connection.converse(verb, timeout_s=timeout_s, progress=progress, **arguments)
+            return connection.converse(verb, patience_s=patience_s, progress=progress, **arguments)
 
     def _connect(self) -> LeafConnection:
         connection = connect(self._workspace, self.name)
@@ -485,7 +509,12 @@ def join(
     with _nursery(workspace, timeout_s) as connection:
         connection.whom = f"the leaf of slot {slot}"
         info = connection.converse(
-            "join", timeout_s=timeout_s, progress=progress, slot=slot, task=task
+            "join",
+            patience_s=timeout_s + _ANSWER_WITHIN_S,
+            progress=progress,
+            slot=slot,
+            task=task,
+            timeout_s=timeout_s,
         )
     return Slot(workspace, slot, info)
 
@@ -543,7 +572,7 @@ def _attached(workspace: Workspace, slot: str) -> dict[str, Any] | None:
         return None
     with connection:
         try:
-            return connection.converse("join", timeout_s=_ATTACH_WITHIN_S)
+            return connection.converse("join", patience_s=_ATTACH_WITHIN_S)
         except Unavailable:
             return None  # it hangs, ends or is being made: the nursery's business
         except LeaseLost:

@@ -40,10 +40,9 @@ class Client(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Refuse whoever is not this user."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = transport  # type: ignore[assignment] # uvloop's is no asyncio.Transport
         if _peer_uid(transport.get_extra_info("socket")) != os.geteuid():
-            transport.abort()
+            self._transport.abort()
             return
         self._server.clients.add(self)
 

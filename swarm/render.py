@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
-
 from foundation import codec
 from hub.output import VERSION, envelope, talk
 from hub.render import Shown, printable
@@ -103,10 +101,12 @@ def closed(done: Closed, *, as_json: bool) -> Shown:
     status = 1 if done.outcome == "failed" else 0
     if as_json:
         return data("swarm.close", done.as_dict()).replace(status=status)
+    from shlex import quote  # noqa: PLC0415 - it loads re, and the other verbs are fast
+
     words = {
         "removed": f"slot {done.slot} closed ({done.result}) and removed",
         "rescued": f"slot {done.slot} closed ({done.result}); its unsaved work is kept: "
-        f"`bones swarm rescue restore {shlex.quote(done.rescue)}`",
+        f"`bones swarm rescue restore {quote(done.rescue)}`",
         "kept": f"slot {done.slot} closed ({done.result}); its directory stays for now: "
         f"{done.reason}; `bones swarm reap` removes it",
         "failed": f"slot {done.slot} closed ({done.result}); its directory could not be removed: "

@@ -13,6 +13,7 @@ from foundation.errors import Corrupt, HubError, Refused, Unavailable
 from foundation.record import Record
 from hub import manifest_reading
 from hub.contents import Contents
+from hub.manifest import COMMIT_ID
 from hub.trees import Difference, Entry, Trees
 
 TYPE_CHECKING = False
@@ -25,10 +26,8 @@ if TYPE_CHECKING:
 
 __all__ = ["CheckinRow", "Difference", "Entry", "Repository"]
 
-COMMIT_ID = "commit-id"
-"""The tag that holds the id under which a slot asked for a check-in."""
-
 _BUSY_S = 15.0  # Source: fossil 2.21 db.c, what it waits itself
+_TOGETHER = 500
 _LEAST_PREFIX = 4
 _DIGITS = frozenset("0123456789abcdef")
 _NAME_DIGITS = 64
@@ -354,6 +353,30 @@ class Repository:
         if not parent:
             return self._trees.everything(checkin)
         return self._trees.difference(parent, checkin)
+
+    def line_changes(
+        self, rows: Iterable[CheckinRow]
+    ) -> Iterator[tuple[CheckinRow, list[Difference]]]:
+        """Yield each of *rows*, neighbours on a line, with what it changed, as :meth:`changes`.
+
+        Reads their manifests together: thousands in the time that a hundred take one by one.
+
+        Raises:
+            HubError: as :meth:`files`.
+        """
+        pending = list(rows)
+        trees = Trees(self.manifest, kept=_TOGETHER * 2)
+        while pending:
+            some, pending = pending[:_TOGETHER], pending[_TOGETHER:]
+            names = {name for row in some for name in (row.hash, row.parent) if name}
+            for name, content in self.contents(names):
+                if content.startswith(b"B "):
+                    trees.learn(name, _parsed(name, content))
+            for row in some:
+                if row.parent:
+                    yield row, trees.difference(row.parent, row.hash)
+                else:
+                    yield row, trees.everything(row.hash)
 
     # --- the database --------------------------------------------------------------------
 

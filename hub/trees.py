@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     """What a check-in has at a path, None: nothing; of any other path, what its baseline has."""
 
 _KEPT = 2
-_KEPT_OVERLAYS = 64
+_KEPT_OVERLAYS = 8
 
 
 class Entry(NamedTuple):
@@ -37,9 +37,10 @@ Difference = tuple[bytes, "Entry | None", "Entry | None"]
 class Trees:
     """The trees of one repository's check-ins; the latest few asked for are kept."""
 
-    def __init__(self, manifest: Callable[[str], Manifest]) -> None:
-        """Get manifests, by the check-in's hash, from *manifest*."""
+    def __init__(self, manifest: Callable[[str], Manifest], *, kept: int = _KEPT_OVERLAYS) -> None:
+        """Get manifests, by the check-in's hash, from *manifest*; keep *kept* deltas at most."""
         self._manifest = manifest
+        self._kept_overlays = kept
         self._full: dict[str, dict[bytes, Entry]] = {}
         self._overlays: dict[str, tuple[str, Overlay]] = {}
 
@@ -86,6 +87,8 @@ class Trees:
         if manifest.baseline:
             overlay = {path: _entry(name, kind) for path, name, kind in manifest.files}
             self._overlays[checkin] = manifest.baseline, overlay
+            while len(self._overlays) > self._kept_overlays:
+                del self._overlays[next(iter(self._overlays))]
         else:
             self._full[checkin] = _files(manifest.files)
             while len(self._full) > _KEPT:
@@ -101,8 +104,6 @@ class Trees:
         if checkin in self._full:
             return checkin, {}
         if checkin not in self._overlays:
-            if len(self._overlays) > _KEPT_OVERLAYS:
-                self._overlays.clear()
             self.learn(checkin, self._manifest(checkin))
         return self._overlays.get(checkin, (checkin, {}))
 

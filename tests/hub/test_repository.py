@@ -148,8 +148,10 @@ def test_a_chain_of_delta_and_full_manifests_is_read_right_at_every_step(
                 for path in sorted({*before, *after})
                 if before.get(path) != after.get(path)
             ]
+    together = {row.hash: changed for row, changed in repository.line_changes(rows)}
     for row in rows:
         repository.forget()
+        assert repository.changes(row.hash) == together[row.hash]
         before = repository.files(row.parent) if row.parent else {}
         after = repository.files(row.hash)
         changed = repository.changes(row.hash)

@@ -132,6 +132,27 @@ def revert(
 
 
 @app.command()
+def apply(
+    *,
+    root: Root = None,
+    as_json: Json = False,
+    branch: Annotated[
+        str,
+        typer.Option("--branch", metavar="BRANCH", help="Which. [default: swarm/ and the base]"),
+    ] = "",
+    dry_run: DryRun = False,
+) -> NoReturn:
+    """Bring trunk's check-ins back into git, on a branch.
+
+    Each becomes a commit with its slot as the author, its time and its message;
+    again it adds only what is new. Your branch, index and files stay as they are.
+
+    Example:  bones apply --branch swarm && git merge swarm
+    """
+    sys.exit(trunk_verbs.apply(branch, root=root, dry_run=dry_run, as_json=as_json))
+
+
+@app.command()
 def events(
     *,
     root: Root = None,

@@ -15,6 +15,7 @@ from hub.status import HubStatus, status_of
 from slotgc.leaf import DEAD, UNBORN
 from slotgc.rescue import list_rescues
 from swarm import overview
+from swarm.applied import never_applied
 from swarm.history import SHORT, open_repository, title
 from swarm.overview import SlotView
 from swarm.render import ago, data
@@ -42,7 +43,7 @@ class Status(Record):
     rescues: tuple[str, ...]
     """By name."""
     unapplied: int
-    """Check-ins that no branch of git has; -1: not known."""
+    """Check-ins that were never applied to git; -1: not known."""
     trouble: str = ""
     """Why some of this could not be seen."""
 
@@ -84,6 +85,7 @@ def look(root: str | None = None) -> Status:
         if os.path.exists(workspace.repository):
             with open_repository(workspace.repository) as repository:
                 tip, forks = repository.tip(), repository.forks()
+                unapplied = len(never_applied(workspace, repository))
                 slots = overview.look(workspace, repository)
         else:
             slots = overview.look(workspace, None)

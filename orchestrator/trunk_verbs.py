@@ -12,13 +12,16 @@ from hub import output
 from hub.render import printable
 from hub.status import wait_for_trunk
 from hub.verbs import root_or_default
+from slotgc import treepath
 from swarm import history, render
 from swarm.history import SHORT, open_repository, title
 from swarm.showing import print_diff
+from swarm.verbs import Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hub.repository import CheckinRow
+    from swarm.apply import Applied
 
 TRUNK_WITHIN_S = 5.0
 
@@ -122,6 +125,57 @@ def revert(name: str, *, message: str = "", root: str | None = None, as_json: bo
     if not done.new:
         output.say("trunk has nothing of it any more: nothing was landed", program=render.PROGRAM)
     return 0
+
+
+def apply(
+    branch: str = "", *, root: str | None = None, dry_run: bool = False, as_json: bool = False
+) -> int:
+    """Put the check-ins of trunk that *branch* of git has not yet on it."""
+    from swarm.apply import apply as bring_back  # noqa: PLC0415
+
+    verb = "bones.apply"
+    progress = Progress()
+    try:
+        done = bring_back(
+            root_or_default(root),
+            branch,
+            dry_run=dry_run,
+            on_progress=lambda phase, at, total: progress(
+                {"phase": phase, "done": at, "total": total}
+            ),
+        )
+    except HubError as error:
+        progress.end()
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        progress.end()
+        output.say("interrupted: `bones apply` again goes on", program=render.PROGRAM)
+        return 130
+    progress.end()
+    if as_json:
+        output.print_data(verb, done.as_dict())
+        return 0
+    if dry_run:
+        for one in done.added:
+            text = one.comment.strip().partition("\n")[0]
+            output.line(printable(f"{one.checkin[:SHORT]}  {one.user:12}  {text}"))
+    elif done.tip:
+        output.line(printable(f"{done.branch} {done.tip}"))
+    _tell_applied(done)
+    return 0
+
+
+def _tell_applied(done: Applied) -> None:
+    count = "1 check-in" if len(done.added) == 1 else f"{len(done.added)} check-ins"
+    told = [f"left out {treepath.show(one.path)}: {one.reason}" for one in done.left_out]
+    if not done.added:
+        told.append(f"nothing to apply: {done.branch} has all of trunk")
+    elif done.dry_run:
+        told.append(f"{count} would be applied to {done.branch}")
+    else:
+        told.append(f"{count} applied to {done.branch}: `git merge {done.branch}` brings it in")
+    for words in told:
+        output.say(printable(words), program=render.PROGRAM)
 
 
 def events(

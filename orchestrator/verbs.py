@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
     from swarm.purging import Loss
 
+_SHOWN = 20
+
 
 def status(*, root: str | None = None, as_json: bool = False) -> int:
     """Show hub, trunk, slots and what needs a person."""
@@ -99,7 +101,9 @@ def _lost(loss: Loss) -> Iterator[str]:
     yield f"from {loss.root} would go for good:"
     if loss.trunk:
         yield "  the trunk with its history, the events and the logs"
-    yield from (f"  {words}" for words in loss.unapplied)
+    yield from (f"  {words}" for words in loss.unapplied[:_SHOWN])
+    if len(loss.unapplied) > _SHOWN:
+        yield f"  and {len(loss.unapplied) - _SHOWN} check-ins more: `bones apply --dry-run`"
     yield from (f"  slot {words}" for words in loss.slots)
     yield from (f"  rescue {name}" for name in loss.rescues)
     if loss.unfinished and not loss.trunk:

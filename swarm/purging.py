@@ -29,9 +29,13 @@ from slotgc.leaf import DEAD, UNBORN, look_all
 from slotgc.removal import remove_tree
 from slotgc.rescue import list_rescues
 from slotgc.use import in_use, sightings
+from swarm.applied import never_applied
+from swarm.history import SHORT, open_repository, title
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from slotgc.leaf import Leaf
 
 PURGED = "purged-"
@@ -52,7 +56,7 @@ class Loss(Record):
     rescues: tuple[str, ...]
     """Rescues by name."""
     unapplied: tuple[str, ...] = ()
-    """Check-ins that no branch of git has, in words."""
+    """Check-ins that were never applied to git, in words."""
     unfinished: bool = False
     """A killed purge has left something."""
     hidden: bool = False
@@ -78,15 +82,28 @@ def look(workspace: Workspace) -> Loss:
             f"{one.name}: {one.reason}" for one in verdicts if one.action == pruning.RESCUE
         ),
         rescues=tuple(one.name for one in list_rescues(workspace.root)),
+        unapplied=tuple(_unapplied(workspace)),
         unfinished=os.path.lexists(workspace.bones),
         hidden=_exclude(workspace) is not None,
     )
 
 
+def _unapplied(workspace: Workspace) -> Iterator[str]:
+    """Yield the check-ins that were never applied, in words; that they cannot be told is told."""
+    if not os.path.exists(workspace.repository):
+        return
+    try:
+        with open_repository(workspace.repository) as repository:
+            for row in never_applied(workspace, repository):
+                yield f"check-in {row.hash[:SHORT]} of {row.user}, not in git: {title(row)}"
+    except HubError as error:
+        yield f"check-ins that cannot be told: {error}"
+
+
 def purge(workspace: Workspace) -> bool:
     """Remove all that is ours from *workspace*; return whether there was anything.
 
-    What this process is to ask a person first, :func:`look` and `swarm.apply` say.
+    Whoever calls this has shown a person what :func:`look` says.
 
     Raises:
         Refused: a hub or a leaf runs here, or may (``alive``); something works in a slot

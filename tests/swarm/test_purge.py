@@ -18,6 +18,7 @@ from slotgc.pruning import prune
 from tests.slotgc.leaves import leaf
 from tests.slotgc.worktrees import Node, make_slot, plant
 from tests.support import CODE, data_of, git
+from tests.swarm.stock import Checkout
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -80,6 +81,17 @@ def test_what_would_be_lost_is_named_and_nothing_goes_unasked(used: Path) -> Non
     told = data_of(purge(used, "--dry-run", "--json").stdout)
     assert (told["dry_run"], told["purged"], told["trunk"]) == (True, False, True)
     assert [words.partition(":")[0] for words in told["slots"]] == ["auth"]
+
+
+def test_check_ins_that_git_has_not_are_named(used: Path, tmp_path: Path) -> None:
+    checkout = Checkout(used / ".orchestrator/hub.fossil", tmp_path / "stock/co")
+    made = checkout.commit({b"new": Node(b"kept\n")}, "worth keeping", "auth")
+    shown = purge(used, "--dry-run").stdout
+    assert f"check-in {made[:10]} of auth, not in git: worth keeping" in shown
+    subprocess.run([BONES, "apply"], cwd=used, check=True, capture_output=True)
+    assert made[:10] not in purge(used, "--dry-run").stdout
+    assert purge(used, "--yes").returncode == 0
+    assert "worth keeping" in git(used, "log", "--all", "--format=%s")
 
 
 def test_all_that_is_ours_goes_and_git_is_as_it_was(used: Path) -> None:

@@ -13,6 +13,10 @@ from foundation.errors import Corrupt
 from foundation.record import Record
 from slotgc import artifact
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 FILE, EXEC, LINK = "file", "exec", "link"
 
 Row = tuple[bytes, str, str]
@@ -64,7 +68,7 @@ def parse(content: bytes) -> Manifest:
     lines.pop()
     _check_cards(lines)
     try:
-        files = _files([line for line in lines if line.startswith(b"F ")])
+        files = rows([line for line in lines if line.startswith(b"F ")])
         cards = {}
         tags = []
         for line in lines:
@@ -100,8 +104,12 @@ def _check_cards(lines: list[bytes]) -> None:
         raise _none(f"its cards are {bytes(sorted(letters)).decode('ascii', 'replace')}")
 
 
-def _files(lines: list[bytes]) -> list[Row]:
-    """Return the files of the F cards *lines*: half of the time that a big tree takes."""
+def rows(lines: Iterable[bytes]) -> list[Row]:
+    """Return the files that the F cards *lines* name.
+
+    Raises:
+        Corrupt: one is none.
+    """
     files = []
     for line in lines:
         card = line.split(b" ")  # F NAME [HASH [PERMISSION [FORMER-NAME]]]

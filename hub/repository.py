@@ -14,7 +14,7 @@ from foundation.record import Record
 from hub import manifest_reading
 from hub.contents import Contents
 from hub.manifest import COMMIT_ID
-from hub.trees import Difference, Entry, Trees
+from hub.trees import Difference, Entry, Told, Trees
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -365,18 +365,23 @@ class Repository:
             HubError: as :meth:`files`.
         """
         pending = list(rows)
-        trees = Trees(self.manifest, kept=_TOGETHER * 2)
         while pending:
             some, pending = pending[:_TOGETHER], pending[_TOGETHER:]
             names = {name for row in some for name in (row.hash, row.parent) if name}
-            for name, content in self.contents(names):
-                if content.startswith(b"B "):
-                    trees.learn(name, _parsed(name, content))
+            manifests = {
+                name: content for name, content in self.contents(names) if content.startswith(b"B ")
+            }
+            last: tuple[str, Told | None] = "", None
             for row in some:
-                if row.parent:
-                    yield row, trees.difference(row.parent, row.hash)
+                one = last[1] if last[0] == row.parent else Told.by(manifests.get(row.parent, b""))
+                other = Told.by(manifests.get(row.hash, b""))
+                last = row.hash, other
+                if one and other and one.baseline == other.baseline:
+                    yield row, self._trees.difference_as_told(one, other)
+                elif row.parent:
+                    yield row, self._trees.difference(row.parent, row.hash)
                 else:
-                    yield row, trees.everything(row.hash)
+                    yield row, self._trees.everything(row.hash)
 
     # --- the database --------------------------------------------------------------------
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from hub.manifest_reading import rows
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -34,13 +36,29 @@ Difference = tuple[bytes, "Entry | None", "Entry | None"]
 """Path, and what one and the other check-in have there, None: nothing."""
 
 
+class Told(NamedTuple):
+    """A delta manifest as it stands there: what of it is the same in another need not be parsed."""
+
+    baseline: str
+    cards: frozenset[bytes]
+    """Its F cards, a line each."""
+
+    @classmethod
+    def by(cls, manifest: bytes) -> Told | None:
+        """Return what the artifact *manifest* tells, None unless it is a delta manifest."""
+        if not manifest.startswith(b"B "):
+            return None
+        lines = manifest.split(b"\n")
+        cards = frozenset([line for line in lines if line.startswith(b"F ")])
+        return cls(lines[0][2:].decode("ascii", "replace"), cards)
+
+
 class Trees:
     """The trees of one repository's check-ins; the latest few asked for are kept."""
 
-    def __init__(self, manifest: Callable[[str], Manifest], *, kept: int = _KEPT_OVERLAYS) -> None:
-        """Get manifests, by the check-in's hash, from *manifest*; keep *kept* deltas at most."""
+    def __init__(self, manifest: Callable[[str], Manifest]) -> None:
+        """Get manifests, by the check-in's hash, from *manifest*."""
         self._manifest = manifest
-        self._kept_overlays = kept
         self._full: dict[str, dict[bytes, Entry]] = {}
         self._overlays: dict[str, tuple[str, Overlay]] = {}
 
@@ -78,16 +96,29 @@ class Trees:
             (path, befores[path], afters[path]) for path in paths if befores[path] != afters[path]
         ]
 
+    def difference_as_told(self, one: Told, other: Told) -> list[Difference]:
+        """Return what :meth:`difference` does, for two that are told against one baseline."""
+        common = self._baseline(one.baseline)
+        befores = _overlay(rows(one.cards - other.cards))
+        afters = _overlay(rows(other.cards - one.cards))
+        found = []
+        for path in sorted({*befores, *afters}):
+            # Who has no card of its own there has what the baseline has.
+            before = befores[path] if path in befores else common.get(path)
+            after = afters[path] if path in afters else common.get(path)
+            if before != after:
+                found.append((path, before, after))
+        return found
+
     def everything(self, checkin: str) -> list[Difference]:
         """Return all files of *checkin* as differences from nothing."""
         return [(path, None, entry) for path, entry in sorted(self.files(checkin).items())]
 
-    def learn(self, checkin: str, manifest: Manifest) -> None:
-        """Keep what *manifest* of *checkin* says, for the questions to come."""
+    def _learn(self, checkin: str) -> None:
+        manifest = self._manifest(checkin)
         if manifest.baseline:
-            overlay = {path: _entry(name, kind) for path, name, kind in manifest.files}
-            self._overlays[checkin] = manifest.baseline, overlay
-            while len(self._overlays) > self._kept_overlays:
+            self._overlays[checkin] = manifest.baseline, _overlay(manifest.files)
+            while len(self._overlays) > _KEPT_OVERLAYS:
                 del self._overlays[next(iter(self._overlays))]
         else:
             self._full[checkin] = _files(manifest.files)
@@ -104,20 +135,20 @@ class Trees:
         if checkin in self._full:
             return checkin, {}
         if checkin not in self._overlays:
-            self.learn(checkin, self._manifest(checkin))
+            self._learn(checkin)
         return self._overlays.get(checkin, (checkin, {}))
 
     def _baseline(self, name: str) -> dict[bytes, Entry]:
         if name not in self._full:
-            self.learn(name, self._manifest(name))
+            self._learn(name)
         # The latest asked for goes last: who is dropped is who was not asked for.
         self._full[name] = files = self._full.pop(name)
         return files
 
 
-def _files(rows: list[Row]) -> dict[bytes, Entry]:
-    return {path: Entry(kind, name) for path, name, kind in rows}
+def _files(found: list[Row]) -> dict[bytes, Entry]:
+    return {path: Entry(kind, name) for path, name, kind in found}
 
 
-def _entry(name: str, kind: str) -> Entry | None:
-    return Entry(kind, name) if name else None
+def _overlay(found: list[Row]) -> Overlay:
+    return {path: Entry(kind, name) if name else None for path, name, kind in found}

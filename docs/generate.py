@@ -36,9 +36,31 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | reap | `{dry_run, reaped: [{root, kind, reason, processes: [{pid, role, evidence}], gone, survivors, why}], spared: [{root, pid, role, name, reason}]}` |
 | doctor | `{findings: [{name, level, evidence, fix}], problems, warnings}`, the last two as counts |
 | doctor --all | the same of this machine, and `workspaces: [{root, findings, problems, warnings}]` |
+| bones up | `{hub (as start), tip: CHECKIN}` |
+| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, needs}`; `rescues` by name, `unapplied` counts check-ins, `needs`: what needs a person, in words |
+| bones log | `{root, checkins: [{hash, parent, time, slot, message}]}` |
+| bones diff | `{root, from, to, files: [{path, old_kind, old_hash, new_kind, new_hash, diff}]}` |
+| bones revert | `{checkin, parent, time, slot, message, merged: [[path, kind, hash]], new}` |
+| bones apply | `{branch, base, former, tip, checkin, added: [{checkin, commit, time, user, comment, files}], left_out: [{path, reason}], dry_run}` |
+| bones events | as `hub events` |
+| bones purge | `{dry_run, purged, root, trunk, slots, rescues, unapplied, unfinished, hidden}`: what would go, in words, and whether it has |
 | bones down | `{dry_run, root, ended: [{pid, what}], removed, rescued, kept, failed, doubtful, hub, survivors: [{pid, what}], trouble}`; with `--dry-run` `{dry_run, root, processes: [{pid, what}], slots: [{name, action, reason}], hub}` |
 | bones swarm rescue ls | `{root, rescues: [{name, slot, made_at, state, reason, path, checkin, added, changed, deleted}]}` |
 | bones swarm rescue restore | `{name, to, written, deleted, unchanged, apart, path}`; `apart`: commits and stashes, which stay in the rescue at `path` |
+| bones swarm join | `{slot, root, worktree, checkin, epoch, pid, task, joined, revived}` |
+| bones swarm commit | `{checkin, parent, time, slot, message, files, merged, new}`; `new` false: trunk had all of it |
+| bones swarm update | `{checkin, previous, files, merged, conflicted}` |
+| bones swarm diff | `{slot, files: as diff}` |
+| bones swarm status | of one slot: as join, and `{phase, hub, since, commits, landed, pending, changes}`; of all: `{root, slots: [SLOT]}` |
+| bones swarm cwd | `{slot, worktree}` |
+| bones swarm close | `{slot, result, checkin, commits, outcome, rescue, reason}`; `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone` |
+| bones swarm run | `{slot, status, checkin, refused}`; the agent's output goes to stderr |
+| bones swarm reap | `{dry_run, root, removed, rescued, kept, failed}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
+
+CHECKIN is `{hash, parent, time, user, comment, rid}`. SLOT is `{name, state, reason, pid, task, checkin, behind,
+commits, has_work}`; -1: not known. A path, or a difference, is a string, or `{"b64": …}` where it is not UTF-8. In
+`kind` "" is no file, else `file`, `exec` or `link`. The error of reason `conflict` has `conflicts: [{path, reason, base_hash, mine_hash,
+theirs_hash, theirs_checkin, theirs_slot}]` as well.
 
 `action` is `remove`, `rescue` or `keep`; in `down` also `end`: its leaf ends first, and then it is judged.
 `changed`, `added` and `deleted` count paths against the slot's base; where that is not on trunk, the
@@ -48,6 +70,7 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | environment variable | means |
 |---|---|
 | HUB_ROOT | the workspace, as `--root` |
+| BONES_SLOT, with BONES_WORKSPACE | the slot of an agent that `swarm run` has started, where neither `--slot` nor the current directory names one |
 | HUB_FOSSIL | the fossil binary: a path, or a name on PATH |
 | HUB_NATS_SERVER | the nats-server binary, likewise |
 | NO_COLOR | honoured; nothing here is coloured anyway |
@@ -55,21 +78,26 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | exit code | means |
 |---|---|
 | 0 | ok; `status`: healthy |
-| 1 | failed; `doctor`: there is a problem; `gc`: a slot could not be cleaned up; `reap`, `down`: something survives |
-| 2 | the command line is wrong; `reap`, `down`: without `--yes`, and nobody here to ask |
-| 3 | no hub runs here, or this machine is not set up |
+| 1 | failed; `commit`, `update`, `revert`: others have changed the same; `doctor`: there is a problem; `gc`, `swarm reap`: a slot could not be cleaned up; `reap`, `down`: something survives |
+| 2 | the command line is wrong; `reap`, `down`, `purge`: without `--yes`, and nobody here to ask |
+| 3 | no hub runs here, no leaf serves the slot, or this machine is not set up |
 | 4 | `status`: something holds the hub's socket and does not answer |
 | 5 | `status`: starting, stopping, degraded or failed; `status --all`: one is not healthy |
-| 75 | try again: it does not answer yet, or speaks another protocol version |
-| 100 | `run`: a hub runs here already |
+| 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version |
+| 100 | `run`: a hub runs here already; of a slot: another has it |
 | 130 | interrupted |
+| any | `swarm run`: that of the agent; 128 and the number of the signal that ended it |
 
 While trunk, the process that publishes events, still loads, `status` is healthy: commits and
 the bus answer already.
 """
 
 
-_BONES = ("down", "swarm rescue ls", "swarm rescue restore")
+_BONES = (
+    *("up", "status", "log", "diff", "revert", "apply", "events", "down", "purge"),
+    *(f"swarm {verb}" for verb in ("join", "commit", "update", "diff", "status", "cwd", "close")),
+    *("swarm run", "swarm reap", "swarm rescue ls", "swarm rescue restore"),
+)
 
 
 def generate() -> str:

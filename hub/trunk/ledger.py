@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from foundation import codec
 from foundation.atomic import sync_directory
-from hub.repository import COMMIT_ID
+from hub.manifest import COMMIT_ID
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -53,10 +53,7 @@ class Ledger:
         """Open the repository file *path*, which is there."""
         self._path = path
         self._wal = -1
-        quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
-        self._db = sqlite3.connect(
-            f"file:{quoted}?mode=rw", uri=True, timeout=_BUSY_S, isolation_level=None
-        )
+        self._db = connect(path)
         self._db.execute("PRAGMA query_only=1")
 
     def __enter__(self) -> Self:
@@ -149,6 +146,18 @@ class Ledger:
             os.close(fd)
 
 
+def connect(path: str) -> sqlite3.Connection:
+    """Open the repository file *path*, which is there, to read and write.
+
+    Raises:
+        sqlite3.Error: it is not there, or cannot be opened.
+    """
+    quoted = path.replace("%", "%25").replace("?", "%3f").replace("#", "%23")
+    return sqlite3.connect(
+        f"file:{quoted}?mode=rw", uri=True, timeout=_BUSY_S, isolation_level=None
+    )
+
+
 def add_users(path: str, logins: Iterable[str]) -> None:
     """Let stock Fossil in the worktrees of *logins* commit as them: make them users.
 
@@ -157,7 +166,7 @@ def add_users(path: str, logins: Iterable[str]) -> None:
     Raises:
         sqlite3.Error: they cannot be written.
     """
-    db = sqlite3.connect(path, timeout=_BUSY_S, isolation_level=None)
+    db = connect(path)
     try:
         db.execute("BEGIN IMMEDIATE")
         db.executemany(

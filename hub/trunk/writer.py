@@ -132,6 +132,13 @@ class Writer:
             self._waiting.append(Asked(proposal, ticket, []))
             self._arrival.notify()
 
+    def refuse(self, error: HubError) -> None:
+        """Answer all that wait with *error*."""
+        with self._arrival:
+            waiting = list(self._waiting)
+            self._waiting.clear()
+        self._reports.answered([(asked, error) for asked in waiting])
+
     def stop(self) -> None:
         """Let :meth:`run` return; who waits for an answer gets none."""
         with self._arrival:

@@ -138,6 +138,10 @@ class Trunk:
     def logged(self) -> list[dict[str, Any]]:
         return [codec.loads_object(line) for line in self.log.read_bytes().splitlines()]
 
+    def complaints(self) -> list[dict[str, Any]]:
+        """Return what it said of the bus; where there is no repository, it says that too."""
+        return [line for line in self.logged() if line["event"].endswith("-failed")]
+
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()

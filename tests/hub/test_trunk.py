@@ -143,11 +143,11 @@ def test_a_server_that_starts_later_is_waited_for(tmp_path: Path) -> None:
     server = Server(tmp_path)
     fill(server.workspace, 2)
     with Trunk(server.workspace) as trunk:
-        eventually(lambda: bool(trunk.log.read_bytes()))
+        eventually(lambda: bool(trunk.complaints()))
         with server:
             trunk.until_ready()
             assert published(server.workspace) == [1, 2]
-    (complaint,) = trunk.logged()
+    (complaint,) = trunk.complaints()
     assert complaint["event"] == "bus-failed"
     assert complaint["reason"] == "not-running"
 
@@ -180,12 +180,12 @@ def test_a_server_that_refuses_our_key_is_waited_out(tmp_path: Path) -> None:
     server.use_port(stranger.port)
     fill(server.workspace, 1)
     with stranger, Trunk(server.workspace) as trunk:
-        eventually(lambda: bool(trunk.log.read_bytes()))
+        eventually(lambda: bool(trunk.complaints()))
         server.use_port(own)
         with server:
             trunk.until_ready()
             assert published(server.workspace) == [1]
-    assert [line["reason"] for line in trunk.logged()] == ["denied"]
+    assert [line["reason"] for line in trunk.complaints()] == ["denied"]
 
 
 @pytest.mark.faults
@@ -198,10 +198,10 @@ def test_a_damaged_key_is_named_and_trunk_waits_for_a_sound_one(
         sound = path.read_bytes()
         path.write_bytes(damage)
         with Trunk(server.workspace) as trunk:
-            eventually(lambda: bool(trunk.log.read_bytes()))
+            eventually(lambda: bool(trunk.complaints()))
             path.write_bytes(sound)
             trunk.until_ready()
-    (complaint,) = trunk.logged()
+    (complaint,) = trunk.complaints()
     assert complaint["reason"] == "creds-missing"
     assert str(path) in complaint["error"]
     assert "hub restart" in complaint["error"]
@@ -226,13 +226,13 @@ def test_the_end_of_stdin_ends_it(tmp_path: Path) -> None:
         trunk.stdin.close()
         assert trunk.ended_within(5) == 0
         assert trunk.stdout.read() == b""
-    assert trunk.logged() == []
+    assert trunk.complaints() == []
 
 
 @pytest.mark.faults
 def test_the_end_of_stdin_ends_it_also_before_it_is_ready(tmp_path: Path) -> None:
     with Trunk(Server(tmp_path).workspace) as trunk:
-        eventually(lambda: bool(trunk.log.read_bytes()))
+        eventually(lambda: bool(trunk.complaints()))
         trunk.stdin.close()
         assert trunk.ended_within(5) == 0
 
@@ -333,10 +333,10 @@ def test_a_stream_that_cannot_be_changed_is_named_and_nothing_is_ready(tmp_path:
     with Server(tmp_path) as server:
         asyncio.run(in_memory())
         with Trunk(server.workspace) as trunk:
-            eventually(lambda: bool(trunk.log.read_bytes()))
+            eventually(lambda: bool(trunk.complaints()))
             trunk.stdin.close()
             assert trunk.stdout.read() == b""
-    complaint = trunk.logged()[0]
+    complaint = trunk.complaints()[0]
     assert complaint["reason"] == "stream-config"
     assert "storage" in complaint["error"]
 

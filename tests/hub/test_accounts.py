@@ -205,7 +205,7 @@ def test_a_higher_epoch_ends_the_connection_of_the_lower_before_it_is_answered(
             new = await leaf(server.workspace, accounts, "a", 2)
             await flooding
             fence = (await new.publish("slot.a.event.new", b"{}", msg_id="n")).seq
-            assert old.closed.is_set()
+            await asyncio.wait_for(old.closed.wait(), 10)
             assert isinstance(old.closed_because, Refused)
             with pytest.raises(Unavailable) as closed:
                 await old.publish("slot.a.event.old", b"{}", msg_id="late")

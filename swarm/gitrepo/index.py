@@ -1,0 +1,387 @@
+"""Git's index, as bytes: parsed as far as an update needs, and written again. Pure.
+
+Entries are kept in segments of a few dozen, as they stand in the file. An update touches the
+segments of its paths; the checksum is taken on from the last point before them.
+
+Source: gitformat-index(5). Read are versions 2, 3 and 4, written 2, and 3 if an entry needs it.
+Extensions are dropped: they are caches, but for the two that :class:`NeedsGit` is about.
+"""
+
+from __future__ import annotations
+
+import struct
+from bisect import bisect_right
+from typing import NamedTuple
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+    from typing import Any
+
+    from swarm.gitrepo.objects import Format
+
+_MAGIC = b"DIRC"
+_HEADER_BYTES = 12
+_STAT_BYTES = 40
+_MODE_AT = 24
+_STAT = struct.Struct(">10I")
+_LENGTH = 0x0FFF
+_STAGE = 0x3000
+_EXTENDED = 0x4000
+_SKIP_WORKTREE = b"\x40\0"  # the first byte of the extended flags
+_SEGMENT_ENTRIES = 32
+_POINT_SEGMENTS = 8
+_NS = 1_000_000_000
+_WORD = 0xFFFFFFFF
+
+
+class NeedsGit(Exception):
+    """The index is in a form that only git resolves: split, sparse, or of a version to come."""
+
+
+class Stamp(NamedTuple):
+    """What the file system said of a file when it was known to have its content."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    seen_ns: int = 0
+    """When that was, nanoseconds since the epoch: before its content was read. 0: not known."""
+
+
+class Owner(NamedTuple):
+    """Whose the files of a worktree are, as an index has it."""
+
+    device: int
+    user: int
+    group: int
+
+
+def entry(
+    path: bytes, mode: int, name: bytes, stamp: Stamp | None, owner: Owner, *, absent: bool = False
+) -> bytes:
+    """Return the entry of *path*.
+
+    Without a *stamp* git will look at the file before it believes anything; *absent*: it is not
+    in the worktree, and git shall not miss it (skip-worktree).
+    """
+    if stamp is None:
+        stat = _STAT.pack(0, 0, 0, 0, 0, 0, mode, 0, 0, 0)
+    else:
+        stat = _STAT.pack(*_stat_fields(stamp, mode, owner))
+    flags = min(len(path), _LENGTH) | (_EXTENDED if absent else 0)
+    more = _SKIP_WORKTREE if absent else b""
+    return _padded(b"%s%s%s%s%s" % (stat, name, flags.to_bytes(2, "big"), more, path))
+
+
+def _stat_fields(stamp: Stamp, mode: int, owner: Owner) -> tuple[int, ...]:
+    return (
+        stamp.ctime_ns // _NS & _WORD,
+        stamp.ctime_ns % _NS,
+        stamp.mtime_ns // _NS & _WORD,
+        stamp.mtime_ns % _NS,
+        owner.device & _WORD,
+        stamp.inode & _WORD,
+        mode,
+        owner.user & _WORD,
+        owner.group & _WORD,
+        stamp.size & _WORD,
+    )
+
+
+def _mode_of(raw: bytes) -> int:
+    return int.from_bytes(raw[_MODE_AT : _MODE_AT + 4], "big")
+
+
+def smudged(raw: bytes) -> bytes:
+    """Return an entry with no size, at which git compares contents: its own way to ask for that."""
+    return raw[: _STAT_BYTES - 4] + b"\0\0\0\0" + raw[_STAT_BYTES:]
+
+
+def stamp_of(raw: bytes, seen_ns: int) -> Stamp:
+    """Return the stamp that an entry holds; of the inode 32 bits."""
+    field = _STAT.unpack_from(raw)
+    return Stamp(
+        size=field[9],
+        mtime_ns=field[2] * _NS + field[3],
+        ctime_ns=field[0] * _NS + field[1],
+        inode=field[5],
+        seen_ns=seen_ns,
+    )
+
+
+class Index:
+    """The entries of an index."""
+
+    def __init__(self, form: Format) -> None:
+        """Begin with none."""
+        self._form = form
+        self._name_at = _STAT_BYTES + form.size
+        self._firsts: list[bytes] = []
+        self._bodies: list[bytes] = []
+        self._count = 0
+        self._version = 2
+        self._points: list[Any] = []
+        """Checksums so far: before segment 0, 8, 16, …"""
+        self._sound_to = 0
+        """How many of the points still hold."""
+
+    @classmethod
+    def parse(cls, content: bytes, form: Format) -> Index:
+        """Return what an index file holds.
+
+        Raises:
+            NeedsGit: git must write it in another form first.
+            ValueError: it is damaged.
+        """
+        index = cls(form)
+        if content[:4] != _MAGIC or len(content) < _HEADER_BYTES + form.size:
+            raise ValueError("it is no index")
+        version, count = struct.unpack_from(">II", content, 4)
+        if version not in (2, 3, 4):
+            raise NeedsGit
+        if version == 3:  # noqa: PLR2004
+            index._version = 3
+        try:
+            rows, at = index._rows_of(content, count, compressed=version == 4)  # noqa: PLR2004
+        except (IndexError, struct.error):
+            raise ValueError("it ends early") from None
+        _check_extensions(content[at : len(content) - form.size])
+        index._fill(rows)
+        return index
+
+    def __len__(self) -> int:
+        return self._count
+
+    def get(self, path: bytes) -> bytes | None:
+        """Return the entry of *path*, None if there is none, or only stages of a conflict."""
+        if self._bodies:
+            for key, raw in self._split(self._bodies[self._segment(path)]):
+                if key == path + b"\0\0":
+                    return raw
+        return None
+
+    def entries(self) -> Iterator[tuple[bytes, bytes]]:
+        """Yield path and entry of each; those of a conflict are left out."""
+        for key, raw in self._all():
+            if key.endswith(b"\0\0"):
+                yield key[:-2], raw
+
+    def restamp(self, stamps: Mapping[bytes, Stamp], owner: Owner) -> None:
+        """Let every entry hold the stamp of its path: the files are copies of those it was of.
+
+        Left as they are: entries of a conflict, and those whose file is not in the worktree.
+        """
+        for number, body in enumerate(self._bodies):
+            changed = bytearray(body)
+            at = 0
+            for key, raw in self._split(body):
+                stamp = stamps.get(key[:-2])
+                if stamp is not None and key.endswith(b"\0\0") and not self._extended(raw):
+                    _STAT.pack_into(changed, at, *_stat_fields(stamp, _mode_of(raw), owner))
+                at += len(raw)
+            self._bodies[number] = bytes(changed)
+        self._sound_to = 0
+
+    def update(self, changes: Mapping[bytes, bytes | None]) -> None:
+        """Give each path its entry (None: none).
+
+        What stands in its way goes, as with ``git add``: its stages of a conflict, a file where
+        its directory is to be, whatever is below it.
+        """
+        if not self._count:  # what a worktree holds never stands in its own way
+            self._fill(
+                sorted((path + b"\0\0", raw) for path, raw in changes.items() if raw is not None)
+            )
+            self._note_extended()
+            return
+        added = self._edit(changes)
+        in_the_way: dict[bytes, None] = {}
+        above = {
+            path[:at] for path in added for at in range(1, len(path)) if path[at : at + 1] == b"/"
+        }
+        for path in above:
+            if self._holds(path):
+                in_the_way[path] = None
+        for path in added:
+            in_the_way.update(dict.fromkeys(self._below(path)))
+        if in_the_way:
+            self._edit(in_the_way)
+
+    def pieces(self) -> list[bytes]:
+        """Return the file: header, segments, checksum. What has not changed is the same object."""
+        header = _MAGIC + struct.pack(">II", self._version, self._count)
+        if not self._points or not self._sound_to:
+            self._points = [self._form.new(header)]
+            self._sound_to = 1
+        del self._points[self._sound_to :]
+        total = self._points[-1]
+        for first in range(
+            (self._sound_to - 1) * _POINT_SEGMENTS, len(self._bodies), _POINT_SEGMENTS
+        ):
+            if first // _POINT_SEGMENTS >= len(self._points):
+                self._points.append(total)
+            total = total.copy()
+            total.update(b"".join(self._bodies[first : first + _POINT_SEGMENTS]))
+        self._sound_to = len(self._points)
+        return [header, *self._bodies, total.digest()]
+
+    def _fill(self, rows: list[tuple[bytes, bytes]]) -> None:
+        self._count = len(rows)
+        self._firsts, self._bodies = _segments(rows)
+        self._sound_to = 0
+
+    def _note_extended(self) -> None:
+        if any(self._extended(raw) for _key, raw in self._all()):
+            self._version = 3
+
+    def _segment(self, path: bytes) -> int:
+        """Return which segment has, or would have, the entries of *path*, of any stage."""
+        return max(0, bisect_right(self._firsts, path + b"\0\3") - 1)
+
+    def _edit(self, changes: Mapping[bytes, bytes | None]) -> list[bytes]:
+        """Replace, insert and remove; return the paths that had no entry of their own before."""
+        by_segment: dict[int, dict[bytes, bytes | None]] = {}
+        for path, raw in changes.items():
+            by_segment.setdefault(self._segment(path), {})[path] = raw
+        added: list[bytes] = []
+        count = self._count
+        for number in sorted(by_segment, reverse=True):  # so that a split moves none to come
+            self._edit_segment(number, by_segment[number], added)
+        if self._count != count:
+            self._sound_to = 0
+        return added
+
+    def _edit_segment(
+        self, number: int, changes: dict[bytes, bytes | None], added: list[bytes]
+    ) -> None:
+        body = self._bodies[number] if self._bodies else b""
+        before = self._split(body)
+        rows, met = [], set()
+        for row in before:
+            path = row[0][:-2]
+            if path in changes:
+                met.add(path)
+            else:
+                rows.append(row)
+        for path, raw in changes.items():
+            if raw is not None:
+                rows.append((path + b"\0\0", raw))
+                if path not in met:
+                    added.append(path)
+                if self._extended(raw) and self._version == 2:  # noqa: PLR2004
+                    self._version, self._sound_to = 3, 0
+        rows.sort()
+        self._count += len(rows) - len(before)
+        if len(rows) <= 2 * _SEGMENT_ENTRIES and rows:
+            firsts, bodies = [rows[0][0]], [b"".join([raw for _key, raw in rows])]
+        else:
+            firsts, bodies = _segments(rows)
+        self._firsts[number : number + 1] = firsts
+        self._bodies[number : number + 1] = bodies
+        self._sound_to = min(self._sound_to, number // _POINT_SEGMENTS + 1)
+
+    def _holds(self, path: bytes) -> bool:
+        """Tell whether *path* has an entry, of any stage."""
+        body = self._bodies[self._segment(path)]
+        return path + b"\0" in body and any(key[:-2] == path for key, _raw in self._split(body))
+
+    def _below(self, path: bytes) -> Iterator[bytes]:
+        """Yield the paths that have an entry below *path*."""
+        prefix = path + b"/"
+        for number in range(self._segment(prefix), len(self._bodies)):
+            if self._firsts[number] > prefix and not self._firsts[number].startswith(prefix):
+                return
+            if prefix in self._bodies[number]:
+                for key, _raw in self._split(self._bodies[number]):
+                    if key.startswith(prefix):
+                        yield key[:-2]
+
+    def _all(self) -> Iterator[tuple[bytes, bytes]]:
+        for body in self._bodies:
+            yield from self._split(body)
+
+    def _extended(self, raw: bytes) -> bool:
+        return bool(raw[self._name_at] & _EXTENDED >> 8)
+
+    def _split(self, body: bytes) -> list[tuple[bytes, bytes]]:
+        """Return (path NUL stage, entry) of each entry in *body*."""
+        rows = []
+        at, flags_at, total = 0, self._name_at, len(body)
+        while at < total:
+            high = body[at + flags_at]
+            start = at + flags_at + (4 if high & 0x40 else 2)
+            length = (high & 0x0F) << 8 | body[at + flags_at + 1]
+            end = start + length if length < _LENGTH else body.index(b"\0", start + _LENGTH)
+            following = at + ((end - at + 8) & ~7)
+            key = body[start:end] + (b"\0\0" if not high & 0x30 else b"\0%c" % (high >> 4 & 3))
+            rows.append((key, body[at:following]))
+            at = following
+        return rows
+
+    def _rows_of(
+        self, content: bytes, count: int, *, compressed: bool
+    ) -> tuple[list[tuple[bytes, bytes]], int]:
+        """Return the entries as :meth:`_split` does, and where they end in the file."""
+        rows = []
+        at, path = _HEADER_BYTES, b""
+        for _number in range(count):
+            flags = int.from_bytes(content[at + self._name_at : at + self._name_at + 2], "big")
+            start = at + self._name_at + (4 if flags & _EXTENDED else 2)
+            if compressed:
+                kept, name_at = _varint(content, start)
+                end = content.index(b"\0", name_at)
+                path = path[: len(path) - kept] + content[name_at:end]
+                raw, following = _padded(content[at:start] + path), end + 1
+                if flags & _EXTENDED:
+                    self._version = 3
+            else:
+                length = flags & _LENGTH
+                end = start + length if length < _LENGTH else content.index(b"\0", start + _LENGTH)
+                following = at + ((end - at + 8) & ~7)
+                path, raw = content[start:end], content[at:following]
+            if following > len(content) - self._form.size:
+                raise ValueError("it ends early")
+            rows.append((b"%s\0%c" % (path, (flags & _STAGE) >> 12), raw))
+            at = following
+        return rows, at
+
+
+def _padded(raw: bytes) -> bytes:
+    return raw + b"\0" * (8 - len(raw) % 8)
+
+
+def _segments(rows: list[tuple[bytes, bytes]]) -> tuple[list[bytes], list[bytes]]:
+    """Return the first key and the bytes of each segment; the stages of a path stay together."""
+    firsts, bodies = [], []
+    at = 0
+    while at < len(rows):
+        end = at + _SEGMENT_ENTRIES
+        while end < len(rows) and rows[end][0][:-2] == rows[end - 1][0][:-2]:
+            end += 1
+        firsts.append(rows[at][0])
+        bodies.append(b"".join([raw for _key, raw in rows[at:end]]))
+        at = end
+    return firsts, bodies
+
+
+def _varint(content: bytes, at: int) -> tuple[int, int]:
+    """Return a number as an offset delta of a pack has it, and where it ends."""
+    byte = content[at]
+    at += 1
+    value = byte & 127
+    while byte & 128:
+        byte = content[at]
+        at += 1
+        value = (value + 1) << 7 | byte & 127
+    return value, at
+
+
+def _check_extensions(extensions: bytes) -> None:
+    """Raise NeedsGit for one that must be understood: its name is in lower case."""
+    at = 0
+    while at + 8 <= len(extensions):
+        if extensions[at : at + 1].islower():
+            raise NeedsGit
+        at += 8 + int.from_bytes(extensions[at + 4 : at + 8], "big")

@@ -1,0 +1,108 @@
+"""The directories of a slot's repository, opened for one record; and git's locks in them.
+
+Opened anew each time and never through a link: an agent may have replaced its ``.git`` by a link
+to the user's, and nothing of ours may be written there.
+
+Nothing is made or removed but objects. On a file system without a journal each inode removed makes
+the next ones dearer for a minute (ext4 looks at each before it dares to reuse one): at a hundred
+commits a second, by a millisecond.
+"""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from foundation.errors import Corrupt
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+OURS = "bones"
+"""In ``.git``: what we keep there, of no meaning to git."""
+LOCK = f"{OURS}/lock"
+"""An empty file. Every lock of ours is a second name of it, so that one left by a process that was
+killed is known from one of git's, and taking it makes no inode."""
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Places(NamedTuple):
+    """Descriptors of directories of one repository."""
+
+    git: int
+    pack: int
+    heads: int
+
+
+@contextmanager
+def opened(worktree: str) -> Iterator[Places]:
+    """Open the repository in *worktree* for the body of the ``with``.
+
+    Raises:
+        Corrupt: it is not there, or is not the one that we made (``git-gone``).
+    """
+    fds: list[int] = []
+    try:
+        try:
+            git = _open(f"{worktree}/.git", fds)
+            objects = _open("objects", fds, git)
+            refs = _open("refs", fds, git)
+            places = Places(git, _open("pack", fds, objects), _open("heads", fds, refs))
+            os.stat(OURS, dir_fd=git)
+        except OSError as error:
+            raise Corrupt(
+                f"{worktree}/.git is not the repository that was made there "
+                f"({error.strerror}: {error.filename}): it must be made anew",
+                reason="git-gone",
+            ) from None
+        yield places
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _open(path: str, fds: list[int], dir_fd: int | None = None) -> int:
+    fd = os.open(path, _DIRECTORY, dir_fd=dir_fd)
+    fds.append(fd)
+    return fd
+
+
+def try_lock(git: int, name: str) -> bool:
+    """Take git's lock *name* (``index.lock``), as seen from ``.git``; False if another has it."""
+    try:
+        os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
+    except FileExistsError:
+        if not unlock(git, name):  # one of ours, from a process that was killed
+            return False
+        os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
+    return True
+
+
+def unlock(git: int, name: str) -> bool:
+    """Let go of a lock, if it is ours; tell whether it was."""
+    try:
+        there = os.stat(name, dir_fd=git, follow_symlinks=False)
+    except FileNotFoundError:
+        return True
+    ours = os.stat(LOCK, dir_fd=git)
+    if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
+        return False
+    os.unlink(name, dir_fd=git)
+    return True
+
+
+def read_small(name: str, dir_fd: int) -> bytes:
+    """Return the content of a file of at most 4 KiB, b"" if there is none."""
+    try:
+        fd = os.open(
+            name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd
+        )
+    except OSError:
+        return b""
+    try:
+        return os.read(fd, 4096)
+    finally:
+        os.close(fd)

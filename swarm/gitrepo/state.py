@@ -1,0 +1,73 @@
+"""What we remember of a slot's repository, in ``.git/bones/state``.
+
+One block, written in place: it holds one state or the other, whoever is killed. A power cut may
+lose it, with the objects; then the repository is made anew, for trunk has the work.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import NamedTuple
+
+from foundation.errors import Corrupt
+from swarm.gitrepo.places import OURS
+
+_NAME = f"{OURS}/state"
+_MAGIC = "bones git 1"
+_BLOCK = 512
+_NAMES = frozenset((0, 40, 64))
+_DIGITS = frozenset("0123456789abcdef")
+
+
+class State(NamedTuple):
+    """Where our branch was when we last moved it."""
+
+    commit: str
+    """"" before the first."""
+    tree: str
+    """Of the worktree's base: of the last commit of ours."""
+    mark: str
+    """What the caller gave with that commit."""
+
+
+def read(git: int) -> State:
+    """Return what is remembered in the repository open as *git*.
+
+    Raises:
+        Corrupt: nothing (``git-state``).
+    """
+    try:
+        fd = os.open(_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=git)
+        try:
+            magic, *fields = os.read(fd, _BLOCK).rstrip(b"\0").decode("ascii").split("\n")
+        finally:
+            os.close(fd)
+        commit, tree, mark, _end = fields
+        hashes = (commit, tree)
+        if magic != _MAGIC or any(
+            len(one) not in _NAMES or not _DIGITS.issuperset(one) for one in hashes
+        ):
+            raise ValueError("another form")
+    except (OSError, ValueError) as error:
+        raise Corrupt(
+            f"the state of a slot's git repository cannot be used ({error}): it must be made anew",
+            reason="git-state",
+        ) from None
+    return State(commit, tree, mark)
+
+
+def write(git: int, state: State) -> None:
+    """Remember *state*.
+
+    Raises:
+        ValueError: the mark is too long, or no line of ASCII.
+    """
+    text = "\n".join((_MAGIC, *state, "")).encode("ascii")
+    if len(text) > _BLOCK or "\n" in state.mark:
+        raise ValueError(f"{state.mark!r:.80} is no mark")
+    flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+    fd = os.open(_NAME, flags, 0o644, dir_fd=git)
+    try:
+        os.pwrite(fd, text.ljust(_BLOCK, b"\0"), 0)
+    finally:
+        os.close(fd)

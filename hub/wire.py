@@ -304,6 +304,8 @@ def publish_command(
             connection for it.
     """
     size = len(payload)
+    if reply:
+        checked(reply)
     if headers:
         lines = [_HEADER_LINE]
         for name, value in headers.items():

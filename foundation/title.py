@@ -44,9 +44,17 @@ def set_title(words: list[str], marks: Mapping[str, str]) -> bool:
             _write(memory, environment, lines)
         finally:
             os.close(memory)
-        with open("/proc/self/comm", "wb") as file:
-            file.write(os.fsencode(words[0])[:_COMM_BYTES])
     except (OSError, ValueError, IndexError):
+        return False
+    return set_name(words[0])
+
+
+def set_name(name: str) -> bool:
+    """Show *name*, cut to 15 bytes, where the system shows one word: in ``top``, ``ps -o comm``."""
+    try:
+        with open("/proc/self/comm", "wb") as file:
+            file.write(os.fsencode(name)[:_COMM_BYTES])
+    except OSError:
         return False
     return True
 

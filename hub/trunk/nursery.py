@@ -22,7 +22,7 @@ import time
 from foundation import control, spawn
 from foundation.errors import Unavailable, to_wire
 from foundation.process import has_exited
-from foundation.title import set_title
+from foundation.title import set_name, set_title
 from foundation.workspace import MARK
 
 TYPE_CHECKING = False
@@ -37,6 +37,7 @@ LEAF = "swarm.leaf.process"
 """What a newborn runs, ``begin(root, connection)``. By name: swarm imports hub, and not the other
 way round; the nursery knows no more of a leaf than this."""
 
+NAME = "bones-nursery"
 _CONNECTION = 3
 """The one descriptor that a newborn has beside the first three."""
 _DEFAULTED = (1, 2, 3, 15, 17)
@@ -76,6 +77,7 @@ def open_nursery(workspace: Workspace) -> Nursery:
         try:
             os.close(kept[1])
             spawn.die_with_parent(trunk)
+            set_name(NAME)
             for number in _DEFAULTED:
                 _signal.signal(number, _signal.SIG_DFL)
             _quiet(0, 1)

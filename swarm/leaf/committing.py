@@ -36,6 +36,8 @@ class Committer:
         """The last check-in of ours."""
         self.commits = 0
         """How many were made since the join."""
+        self._untold: tuple[Landed, int] | None = None
+        """A commit that has landed after it was told that nobody knows."""
         self._worktree = worktree
         self._link = link
         self._subject = f"{commits.SUBJECT}.{slot}"
@@ -52,33 +54,34 @@ class Committer:
             Unavailable: its fate is not known at *deadline_s* (of the loop's clock).
             LeaseLost: a later leaf has the slot.
         """
-        settled = await self.settle(deadline_s)
+        await self.settle(deadline_s)
+        untold, self._untold = self._untold, None
         try:
             proposal = self._worktree.propose(
                 message, paths, id=commits.new_id(), epoch=self._link.epoch
             )
         except HubError as error:
-            if settled is not None and error.reason == NOTHING:
-                return settled
+            if untold is not None and error.reason == NOTHING:
+                return untold  # whoever was told that nobody knows asks again
             raise
         self.pending = proposal
         return await self._land(deadline_s)
 
-    async def settle(self, deadline_s: float) -> tuple[Landed, int] | None:
-        """Learn what became of the pending commit; return it if it has landed.
+    async def settle(self, deadline_s: float) -> None:
+        """Learn what became of the pending commit, if there is one.
 
         Raises:
             Unavailable: nobody can tell yet.
             LeaseLost: a later leaf has the slot.
         """
         if self.pending is None:
-            return None
+            return
         try:
-            return await self._land(deadline_s)
+            self._untold = await self._land(deadline_s)
         except (Unavailable, LeaseLost):
             raise
         except HubError:
-            return None  # it was refused: what it was made of is still there to be committed
+            pass  # it was refused: what it was made of is still there to be committed
 
     async def _land(self, deadline_s: float) -> tuple[Landed, int]:
         loop = asyncio.get_running_loop()

@@ -50,7 +50,8 @@ async def _live(workspace: Workspace, asker: Asker) -> int:
     request = asker.request()
     if request.get("verb") != "join":
         raise Refused(f"the nursery knows no verb {request.get('verb')!r}", reason="unknown-verb")
-    name = slotname.check(request.get("slot"))  # type: ignore[arg-type] # it refuses what is no text
+    name = request.get("slot")
+    name = slotname.check(name if isinstance(name, str) else "")
     marks = {MARK: workspace.root, SLOT_MARK: name}
     set_title(["bones-leaf", name], marks)
     os.environ.update(marks)

@@ -1,0 +1,234 @@
+"""A slot as an agent has it: commit, close, run, and what each refuses."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+import swarm
+from foundation import codec
+from foundation.errors import Refused
+from swarm import aio
+from swarm.slot import Slot, slot_at
+from tests.support import CODE, eventually, is_gone, kill
+from tests.swarm.leaves import events_of
+
+if TYPE_CHECKING:
+    from tests.support import Hub
+
+pytestmark = pytest.mark.real
+
+
+def refusal(caught: pytest.ExceptionInfo[Refused]) -> str:
+    return caught.value.reason
+
+
+def test_a_commit_lands_what_was_changed_and_then_there_is_nothing_more(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    top = Path(slot.worktree)
+    (top / "README").write_text("changed\n")
+    (top / "other").write_text("other\n")
+    first = slot.commit("only one", ["README"])
+    assert (first.files, first.new, first.message) == (1, True, "only one")
+    assert [one.path for one in slot.changes()] == [b"other"]
+    second = slot.commit("the rest")
+    assert second.parent == first.checkin
+    assert slot.status()["landed"] == second.checkin
+    with pytest.raises(Refused) as caught:
+        slot.commit("nothing")
+    assert refusal(caught) == "nothing-to-commit"
+
+
+def test_a_commit_needs_a_message_and_paths_of_its_own_slot(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with pytest.raises(Refused) as caught:
+        slot.commit(" \n")
+    assert refusal(caught) == "no-message"
+    for path in ("/etc/passwd", "../../../../README", ".git/config", ".fslckout"):
+        with pytest.raises(Refused) as caught:
+            slot.commit("m", [path])
+        assert refusal(caught) == "not-in-slot"
+
+
+def test_a_path_may_be_named_from_anywhere_and_through_a_link(
+    swarm_hub: Hub, tmp_path: Path
+) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (tmp_path / "link").symlink_to(slot.worktree)
+    (Path(slot.worktree) / "a link").symlink_to("/etc")
+    assert slot.path_of(f"{slot.worktree}/src/a.py") == b"src/a.py"
+    assert slot.path_of(tmp_path / "link/src/a.py") == b"src/a.py"
+    assert slot.path_of("a link") == b"a link"
+    assert slot.path_of(slot.worktree) == b"."
+
+
+def test_the_slot_is_found_from_a_directory_in_it(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    assert slot_at(f"{slot.worktree}/src") == (str(swarm_hub.root), "alpha")
+    assert slot_at(slot.directory) == (str(swarm_hub.root), "alpha")
+    assert slot_at(swarm_hub.root) is None
+
+
+def test_success_needs_a_commit_and_nothing_left_behind(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with pytest.raises(Refused) as caught:
+        slot.close()
+    assert refusal(caught) == "no-artifact"
+    (Path(slot.worktree) / "one").write_text("1\n")
+    slot.commit("one")
+    (Path(slot.worktree) / "two").write_text("2\n")
+    with pytest.raises(Refused, match="two") as caught:
+        slot.close()
+    assert refusal(caught) == "uncommitted"
+    assert slot.status()["phase"] == "ready"
+    slot.commit("two")
+    closed = slot.close(summary="done")
+    assert (closed.commits, closed.outcome) == (2, "removed"), closed
+    assert is_gone(slot.info["pid"])
+    assert not os.path.exists(slot.directory)
+    assert slot.close().outcome == "gone"
+    last = events_of(swarm_hub.root, "alpha")[-1]
+    assert last.kind == "closed"
+
+
+def test_what_a_closed_slot_had_not_committed_is_rescued(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "notes").write_text("unsaved\n")
+    closed = slot.close("fail")
+    assert closed.outcome == "rescued", closed
+    rescue = swarm_hub.root / ".bones/rescue" / closed.rescue
+    assert (rescue / "wt/notes").read_text() == "unsaved\n"
+    assert not os.path.exists(slot.directory)
+
+
+def test_a_slot_in_which_somebody_works_is_closed_and_stays(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with subprocess.Popen(["sleep", "1000"], cwd=slot.worktree) as shell:
+        closed = slot.close("success", artifact=False)
+        shell.kill()
+    assert closed.outcome == "kept"
+    assert str(shell.pid) in closed.reason
+
+
+def test_a_closed_slot_can_be_joined_again(swarm_hub: Hub) -> None:
+    first = swarm.join(swarm_hub.root, "alpha")
+    first.close(artifact=False)
+    second = swarm.join(swarm_hub.root, "alpha")
+    assert second.info["epoch"] > first.info["epoch"]
+    assert not second.info["revived"]
+
+
+@pytest.mark.faults
+@pytest.mark.slow
+@pytest.mark.parametrize("step", ["close.announced", "close.left"])
+def test_a_close_that_is_killed_can_be_done_again(lone_hub: Hub, step: str) -> None:
+    lone_hub.start(HUB_FAILPOINT=step)
+    slot = swarm.join(lone_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    slot.commit("one")
+    with pytest.raises(Exception, match="ended before it answered"):
+        slot.close()
+    lone_hub.stop("--force")
+    lone_hub.start()
+    assert swarm.join(lone_hub.root, "alpha").close(artifact=False).outcome == "removed"
+
+
+def test_an_agent_runs_in_the_worktree_and_what_it_says_is_heard(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    heard: list[str] = []
+    ran = slot.run(
+        ["sh", "-c", "pwd; echo oops >&2; echo $BONES_SLOT; echo made > made; exit 3"],
+        commit_on_exit=True,
+        message="by the agent",
+        output=heard.extend,
+    )
+    assert ran.status == 3
+    assert heard == [slot.worktree, "oops", "alpha"]
+    assert slot.status()["landed"] == ran.checkin != ""
+    assert slot.changes() == ()
+    assert "oops\n" in (Path(slot.directory) / "leaf.log").read_text()
+    kinds = [one.kind for one in events_of(swarm_hub.root, "alpha")]
+    assert kinds == ["joined", "run-started", "run-ended"]
+
+
+def test_a_program_that_is_none_is_refused(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with pytest.raises(Refused) as caught:
+        slot.run(["no-such-program"])
+    assert refusal(caught) == "not-executable"
+
+
+RUN = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from swarm.slot import Slot
+slot = Slot.open(sys.argv[2], "alpha")
+slot.run(["sh", "-c", sys.argv[3]], output=lambda lines: print(lines[0], flush=True))
+"""
+
+
+POLITE = "trap 'echo ended > ended; exit 1' TERM; echo $$; sleep 1000 & wait"
+
+
+def runner(slot: Slot, script: str) -> subprocess.Popen[str]:
+    """Run an agent that says its pid, from a process of its own."""
+    argv = [sys.executable, "-c", RUN, str(CODE), slot.root, script]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.faults
+def test_an_agent_ends_with_whoever_ran_it(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with runner(slot, POLITE) as client:
+        assert client.stdout is not None
+        agent = int(client.stdout.readline())
+        client.kill()
+    eventually(lambda: is_gone(agent))
+    eventually((Path(slot.worktree) / "ended").exists)
+    eventually(lambda: slot.status()["agent"] == 0)
+
+
+@pytest.mark.faults
+def test_an_agent_dies_with_its_leaf(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    with runner(slot, "echo $$; exec sleep 1000") as client:
+        assert client.stdout is not None
+        agent = int(client.stdout.readline())
+        with pytest.raises(Refused) as caught:
+            slot.run(["true"])
+        assert refusal(caught) == "busy"
+        kill(slot.info["pid"], signal.SIGKILL)
+        client.wait(20)
+    eventually(lambda: is_gone(agent))
+
+
+def test_the_same_from_asyncio(swarm_hub: Hub) -> None:
+    async def work() -> tuple[str, str]:
+        slot = await aio.join(swarm_hub.root, "alpha")
+        (Path(slot.worktree) / "one").write_text("1\n")
+        landed = await slot.commit("one")
+        assert (await slot.status())["landed"] == landed.checkin
+        assert await slot.changes() == ()
+        return (await slot.close()).outcome, landed.checkin
+
+    outcome, checkin = asyncio.run(work())
+    assert outcome == "removed"
+    assert checkin
+
+
+def test_joining_loads_neither_asyncio_nor_json() -> None:
+    program = (
+        "import sys; sys.path.insert(0, sys.argv[1]); import swarm.slot; "
+        "from foundation import codec; print(codec.dumps(sorted(sys.modules)))"
+    )
+    argv = [sys.executable, "-I", "-S", "-c", program, str(CODE)]
+    done = subprocess.run(argv, capture_output=True, check=True, text=True)
+    heavy = {"asyncio", "json", "re", "enum", "typing", "socket", "signal", "subprocess", "pathlib"}
+    assert heavy.isdisjoint(codec.loads(done.stdout))

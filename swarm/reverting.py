@@ -9,12 +9,13 @@ from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub import commits
 from hub.bus import connect
 from hub.events import address
+from hub.nats import MAX_PAYLOAD_BYTES
 from slotgc import treepath
 from swarm import history
 
 if TYPE_CHECKING:
     from foundation.workspace import Workspace
-    from hub.commits import Landed, Proposal
+    from hub.commits import Landed
 
 WITHIN_S = 30.0
 """How long trunk may take; it may be just starting."""
@@ -44,8 +45,15 @@ def revert(workspace: Workspace, name: str, message: str = "") -> Landed:
     with history.open_repository(workspace.repository) as repository:
         proposal = history.undoing(repository, name, message)
         short = history.find(repository, name).hash[: history.SHORT]
+    request = commits.encode(proposal)
+    if len(request) > MAX_PAYLOAD_BYTES:
+        raise Refused(
+            f"{short} changed {len(proposal.changes)} files, too many to undo in one request: undo "
+            f"it by hand in a slot (`bones diff {short}` shows it)",
+            reason="too-long",
+        )
     try:
-        return asyncio.run(_ask(workspace, proposal))
+        return asyncio.run(_ask(workspace, proposal.slot, request))
     except commits.Conflicted as error:
         raise _refused(short, error.conflicts) from None
     except Unavailable as error:
@@ -56,16 +64,14 @@ def revert(workspace: Workspace, name: str, message: str = "") -> Landed:
         ) from None
 
 
-async def _ask(workspace: Workspace, proposal: Proposal) -> Landed:
+async def _ask(workspace: Workspace, slot: str, request: bytes) -> Landed:
     url = await asyncio.to_thread(address, workspace)
     try:
         bus = await connect(workspace, url=url)
     except NotRunning as error:
         raise Unavailable(str(error), reason="bus-down") from None
     async with bus:
-        answer = await bus.request(
-            f"{commits.SUBJECT}.{proposal.slot}", commits.encode(proposal), within_s=WITHIN_S
-        )
+        answer = await bus.request(f"{commits.SUBJECT}.{slot}", request, within_s=WITHIN_S)
     try:
         return commits.decode_answer(answer.data)
     except ValueError as error:

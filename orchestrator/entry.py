@@ -4,12 +4,32 @@ from __future__ import annotations
 
 import sys
 
+from swarm.plain import COUNT, FLAG, NAMES, NEEDED, parse
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-_FLAGS = {"--json": "as_json"}
-_PLAIN = ("status",)
+    from swarm.plain import Form
+
+_ROOT: Form = {"--root": ("root", str), "--json": ("as_json", FLAG)}
+PLAIN: dict[str, Form] = {
+    "up": _ROOT,
+    "status": _ROOT,
+    "log": {**_ROOT, "-n": ("count", COUNT), "--lines": ("count", COUNT), "--slot": ("slot", str)},
+    "diff": {**_ROOT, NAMES: ("old", "new")},
+    "revert": {
+        **_ROOT,
+        "-m": ("message", str),
+        "--message": ("message", str),
+        NAMES: ("name",),
+        NEEDED: "name",
+    },
+    "apply": {**_ROOT, "--branch": ("branch", str), "--dry-run": ("dry_run", FLAG)},
+}
+_OF_TRUNK = frozenset(("log", "diff", "revert", "apply"))
+_FROM_PACKAGES = frozenset(("revert",))
+"""What takes more than ours and the standard library."""
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -24,29 +44,30 @@ def main(arguments: list[str] | None = None) -> None:
 
         swarm_main(arguments[1:])
     else:
-        plain = parse(arguments)
+        plain = parse(arguments, PLAIN)
         if plain is not None:
             from swarm.entry import leave  # noqa: PLC0415
 
             leave(lambda: _run(*plain))
-        from hub.entry import activate_site  # noqa: PLC0415
-
-        activate_site()
+        _activate_site()
         from orchestrator.cli import main as cli_main  # noqa: PLC0415
 
         cli_main(arguments)
 
 
-def parse(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
-    """Return verb and options of a plain form of `bones status`, None for anything else."""
-    if not arguments or arguments[0] not in _PLAIN or len(set(arguments)) < len(arguments):
-        return None
-    if not all(word in _FLAGS for word in arguments[1:]):
-        return None
-    return arguments[0], {_FLAGS[word]: True for word in arguments[1:]}
-
-
 def _run(verb: str, options: dict[str, Any]) -> int:
+    if verb in _FROM_PACKAGES:
+        _activate_site()
+    if verb in _OF_TRUNK:
+        from orchestrator import trunk_verbs  # noqa: PLC0415
+
+        return int(getattr(trunk_verbs, verb)(**options))
     from orchestrator import verbs  # noqa: PLC0415
 
     return int(getattr(verbs, verb)(**options))
+
+
+def _activate_site() -> None:
+    from hub.entry import activate_site  # noqa: PLC0415
+
+    activate_site()

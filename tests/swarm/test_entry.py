@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import subprocess
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from typer.testing import CliRunner
 
 from orchestrator import cli as bones_cli
 from orchestrator import entry as bones_entry
+from orchestrator import trunk_verbs
 from orchestrator import verbs as bones_verbs
-from swarm import cli, entry, verbs
+from swarm import cli, entry, plain, verbs
 from tests.hub.test_cli import SLOW_MODULES
 from tests.support import CODE
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import typer
 
 VALUES = {
     "--root": "/r",
@@ -25,62 +32,118 @@ VALUES = {
     "--message": "-m",
     "--result": "fail",
     "--summary": "",
+    "-n": "7",
+    "--lines": "12",
+    "--branch": "b/c",
 }
-NEEDED = {"join": ["--slot", "auth"], "commit": ["-m", "x"]}
+TRUNK = {name: bones_entry.PLAIN[name] for name in ("log", "diff", "revert", "apply")}
+REST = {name: bones_entry.PLAIN[name] for name in ("up", "status")}
+DEFAULTS: dict[str, Any] = {
+    "task": "",
+    "summary": "",
+    "message": "",
+    "branch": "",
+    "result": "success",
+    "files": (),
+    "count": 20,
+    "slot": "",
+}
 
 
-def slow(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> tuple[str, dict[str, Any]]:
-    """Return what the CLI library calls for *arguments*, without what is as if not given."""
+def needed(form: plain.Form) -> list[str]:
+    """Return words without which the verb is not plain."""
+    field = form.get(plain.NEEDED)
+    for flag, value in form.items():
+        if isinstance(flag, str) and value[0] == field:
+            return [flag, VALUES[flag]]
+    return ["1a2b"] if field else []
+
+
+def combinations(forms: dict[str, plain.Form]) -> list[list[str]]:
+    found = []
+    for verb, form in forms.items():
+        first = needed(form)
+        taken = form[first[0]][0] if first and first[0] in form else ""
+        flags = [flag for flag in form if isinstance(flag, str) and form[flag][0] != taken]
+        for count in range(min(len(flags), 2) + 1):
+            for chosen in itertools.combinations(flags, count):
+                if len({form[flag][0] for flag in chosen}) < count:
+                    continue
+                given = [[flag, VALUES[flag]] if flag in VALUES else [flag] for flag in chosen]
+                found.append([verb, *first, *itertools.chain(*given)])
+                if any(len(one) > 1 and one[0].startswith("--") for one in given):
+                    joined = [["=".join(one)] if one[0].startswith("--") else one for one in given]
+                    found.append([verb, *first, *itertools.chain(*joined)])
+    return found
+
+
+def called_by_library(
+    arguments: list[str],
+    app: typer.Typer,
+    module: ModuleType,
+    forms: dict[str, plain.Form],
+    monkeypatch: pytest.MonkeyPatch,
+) -> tuple[str, dict[str, Any]]:
+    """Return what the CLI library calls for *arguments*."""
     calls: list[tuple[str, dict[str, Any]]] = []
-    for verb in entry._PLAIN:
+    for verb in forms:
+        named = list(inspect.signature(getattr(module, verb)).parameters)
 
-        def called(verb: str = verb, **options: Any) -> int:
-            calls.append((verb, options))
+        def called(*given: Any, verb: str = verb, named: list[str] = named, **options: Any) -> int:
+            calls.append((verb, {**dict(zip(named, given, strict=False)), **options}))
             return 0
 
-        monkeypatch.setattr(verbs, verb, called)
-    result = CliRunner().invoke(cli.app, arguments)
+        monkeypatch.setattr(module, verb, called)
+    result = CliRunner().invoke(app, arguments)
     assert result.exit_code == 0, result.output
     assert len(calls) == 1
     return calls[0]
 
 
-def combinations() -> list[list[str]]:
-    found = []
-    for verb, known in entry._PLAIN.items():
-        needed = NEEDED.get(verb, [])
-        flags = [flag for flag in known if known[flag] != known.get((*needed, "")[0])]
-        for count in range(min(len(flags), 2) + 1):
-            for chosen in itertools.combinations(flags, count):
-                given = [[flag, VALUES[flag]] if flag in VALUES else [flag] for flag in chosen]
-                words = [verb, *needed, *itertools.chain(*given)]
-                found.append(words)
-                joined = [
-                    "=".join(one) if one[0].startswith("--") else " ".join(one) for one in given
-                ]
-                if any("=" in one for one in joined):
-                    found.append([verb, *needed, *joined])
-    found += [
-        ["commit", "-m", "x", "a", "b/c"],
-        ["commit", "a", "--message=x", "b c", "--json"],
-        ["commit", "\udcff", "-m", "\udcfe"],
-        ["commit", "-m", "", ""],
-    ]
-    return found
-
-
-@pytest.mark.parametrize("arguments", combinations(), ids=repr)
-def test_both_make_the_same_call(arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    plain = entry.parse(arguments)
-    assert plain is not None
-    verb, options = plain
-    slow_verb, slow_options = slow(arguments, monkeypatch)
+@pytest.mark.parametrize(
+    ("arguments", "app", "module", "forms"),
+    [
+        (arguments, app, module, forms)
+        for app, module, forms, more in (
+            (
+                cli.app,
+                verbs,
+                entry.PLAIN,
+                [
+                    ["commit", "-m", "x", "a", "b/c"],
+                    ["commit", "a", "--message=x", "b c", "--json"],
+                    ["commit", "\udcff", "-m", "\udcfe"],
+                    ["commit", "-m", "", ""],
+                ],
+            ),
+            (
+                bones_cli.app,
+                trunk_verbs,
+                TRUNK,
+                [["diff", "a"], ["diff", "a", "b"], ["diff", "a", "--json", "b"]],
+            ),
+            (bones_cli.app, bones_verbs, REST, []),
+        )
+        for arguments in [*combinations(forms), *more]
+    ],
+    ids=lambda value: repr(value) if isinstance(value, list) else "",
+)
+def test_both_make_the_same_call(
+    arguments: list[str],
+    app: typer.Typer,
+    module: ModuleType,
+    forms: dict[str, plain.Form],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    read = plain.parse(arguments, forms)
+    assert read is not None
+    verb, options = read
+    slow_verb, slow_options = called_by_library(arguments, app, module, forms, monkeypatch)
     assert slow_verb == verb
-    defaults: dict[str, Any] = {"task": "", "summary": "", "result": "success", "files": ()}
     told = {
         name: value
         for name, value in slow_options.items()
-        if name in options or (value not in (None, False) and value != defaults.get(name))
+        if name in options or (value not in (None, False) and value != DEFAULTS.get(name))
     }
     assert told == options
 
@@ -118,31 +181,35 @@ def test_both_make_the_same_call(arguments: list[str], monkeypatch: pytest.Monke
     ids=repr,
 )
 def test_whatever_is_not_plain_is_left_to_the_library(arguments: list[str]) -> None:
-    assert entry.parse(arguments) is None
-
-
-@pytest.mark.parametrize("arguments", [["status"], ["status", "--json"]], ids=repr)
-def test_bones_status_is_the_same_by_both(
-    arguments: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    calls: list[dict[str, Any]] = []
-
-    def called(**options: Any) -> int:
-        calls.append({name: value for name, value in options.items() if value})
-        return 0
-
-    monkeypatch.setattr(bones_verbs, "status", called)
-    assert CliRunner().invoke(bones_cli.app, arguments).exit_code == 0
-    assert bones_entry.parse(arguments) == ("status", calls[0])
+    assert plain.parse(arguments, entry.PLAIN) is None
 
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["status", "-h"], ["status", "--json", "--json"], ["status", "x"], ["up"], ["--version"]],
+    [
+        [],
+        ["--version"],
+        ["status", "-h"],
+        ["status", "--json", "--json"],
+        ["status", "x"],
+        ["up", "--timeout", "3"],
+        ["log", "-n", "0"],
+        ["log", "-n", "-1"],
+        ["log", "-n", "1_000"],
+        ["log", "-n", "\N{SUPERSCRIPT TWO}"],
+        ["log", "-n5"],
+        ["log", "--all"],
+        ["diff", "a", "b", "c"],
+        ["revert"],
+        ["revert", "a", "b"],
+        ["events"],
+        ["down"],
+        ["purge"],
+    ],
     ids=repr,
 )
 def test_what_else_bones_is_asked_is_left_to_the_library(arguments: list[str]) -> None:
-    assert bones_entry.parse(arguments) is None
+    assert plain.parse(arguments, bones_entry.PLAIN) is None
 
 
 def test_a_plain_verb_loads_nothing_slow() -> None:

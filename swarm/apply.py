@@ -251,9 +251,10 @@ class _Application:
         self._on_progress("contents", 0, len(marks))
         contents = self._repository.contents(marks)
         for done, (name, content) in enumerate(contents, 1):
-            yield fast_import.blob(marks[name], content)
+            yield from fast_import.blob(marks[name], content)
             if done % _PROGRESS_EVERY == 0:
                 self._on_progress("contents", done, len(marks))
+        hit("apply.contents")
         author = self._authors()
         parent = self._former or self._record.base
         for at, (row, changed) in enumerate(zip(rows, changes, strict=True)):
@@ -269,6 +270,7 @@ class _Application:
             if at % _PROGRESS_EVERY == 0:
                 self._on_progress("commits", at, len(rows))
         self._on_progress("commits", len(rows), len(rows))
+        hit("apply.commits")
         yield fast_import.DONE
 
     def _authors(self) -> Callable[[str], bytes]:

@@ -41,9 +41,9 @@ def person(name: str, address: str = "") -> bytes:
     return f"{shown} <{_IN_NO_NAME.sub('', address)}>".encode("utf-8", "replace")
 
 
-def blob(mark: int, content: bytes) -> bytes:
-    """Return the command that stores *content* as *mark*."""
-    return b"blob\nmark :%d\ndata %d\n%s\n" % (mark, len(content), content)
+def blob(mark: int, content: bytes) -> tuple[bytes, bytes, bytes]:
+    """Return the parts of the command that stores *content*, which may be big, as *mark*."""
+    return b"blob\nmark :%d\ndata %d\n" % (mark, len(content)), content, b"\n"
 
 
 def commit(

@@ -25,6 +25,14 @@ SCRATCH = "apply.git"
 SCRATCH_REF = f"{HEADS}applied"
 
 _UPDATE_WITHIN_S = 60.0
+_BUFFER_BYTES = 1 << 18
+_IN_WORK = (
+    "rebase-merge/head-name",
+    "rebase-merge/update-refs",
+    "rebase-apply/head-name",
+    "BISECT_START",
+)
+"""Where a git that was interrupted to ask a person notes the branches that it will move."""
 _SETTINGS = ("core.hooksPath=/dev/null", "gc.auto=0", "maintenance.auto=false")
 _IDENTITY = {
     # For the reflog; the commits carry their own.
@@ -112,15 +120,17 @@ class UserGit:
         directories = [self._common]
         if os.path.isdir(linked):
             directories += [f"{linked}/{entry}" for entry in sorted(os.listdir(linked))]
+        ref = os.fsencode(f"{HEADS}{name}")
         for directory in directories:
-            for file in ("rebase-merge/head-name", "rebase-apply/head-name", "BISECT_START"):
+            for file in _IN_WORK:
                 try:
                     with open(f"{directory}/{file}", "rb") as opened:
-                        in_work = os.fsdecode(opened.read(4096).strip())
+                        lines = opened.read().split(b"\n")
                 except OSError:
                     continue
-                if in_work.removeprefix(HEADS) == name:
-                    raise _checked_out(name, f"in use by a {file[:6].lower()} in {directory}")
+                # A bisect notes the branch by its short name.
+                if ref in lines or (file == "BISECT_START" and os.fsencode(name) in lines):
+                    raise _checked_out(name, f"to be moved by a {file[:6].lower()} in {directory}")
 
     def commit_of(self, digits: str) -> str:
         """Return the one commit whose id begins with *digits*.
@@ -187,26 +197,24 @@ class UserGit:
         }
         words = ["fast-import", "--quiet", "--done", f"--export-marks={self._scratch}/marks"]
         read, write = os.pipe()
-        with open(write, "wb", buffering=1 << 18) as sink:
+        try:
+            tool = Tool(_argv(*words), env=environment, cwd=self._workspace.root, stdin=read)
+        except BaseException:
+            os.close(write)
+            raise
+        finally:
+            os.close(read)
+        with tool:
             try:
-                tool = Tool(_argv(*words), env=environment, cwd=self._workspace.root, stdin=read)
-            finally:
-                os.close(read)
-            with tool:
-                try:
+                with open(write, "wb", buffering=_BUFFER_BYTES) as sink:
                     sink.writelines(stream)
-                    sink.flush()
-                except BrokenPipeError:
-                    pass  # it has ended, and says why
-                tool.stdout.read()
-                if tool.wait() != 0:
-                    raise explain(
-                        ["git", *words],
-                        tool.wait(),
-                        tool.said(),
-                        self._workspace.root,
-                        self._common,
-                    )
+            except BrokenPipeError:
+                pass  # it has ended, and says why
+            tool.stdout.read()
+            if tool.wait() != 0:
+                raise explain(
+                    ["git", *words], tool.wait(), tool.said(), self._workspace.root, self._common
+                )
 
     def _make_scratch(self) -> None:
         """Make a repository whose references and crash reports are nobody's."""

@@ -57,6 +57,10 @@ class Fault(NamedTuple):
     words: str
 
 
+class Unacceptable(Refused):
+    """A commit can never land as it is; a :class:`Refused` of the store is trouble with that."""
+
+
 class Store(NamedTuple):
     """What planning asks about trunk beyond its tip."""
 
@@ -97,7 +101,7 @@ class Plan:
         """Return what becomes of *proposal*; if it lands, the tip has moved on."""
         try:
             return self._judge(proposal)
-        except Refused as error:
+        except Unacceptable as error:
             return error
 
     def take_back(self, planned: Planned) -> None:
@@ -186,12 +190,12 @@ class _Commit:
         """Judge one path.
 
         Raises:
-            Refused: it cannot be in a check-in.
+            Unacceptable: it cannot be in a check-in.
         """
         path = change.path
         reason = manifest.unfit_name(path)
         if reason:
-            raise Refused(
+            raise Unacceptable(
                 f"{treepath.show(path)} cannot be committed: {reason}", reason="unfit-path"
             )
         base = Entry(change.base_kind, change.base_hash) if change.base_kind else None
@@ -248,7 +252,7 @@ class _Commit:
         """See to it that trunk will hold what *entry* names.
 
         Raises:
-            Refused: it cannot, or must not.
+            Unacceptable: it cannot, or must not.
         """
         name = entry.hash
         if name in self.contents or name in self._plan.contents:
@@ -262,7 +266,7 @@ class _Commit:
         """Return a content, wherever it is.
 
         Raises:
-            Refused: it is nowhere, or cannot be stored.
+            Unacceptable: it is nowhere, or cannot be stored.
         """
         if name in self.contents:
             return self.contents[name]
@@ -274,7 +278,7 @@ class _Commit:
         """Return a content that came with the proposal, once it is known to be sound.
 
         Raises:
-            Refused: it did not come, or cannot be stored.
+            Unacceptable: it did not come, or cannot be stored.
         """
         content = self._known.get(name)
         if content is None:
@@ -285,7 +289,7 @@ class _Commit:
                 content = self._fetched(path, name)
             fault = None if self._plan.was_checked(name) else fault_of(content, name)
             if fault:
-                raise Refused(
+                raise Unacceptable(
                     f"{treepath.show(path)} cannot be committed: {fault.words}",
                     reason=fault.reason,
                 )
@@ -344,8 +348,8 @@ def fault_of(content: bytes, name: str) -> Fault | None:
     return None
 
 
-def _missing(path: bytes, name: str) -> Refused:
-    return Refused(
+def _missing(path: bytes, name: str) -> Unacceptable:
+    return Unacceptable(
         f"{treepath.show(path)}: trunk does not hold the content {name[:16]}, and it did not come "
         "with the commit: commit again",
         reason="content-missing",
@@ -354,7 +358,7 @@ def _missing(path: bytes, name: str) -> Refused:
 
 def _check_target(path: bytes, target: bytes) -> None:
     if not target or len(target) > _LONGEST_TARGET or b"\0" in target:
-        raise Refused(
+        raise Unacceptable(
             f"{treepath.show(path)} cannot be committed: no symbolic link can lead there",
             reason="unfit-link",
         )
@@ -364,7 +368,7 @@ def _refuse_clashes(tip: Tip, changes: dict[bytes, Entry | None]) -> None:
     """Refuse what would make one path both a file and a directory.
 
     Raises:
-        Refused: it would.
+        Unacceptable: it would.
     """
     for path, entry in changes.items():
         if entry is None or path in tip.files:
@@ -388,8 +392,8 @@ def _refuse_clashes(tip: Tip, changes: dict[bytes, Entry | None]) -> None:
                 raise _clash(path, kept)
 
 
-def _clash(file: bytes, below: bytes) -> Refused:
-    return Refused(
+def _clash(file: bytes, below: bytes) -> Unacceptable:
+    return Unacceptable(
         f"{treepath.show(file)} would be a file and {treepath.show(below)} a file below it: "
         "`bones swarm update`, then move one of them",
         reason="path-clash",

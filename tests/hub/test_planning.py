@@ -144,7 +144,15 @@ def text(content: bytes | str) -> File:
     return "file", content if isinstance(content, bytes) else content.encode()
 
 
-BASE: Tree = {b"a": text("a\n"), b"b": text("b\n"), b"lines": text(LINES), b"x/y": text("deep\n")}
+OTHERS: Tree = {b"others/%d" % number: text("") for number in range(6)}
+"""So many that check-ins are told by their difference at times, and at times in full."""
+BASE: Tree = {
+    b"a": text("a\n"),
+    b"b": text("b\n"),
+    b"lines": text(LINES),
+    b"x/y": text("deep\n"),
+    **OTHERS,
+}
 
 
 @pytest.fixture
@@ -162,7 +170,7 @@ def test_edits_of_different_files_from_one_base_all_land_unmerged(trunk: Trunk) 
         trunk.proposal(BASE, {b"link": ("link", b"../x"), b"empty": text("")}, slot="web"),
     ]
     answers = [landed(one) for one in trunk.plan(*asked)]
-    assert trunk.tree() == {
+    assert trunk.tree() == OTHERS | {
         b"a": text("mine"),
         b"lines": text(LINES),
         b"x/y": text("deep\n"),
@@ -387,6 +395,15 @@ def test_a_content_larger_than_fossil_can_take_is_refused() -> None:
     assert planning.fault_of(big, "") == planning.Fault(
         "content-too-large", "it is larger than 100 MiB"
     )
+
+
+def test_trouble_with_the_repository_is_no_fault_of_the_commit(trunk: Trunk) -> None:
+    def fail(_name: str) -> bool:
+        raise Refused("the disk is gone", reason="no-trunk")
+
+    plan = Plan(trunk.tip, trunk.store._replace(has=fail), now_ms=NOW_MS)
+    with pytest.raises(Refused, match="the disk is gone"):
+        plan.add(trunk.proposal(BASE, {b"a": text("m")}, inline=False))
 
 
 # --- contents -----------------------------------------------------------------------------

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from foundation import codec
-from foundation.atomic import read_bounded, write_file
+from foundation.atomic import read_bounded, remove, write_file
 from foundation.record import Record
 from hub.nkey import is_public_key
 from hub.slotname import is_name
@@ -92,6 +92,9 @@ def load(workspace: Workspace) -> Loaded:
     """
     loaded = read(workspace)
     place = path(workspace)
+    for name in os.listdir(workspace.creds):
+        if name.startswith(os.path.basename(place)) and name.endswith(".tmp"):
+            remove(f"{workspace.creds}/{name}")  # of a writer that was killed
     if not loaded.damage and os.path.lexists(place):
         return loaded
     slots = dict(loaded.slots)

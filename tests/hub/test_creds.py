@@ -6,6 +6,7 @@ import os
 import stat
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import nkeys
@@ -13,8 +14,9 @@ import pytest
 
 from foundation.errors import Refused
 from foundation.workspace import Workspace
-from hub.creds import ensure_creds, intact, read_seed, seed_path
+from hub.creds import ensure_creds, intact, new_key, read_seed, seed_path
 from hub.nats import ROLES, read_users
+from hub.nkey import is_public_key
 from tests.hub.bus_server import CODE, make_workspace
 
 KILLED_AT = """
@@ -198,3 +200,30 @@ def test_killed_at_any_step_the_next_call_completes_it(tmp_path: Path) -> None:
         step += 1
     assert status == 0
     assert step > 10
+
+
+# --- keys of slots -------------------------------------------------------------------------
+
+
+def test_no_two_keys_are_alike_and_each_is_one() -> None:
+    made = [new_key() for _ in range(50)]
+    assert len({public for _, public in made}) == 50
+    assert all(is_public_key(public) for _, public in made)
+    assert all(seed.startswith("SU") for seed, _ in made)
+
+
+def test_any_letter_changed_makes_a_key_none() -> None:
+    key = new_key()[1]
+    for at in range(56):
+        other = "A" if key[at] != "A" else "B"
+        assert not is_public_key(key[:at] + other + key[at + 1 :])
+    for wrong in (None, 1, b"U", "", key.lower(), key + "A", key[:-1] + "=", "Ü" + key[1:]):
+        assert not is_public_key(wrong)
+
+
+def test_making_a_key_takes_no_time() -> None:
+    new_key()
+    began_s = time.perf_counter()
+    for _ in range(50):
+        new_key()
+    assert (time.perf_counter() - began_s) / 50 < 0.005

@@ -167,8 +167,10 @@ def _walk(top: bytes) -> Iterator[tuple[bytes, os.stat_result]]:
                     yield path, entry.stat(follow_symlinks=False)
 
 
-def write(path: str, base: Base) -> None:
+def write(path: str, base: Base, *, sound: bool = False) -> None:
     """Put *base* at *path*, whole or not at all.
+
+    *sound*: the caller vouches for it; looking takes 4 us a file, four times as long as writing.
 
     Raises:
         ValueError: it is not sound; :func:`read` would refuse it.
@@ -187,7 +189,8 @@ def write(path: str, base: Base) -> None:
         git["since_ns"] = base.git_since_ns
     if base.log:
         value["log"] = base.log
-    _parse(value)
+    if not sound:
+        _parse(value)
     atomic.write_file(path, codec.dumps(value).encode() + b"\n", durable=False)
 
 

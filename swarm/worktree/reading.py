@@ -1,0 +1,207 @@
+"""Reading what has changed: each file once, exactly as it was at one moment.
+
+A content goes into the proposal itself while there is room, else into the spool. What trunk
+has already travels not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import stat
+import time
+
+from foundation.atomic import write_all
+from foundation.errors import Refused, Unavailable
+from hub.commits import INLINE_BYTES, LARGEST_BYTES, Change
+from hub.wording import size as size_words
+from slotgc import artifact, base, treepath
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from slotgc.base import Base, Row
+    from swarm.worktree.sight import Sight
+
+_TRIES = 5
+_AGAIN_S = 0.01
+_CHUNK = 1 << 20
+_LONGEST_HELD = INLINE_BYTES
+
+
+class Reader:
+    """One reading of the changes of a worktree."""
+
+    def __init__(
+        self, worktree: str, known: Base, spool: str, has: Callable[[str], bool] | None
+    ) -> None:
+        """Read below *worktree*; *has* tells whether trunk has a content.
+
+        Without *has* contents are named but not kept.
+        """
+        self._top = os.fsencode(worktree)
+        self._known = known
+        self._spool = spool
+        self._has = has
+        self._room = INLINE_BYTES
+        self.contents: dict[str, bytes] = {}
+        self.spooled: list[str] = []
+        self.same: dict[bytes, Row] = {}
+        """Files that only looked changed, as they look now."""
+        self.rows: dict[bytes, Row] = {}
+
+    def changes(self, sight: Sight) -> list[Change]:
+        """Return what *sight* comes to, by path.
+
+        Raises:
+            Refused: a file is too large, or cannot be read (``too-large``, ``unreadable``).
+            Unavailable: somebody writes to one all the time (``being-written``).
+        """
+        found = [self._gone(path) for path in sight.missing]
+        for path in (*sight.known, *sight.new):
+            try:
+                change = self._there(path)
+            except FileNotFoundError:
+                if path not in self._known.files:
+                    continue  # it has come and gone
+                change = self._gone(path)
+            except OSError as error:
+                raise Refused(
+                    f"{treepath.show(path)} cannot be read: {error.strerror or error}",
+                    reason="unreadable",
+                ) from None
+            if change is not None:
+                found.append(change)
+        found.sort(key=lambda one: one.path)
+        return found
+
+    def _gone(self, path: bytes) -> Change:
+        kind, _size, name = self._known.files[path][:3]
+        return Change(path=path, kind="", hash="", base_kind=kind, base_hash=name)
+
+    def _there(self, path: bytes) -> Change | None:
+        was = self._known.files.get(path)
+        row = self._read(path, was)
+        if was is not None and (was[0], was[2]) == (row[0], row[2]):
+            self.same[path] = row
+            return None
+        self.rows[path] = row
+        return Change(
+            path=path,
+            kind=row[0],
+            hash=row[2],
+            base_kind="" if was is None else was[0],
+            base_hash="" if was is None else was[2],
+        )
+
+    def _read(self, path: bytes, was: Row | None) -> Row:
+        """Return the row of the file at *path*, whose content is kept unless it is that of *was*.
+
+        Raises:
+            OSError: it cannot be read, or is no file any more.
+        """
+        full = self._top + b"/" + path
+        for turn in range(_TRIES):
+            if turn:
+                time.sleep(_AGAIN_S)
+            before = os.lstat(full)
+            kind = base.kind_of(before.st_mode)
+            if kind == base.LINK:
+                target = os.readlink(full)
+                name = artifact.of_bytes(target)
+                if _is_same(before, os.lstat(full)):
+                    self._keep(name, target, was)
+                    return _row(kind, name, before)
+                continue
+            if before.st_size > LARGEST_BYTES:
+                raise Refused(
+                    f"{treepath.show(path)} has {size_words(before.st_size)}; trunk takes "
+                    f"{size_words(LARGEST_BYTES)} at most: leave it out (.gitignore)",
+                    reason="too-large",
+                )
+            fd = artifact.open_regular(full)
+            try:
+                name = self._read_file(fd, before.st_size, was)
+                if _is_same(before, os.fstat(fd)) and _is_same(before, os.lstat(full)):
+                    return _row(kind, name, before)
+            finally:
+                os.close(fd)
+        raise Unavailable(
+            f"{treepath.show(path)} is being written: try again when its writer is done",
+            reason="being-written",
+        )
+
+    def _read_file(self, fd: int, size: int, was: Row | None) -> str:
+        """Return the name of what *fd* holds, having kept it if it is new."""
+        if size <= self._room or self._has is None:
+            if self._has is None:
+                return artifact.of_file(fd)
+            content = _all_of(fd, size)
+            name = artifact.of_bytes(content)
+            self._keep(name, content, was)
+            return name
+        return self._spool_file(fd, was)
+
+    def _keep(self, name: str, content: bytes, was: Row | None) -> None:
+        if self._needs(name, was):
+            self.contents[name] = content
+            self._room -= len(content)
+
+    def _needs(self, name: str, was: Row | None) -> bool:
+        return (
+            self._has is not None
+            and (was is None or was[2] != name)
+            and name not in self.contents
+            and name not in self.spooled
+            and not self._has(name)
+        )
+
+    def _spool_file(self, fd: int, was: Row | None) -> str:
+        """Copy what *fd* holds into the spool, under its name, unless trunk has it."""
+        temporary = f"{self._spool}/{os.getpid()}-{os.urandom(8).hex()}.tmp"
+        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+        writing = os.open(temporary, flags, 0o600)
+        try:
+            try:
+                digest = hashlib.sha3_256()
+                while chunk := os.read(fd, _CHUNK):
+                    digest.update(chunk)
+                    write_all(writing, chunk)
+            finally:
+                os.close(writing)
+            name = digest.hexdigest()
+            if self._needs(name, was):
+                os.rename(temporary, f"{self._spool}/{name}")
+                self.spooled.append(name)
+            else:
+                os.unlink(temporary)
+        except BaseException:
+            try:
+                os.unlink(temporary)
+            except FileNotFoundError:
+                pass
+            raise
+        return name
+
+
+def _all_of(fd: int, size: int) -> bytes:
+    content = os.read(fd, size + 1)
+    while len(content) <= size and (more := os.read(fd, _CHUNK)):
+        content += more
+    return content
+
+
+def _row(kind: str, name: str, status: os.stat_result) -> Row:
+    stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+    return (kind, status.st_size, name, *stamps)
+
+
+def _is_same(one: os.stat_result, other: os.stat_result) -> bool:
+    return (
+        one.st_ino == other.st_ino
+        and one.st_size == other.st_size
+        and one.st_mtime_ns == other.st_mtime_ns
+        and one.st_ctime_ns == other.st_ctime_ns
+        and stat.S_IFMT(one.st_mode) == stat.S_IFMT(other.st_mode)
+    )

@@ -1,0 +1,276 @@
+"""Looking for what may differ from the base: by file status alone, no content is read.
+
+What git's ignore rules say of new files is git's to say: it is asked once, and only if there are
+new files.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+
+from foundation.errors import HubError, Refused
+from foundation.record import Record
+from foundation.spawn import find_program
+from hub import git as user_git
+from hub import manifest
+from hub.tool import Tool
+from slotgc import base, treepath
+from slotgc.beneath import INTO, BlockedError, enter
+from slotgc.work import Walk
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterable, Sequence
+
+    from slotgc.base import Base
+
+_DOT_GIT = b"/.git"
+
+
+class Skipped(Record):
+    """What a commit of everything leaves out, and why in words."""
+
+    path: bytes
+    reason: str
+
+
+class Sight:
+    """What was found: files of the base that may have changed, those that are gone, new ones."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.known: dict[bytes, os.stat_result] = {}
+        self.missing: list[bytes] = []
+        self.new: dict[bytes, os.stat_result] = {}
+        self.skipped: list[Skipped] = []
+
+    def skip(self, path: bytes, reason: str) -> None:
+        """Leave *path* out."""
+        self.skipped.append(Skipped(path=path, reason=reason))
+
+
+def everywhere(worktree: str, known: Base) -> Sight:
+    """Look at the whole worktree.
+
+    Raises:
+        HubError: it cannot be looked at.
+    """
+    sight = Sight()
+    try:
+        walk = Walk(worktree, known.files)
+        for path, status, row, cached in walk.entries():
+            if row is not None:
+                _take_known(sight, known, path, status)
+            elif not cached:
+                sight.new[path] = status
+    except OSError as error:
+        raise HubError(f"{worktree} cannot be looked at: {error}", reason="worktree") from None
+    sight.missing += walk.missing()
+    for words in walk.doubts:
+        sight.skipped.append(Skipped(path=b"", reason=words))
+    _leave_out(sight, worktree)
+    return sight
+
+
+def at(worktree: str, known: Base, paths: Sequence[bytes]) -> Sight:
+    """Look at *paths* alone: files, directories with all in them, files that are gone.
+
+    Raises:
+        Refused: one is none, cannot be on trunk, or is ignored by git (``no-such-path``,
+            ``unfit-name``, ``ignored``, ``not-a-file``, ``nested-repository``).
+    """
+    if b"" in paths or b"." in paths:
+        return everywhere(worktree, known)
+    sight = Sight()
+    tree = os.open(worktree, INTO)
+    try:
+        for path in paths:
+            _look_at(sight, tree, worktree, known, path)
+    finally:
+        os.close(tree)
+    named = sorted(path for path in paths if path in sight.new)
+    _refuse_unfit(sight, named)
+    below = Sight()
+    below.new = {path: status for path, status in sight.new.items() if path not in set(named)}
+    _leave_out(below, worktree)
+    hidden = ignored(worktree, named) if named else frozenset()
+    if hidden:
+        raise Refused(
+            f"{_shown(hidden)}: ignored by git; say so in .gitignore, or `git add -f` it in the "
+            "slot first",
+            reason="ignored",
+        )
+    sight.new = {path: sight.new[path] for path in named} | below.new
+    sight.skipped += below.skipped
+    _take_what_is_in_the_way(sight, known)
+    return sight
+
+
+def _look_at(sight: Sight, tree: int, worktree: str, known: Base, path: bytes) -> None:
+    if not treepath.is_sound(path):
+        raise Refused(
+            f"{treepath.show(path)} is no path of a file in {worktree}", reason="no-such-path"
+        )
+    try:
+        parent, last = enter(tree, path)
+        try:
+            status = os.lstat(last, dir_fd=parent)
+        finally:
+            os.close(parent)
+    except (FileNotFoundError, BlockedError):
+        gone = [path] if path in known.files else _below(known, [path])
+        if not gone:
+            raise Refused(
+                f"{treepath.show(path)}: there is no such file, and none on trunk",
+                reason="no-such-path",
+            ) from None
+        sight.missing += gone
+        return
+    except OSError as error:
+        raise Refused(f"{treepath.show(path)}: {error.strerror}", reason="not-a-file") from None
+    if stat.S_ISDIR(status.st_mode):
+        _look_below(sight, worktree, known, path)
+    elif not base.kind_of(status.st_mode):
+        raise Refused(
+            f"{treepath.show(path)} is no file but a socket, a pipe or a device",
+            reason="not-a-file",
+        )
+    elif path in known.files:
+        _take_known(sight, known, path, status)
+    else:
+        sight.new[path] = status
+
+
+def _look_below(sight: Sight, worktree: str, known: Base, path: bytes) -> None:
+    """Look at all that is in the directory *path*, and at a file that was there instead."""
+    prefix = path + b"/"
+    inside = {name[len(prefix) :]: row for name, row in known.files.items() if _in(name, prefix)}
+    walk = Walk(os.fsdecode(os.fsencode(worktree) + b"/" + path), inside)
+    for name, status, row, cached in walk.entries():
+        if row is not None:
+            _take_known(sight, known, prefix + name, status)
+        elif not cached:
+            sight.new[prefix + name] = status
+    sight.missing += [prefix + name for name in walk.missing()]
+    if path in known.files:
+        sight.missing.append(path)
+    for words in walk.doubts:
+        sight.skip(path, words)
+
+
+def _in(name: bytes, prefix: bytes) -> bool:
+    return name.startswith(prefix)
+
+
+def _take_known(sight: Sight, known: Base, path: bytes, status: os.stat_result) -> None:
+    kind = base.kind_of(status.st_mode)
+    if not kind:
+        sight.skip(path, "is no file any more but a socket, a pipe or a device")
+    elif not known.trusts(known.files[path], status) or kind != known.files[path][0]:
+        sight.known[path] = status
+
+
+def _take_what_is_in_the_way(sight: Sight, known: Base) -> None:
+    """Take along what the base has where a new file needs a directory, or is one's successor.
+
+    Trunk cannot have a file and a directory of the same name.
+    """
+    if not sight.new:
+        return
+    gone = set(sight.missing)
+    for path in sight.new:
+        above = path
+        while b"/" in above:
+            above = above.rpartition(b"/")[0]
+            if above in known.files:
+                gone.add(above)
+    gone.update(_below(known, sight.new))
+    sight.missing = sorted(gone)
+
+
+def _below(known: Base, paths: Iterable[bytes]) -> list[bytes]:
+    prefixes = tuple(path + b"/" for path in paths)
+    return [path for path in known.files if path.startswith(prefixes)]
+
+
+def _refuse_unfit(sight: Sight, named: Iterable[bytes]) -> None:
+    for path in named:
+        unfit = manifest.unfit_name(path)
+        if unfit:
+            raise Refused(f"{treepath.show(path)} cannot be on trunk: {unfit}", reason="unfit-name")
+    nested = _nested(sight.new)
+    for path in named:
+        if path.startswith(nested):
+            raise Refused(
+                f"{treepath.show(path)} is in a git repository of its own, which trunk cannot "
+                "hold: remove its .git, or list it in .gitignore",
+                reason="nested-repository",
+            )
+
+
+def _leave_out(sight: Sight, worktree: str) -> None:
+    """Leave out new files that trunk cannot hold or that git ignores."""
+    nested = _nested(sight.new)
+    for top in nested:
+        sight.skip(top[:-1], "is a git repository of its own")
+    kept = {}
+    for path, status in sight.new.items():
+        if nested and path.startswith(nested):
+            continue
+        unfit = manifest.unfit_name(path)
+        if unfit:
+            sight.skip(path, f"cannot be on trunk: {unfit}")
+        elif not base.kind_of(status.st_mode):
+            sight.skip(path, "is a socket, a pipe or a device")
+        else:
+            kept[path] = status
+    hidden = ignored(worktree, kept) if kept else frozenset()
+    sight.new = {path: status for path, status in kept.items() if path not in hidden}
+
+
+def _nested(new: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return the directories, with a slash, that are git repositories of their own."""
+    found = set()
+    for path in new:
+        at_git = path.find(_DOT_GIT)
+        while at_git >= 0:
+            if path[at_git + len(_DOT_GIT) :][:1] in (b"", b"/"):
+                found.add(path[:at_git] + b"/")
+                break
+            at_git = path.find(_DOT_GIT, at_git + 1)
+    return tuple(sorted(found))
+
+
+def ignored(worktree: str, paths: Collection[bytes]) -> frozenset[bytes]:
+    """Return those of *paths* that git ignores; what is in its index it does not.
+
+    Raises:
+        HubError: git cannot say (``git-missing``, ``slot-git``).
+    """
+    program = find_program("git")
+    if program is None:
+        raise Refused(
+            "git is not installed, or not in PATH: it must say which new files it ignores",
+            reason="git-missing",
+        )
+    # By name: were the slot's own repository gone, git would look upward and find the user's.
+    where = {"GIT_DIR": f"{worktree}/.git", "GIT_WORK_TREE": worktree}
+    argv = [program, "-c", "core.fsmonitor=false", "check-ignore", "-z", "--stdin"]
+    asked = b"".join(path + b"\0" for path in paths)
+    with Tool(argv, env=user_git.environment() | where, cwd=worktree, stdin=asked) as tool:
+        answer = tool.stdout.read()
+        status = tool.wait()
+        if status not in (0, 1):  # 1: none is ignored
+            raise HubError(
+                f"git cannot say which files it ignores: {tool.said() or 'no reason given'}; "
+                f"is {worktree}/.git whole?",
+                reason="slot-git",
+            )
+    return frozenset(answer.split(b"\0")) - {b""}
+
+
+def _shown(paths: Collection[bytes]) -> str:
+    some = sorted(paths)[:3]
+    more = f" and {len(paths) - len(some)} more" if len(paths) > len(some) else ""
+    return ", ".join(map(treepath.show, some)) + more

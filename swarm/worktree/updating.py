@@ -1,0 +1,323 @@
+"""Bringing a worktree to another check-in, with what was changed in it.
+
+First everything is judged and merged, in memory; then it is written, file by file. A file that
+trunk changed is replaced if it is as in the base, merged if both changed it, and stops the update
+if that does not go.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import NamedTuple
+
+from merge3 import Merge3
+
+from foundation.errors import Refused
+from foundation.record import Record
+from hub.commits import Conflict
+from hub.trunk import merge
+from slotgc import artifact, base, treepath
+from slotgc.beneath import INTO, BlockedError, enter
+from swarm.worktree.placing import Judged
+from swarm.worktree.sight import ignored
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from hub.repository import CheckinRow, Entry, Repository
+    from slotgc.base import Base, Row
+
+_SHOWN = 5
+
+
+class Updated(Record):
+    """What an update has brought."""
+
+    checkin: str
+    previous: str
+    files: int
+    """How many were replaced, added or removed, to be as trunk has them."""
+    merged: tuple[bytes, ...] = ()
+    """Have trunk's changes and the slot's."""
+    conflicted: tuple[bytes, ...] = ()
+    """Have markers where both changed the same lines, or are left as they were here, because they
+    are no text."""
+
+
+class Write(NamedTuple):
+    """A file to be put in its place."""
+
+    path: bytes
+    kind: str
+    content: bytes | None
+    """None: trunk's, of the hash that the base will have."""
+    judged: Judged
+    only_kind: bool = False
+    """The content is right already."""
+
+
+class Plan:
+    """What is to be done to a worktree, and what its base is then."""
+
+    def __init__(self) -> None:
+        """Nothing yet."""
+        self.deletes: list[tuple[bytes, Judged]] = []
+        self.writes: list[Write] = []
+        self.base: dict[bytes, Entry | None] = {}
+        """What trunk has at each path where it differs from the base, None: nothing."""
+        self.stays: dict[bytes, os.stat_result] = {}
+        """Files that are as trunk has them already."""
+        self.merged: list[bytes] = []
+        self.conflicted: list[bytes] = []
+        self.conflicts: list[Conflict] = []
+        self.in_the_way: list[bytes] = []
+
+
+class Planner:
+    """Judges every path where trunk differs from the base."""
+
+    def __init__(self, worktree: str, known: Base, repository: Repository, slot: str) -> None:
+        """Judge *worktree*, whose base is *known*."""
+        self._worktree = worktree
+        self._known = known
+        self._repository = repository
+        self._slot = slot
+
+    def plan(self, to: CheckinRow, *, markers: bool) -> Plan:
+        """Return the way to the check-in *to*; nothing is touched.
+
+        Raises:
+            HubError: a file cannot be read.
+        """
+        self._to = to
+        self._markers = markers
+        plan = Plan()
+        plan.base = dict(self._differing())
+        self._doomed = {path for path, entry in plan.base.items() if entry is None}
+        self._tree = os.open(self._worktree, INTO)
+        try:
+            for path, entry in sorted(plan.base.items()):
+                self._judge(plan, path, entry)
+        finally:
+            os.close(self._tree)
+        return plan
+
+    def _differing(self) -> Iterator[tuple[bytes, Entry | None]]:
+        """Yield where the base, which may be of several check-ins, differs from trunk."""
+        wanted = self._repository.files(self._to.hash)
+        for path, row in self._known.files.items():
+            entry = wanted.pop(path, None)
+            if entry is None or (entry.kind, entry.hash) != (row[0], row[2]):
+                yield path, entry
+        yield from wanted.items()
+
+    def _judge(self, plan: Plan, path: bytes, theirs: Entry | None) -> None:
+        row = self._known.files.get(path)
+        try:
+            mine, judged = self._look(path, row)
+        except BlockedError as error:
+            mine, judged = None, Judged(None, "", 0)
+            if theirs is not None and error.prefix not in self._doomed:
+                plan.in_the_way.append(error.prefix)
+                return
+        if mine is None and judged.status is not None:  # a directory, or what is no file
+            if theirs is not None and not self._will_be_empty(path):
+                plan.in_the_way.append(path)
+            elif theirs is not None:
+                plan.writes.append(Write(path, theirs.kind, None, Judged(None, "", 0)))
+            return
+        was = None if row is None else (row[0], row[2])
+        there = None if theirs is None else (theirs.kind, theirs.hash)
+        if mine == there:
+            if judged.status is not None:
+                plan.stays[path] = judged.status
+        elif mine == was:
+            if there is None:
+                plan.deletes.append((path, judged))
+            else:
+                only_kind = (
+                    mine is not None
+                    and mine[1] == there[1]
+                    and "link"
+                    not in (
+                        mine[0],
+                        there[0],
+                    )
+                )
+                plan.writes.append(Write(path, there[0], None, judged, only_kind))
+        elif was is None and (not self._markers or ignored(self._worktree, [path])):
+            plan.in_the_way.append(path)
+        else:
+            self._both(plan, path, was, mine, there, judged)
+
+    def _look(self, path: bytes, row: Row | None) -> tuple[tuple[str, str] | None, Judged]:
+        """Return kind and hash of what is at *path*, and what to compare it with later."""
+        seen_ns = time.time_ns()
+        try:
+            parent, last = enter(self._tree, path)
+        except FileNotFoundError:
+            return None, Judged(None, "", 0)
+        try:
+            status = os.lstat(last, dir_fd=parent)
+            kind = base.kind_of(status.st_mode)
+            if not kind:
+                return None, Judged(status, "", seen_ns)
+            if row is not None and self._known.trusts(row, status):
+                return (kind, row[2]), Judged(status, row[2], seen_ns)
+            name = artifact.of_entry(last, kind, dir_fd=parent)
+            return (kind, name), Judged(status, name, seen_ns)
+        except FileNotFoundError:
+            return None, Judged(None, "", 0)
+        except OSError as error:
+            raise Refused(
+                f"{treepath.show(path)} cannot be read: {error.strerror or error}",
+                reason="unreadable",
+            ) from None
+        finally:
+            os.close(parent)
+
+    def _will_be_empty(self, path: bytes) -> bool:
+        """Tell whether nothing of the directory *path* is left once trunk's deletions are done."""
+        top = os.fsencode(self._worktree) + b"/" + path
+        for where, _directories, names in os.walk(top):
+            for name in names:
+                full = where + b"/" + name
+                below = path + full[len(top) :]
+                if below not in self._doomed:
+                    return False
+                row = self._known.files.get(below)
+                found, _judged = self._look(below, row)
+                if row is None or found != (row[0], row[2]):
+                    return False
+        return True
+
+    def _both(
+        self,
+        plan: Plan,
+        path: bytes,
+        was: tuple[str, str] | None,
+        mine: tuple[str, str] | None,
+        there: tuple[str, str] | None,
+        judged: Judged,
+    ) -> None:
+        """Merge what both changed, or say why that does not go."""
+        reason = ""
+        if mine is None:
+            reason = "deleted here, changed there"
+        elif there is None:
+            reason = "changed here, deleted there"
+        else:
+            kind = _merged_kind(was, mine[0], there[0])
+            if not kind or "link" in (mine[0], there[0]):
+                reason = "both changed what it is"
+            else:
+                reason = self._merge(plan, path, was, mine, there, kind, judged)
+        if not reason:
+            return
+        if self._markers:
+            plan.conflicted.append(path)
+            if mine is None and there is not None:
+                plan.writes.append(Write(path, there[0], None, judged))
+            return
+        plan.conflicts.append(
+            Conflict(
+                path=path,
+                reason=reason,
+                base_hash="" if was is None else was[1],
+                mine_hash="" if mine is None else mine[1],
+                theirs_hash="" if there is None else there[1],
+                theirs_checkin=self._changer(path).hash,
+                theirs_slot=self._changer(path).user,
+            )
+        )
+
+    def _merge(
+        self,
+        plan: Plan,
+        path: bytes,
+        was: tuple[str, str] | None,
+        mine: tuple[str, str],
+        there: tuple[str, str],
+        kind: str,
+        judged: Judged,
+    ) -> str:
+        """Merge the texts; return why they do not go together, "" if they do."""
+        if was is not None and mine[1] == was[1]:  # only its mode was changed here
+            plan.writes.append(Write(path, kind, self._repository.content(there[1]), judged))
+            return ""
+        content = self._content_here(path)
+        if artifact.of_bytes(content) != mine[1]:
+            return "it is being written here"
+        origin = b"" if was is None else self._repository.content(was[1])
+        theirs = self._repository.content(there[1])
+        try:
+            merged = merge.merge(origin, content, theirs)
+        except merge.CannotMerge as error:
+            if not self._markers or error.reason in (merge.BINARY, merge.TOO_LARGE):
+                return error.reason
+            names = (self._slot, f"trunk {self._to.hash[:10]}")
+            marked = with_markers(origin, content, theirs, *names)
+            plan.writes.append(Write(path, kind, marked, judged))
+            plan.conflicted.append(path)
+            return ""
+        if merged == content and kind == mine[0]:
+            plan.stays[path] = judged.status  # type: ignore[assignment] # it was read
+        else:
+            plan.writes.append(Write(path, kind, merged, judged))
+        plan.merged.append(path)
+        return ""
+
+    def _content_here(self, path: bytes) -> bytes:
+        parent, last = enter(self._tree, path)
+        try:
+            fd = artifact.open_regular(last, dir_fd=parent)
+            with os.fdopen(fd, "rb") as file:
+                return file.read()
+        finally:
+            os.close(parent)
+
+    def _changer(self, path: bytes) -> CheckinRow:
+        return self._repository.last_change(path, self._to.hash) or self._to
+
+
+def _merged_kind(was: tuple[str, str] | None, mine: str, theirs: str) -> str:
+    """Return what the merged file is, "" if that cannot be said."""
+    if mine == theirs:
+        return mine
+    if was is None:
+        return ""
+    return theirs if mine == was[0] else mine
+
+
+def with_markers(origin: bytes, mine: bytes, theirs: bytes, name: str, their_name: str) -> bytes:
+    """Return the merge of two versions of a text, with git's markers where they do not agree."""
+    merged = Merge3(_lines(origin), _lines(mine), _lines(theirs))
+    return b"".join(merged.merge_lines(name_a=name.encode(), name_b=their_name.encode()))
+
+
+def _lines(text: bytes) -> list[bytes]:
+    """Return the lines of *text*, the last one ended too: a marker needs a line of its own."""
+    lines = [line + b"\n" for line in text.split(b"\n")]
+    if lines[-1] == b"\n":
+        lines.pop()
+    return lines
+
+
+def refuse_what_is_in_the_way(plan: Plan) -> None:
+    """Refuse to overwrite files that nobody committed.
+
+    Raises:
+        Refused: there are such, by name (``in-the-way``).
+    """
+    found = sorted(set(plan.in_the_way))
+    if not found:
+        return
+    shown = ", ".join(map(treepath.show, found[:_SHOWN]))
+    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    raise Refused(
+        f"{shown}{more}: trunk has a file there, and what is there in the slot is not committed: "
+        "move it away, then update again (`--markers` merges it)",
+        reason="in-the-way",
+    )

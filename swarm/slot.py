@@ -72,6 +72,8 @@ TOP = b"."
 _ANSWER_WITHIN_S = 5.0
 """For what a leaf answers from memory; added to a deadline that the leaf itself keeps."""
 _ATTACH_WITHIN_S = 1.0
+_TRUNK_WITHIN_S = 10.0
+"""How long a trunk may take to serve: it begins after the hub is ready, in 0.2 s."""
 _RETRY_S = 0.02
 
 
@@ -99,7 +101,7 @@ class Update(Record):
     checkin: str
     previous: str
     files: int
-    """How many files are other than before."""
+    """How many files were replaced, added or deleted, beside those that were merged."""
     merged: tuple[bytes, ...] = ()
     conflicted: tuple[bytes, ...] = ()
     """The paths that have conflict markers now."""
@@ -586,7 +588,7 @@ def _nursery(workspace: Workspace, timeout_s: float) -> LeafConnection:
         NotRunning: no hub runs here.
         Unavailable: its trunk does not serve.
     """
-    deadline_s = time.monotonic() + timeout_s
+    deadline_s = time.monotonic() + min(timeout_s, _TRUNK_WITHIN_S)
     while True:
         hub = contact(workspace)  # refuses a state that is not ours
         if hub is None:

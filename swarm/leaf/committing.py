@@ -27,9 +27,18 @@ class Committer:
     """Lands a worktree's changes, one commit at a time; its caller sees to that."""
 
     def __init__(
-        self, worktree: Worktree, link: Link, slot: str, on_superseded: Callable[[LeaseLost], None]
+        self,
+        worktree: Worktree,
+        link: Link,
+        slot: str,
+        *,
+        on_superseded: Callable[[LeaseLost], None],
+        complain: Callable[[str, BaseException], None],
     ) -> None:
-        """Ask over *link*; *on_superseded* is told that trunk knows a later leaf."""
+        """Ask over *link*; *on_superseded* is told that trunk knows a later leaf.
+
+        *complain* is told what could not be written down of a commit that has landed.
+        """
         self.pending: Proposal | None = None
         """What was asked for and not answered."""
         self.landed = ""
@@ -42,6 +51,7 @@ class Committer:
         self._link = link
         self._subject = f"{commits.SUBJECT}.{slot}"
         self._on_superseded = on_superseded
+        self._complain = complain
 
     async def commit(
         self, message: str, paths: list[bytes] | None, deadline_s: float
@@ -114,8 +124,11 @@ class Committer:
             except HubError:
                 self.pending = None
                 raise
-            self._worktree.landed(proposal, landed)
             self.pending = None
+            try:
+                self._worktree.landed(proposal, landed)
+            except OSError as error:  # it is on trunk, and in memory: so the commit has succeeded
+                self._complain("base", error)
             self.landed = landed.checkin
             self.commits += 1
             return landed, len(proposal.changes)

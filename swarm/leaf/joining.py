@@ -21,11 +21,13 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
-import owner
 from foundation import codec
 from foundation.control import LINE_LIMIT, encode
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
+
+# Not by the package's front, which would load them when they are first needed: in every leaf.
+from owner import joining, watching
 from owner.guard import holder_of
 from slotgc import ending
 from slotgc.hold import Claim
@@ -62,7 +64,7 @@ def join_lease(workspace: Workspace, name: str, task: str) -> Owner:
     """
     ttl_s = float(os.environ.get(LEASE_VARIABLE, LEASE_S))
     meta = {"slot": name, "task": task[:1000]}
-    return owner.join(lease_path(workspace, name), ttl_s=ttl_s, meta=meta)
+    return joining.join(lease_path(workspace, name), ttl_s=ttl_s, meta=meta)
 
 
 async def acquire(
@@ -127,7 +129,7 @@ async def _answer_or_change(
 
 
 async def _until_changed(path: str, holder: Holder) -> None:
-    with owner.watch(path) as watch:
+    with watching.watch(path) as watch:
         async for now in watch:
             if now is None or now.instance_id != holder.instance_id:
                 return

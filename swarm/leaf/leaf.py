@@ -45,6 +45,7 @@ SLOT_VARIABLE = "BONES_SLOT_WT"
 _COMMIT_WITHIN_S = 30.0
 _UPDATE_WITHIN_S = 60.0
 _SETTLE_WITHIN_S = 0.5
+_SETTLE_AFTER_S = 0.3
 _REGAIN_WITHIN_S = 10.0
 _FLUSH_WITHIN_S = 0.5
 _LEAVE_WITHIN_S = 2.0
@@ -79,6 +80,7 @@ class Leaf:
         self._ending = asyncio.Event()
         self._order = asyncio.Lock()
         """One at a time of all that touches the worktree."""
+        self._settling: asyncio.TimerHandle | None = None
         self._working: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._link = Link(
@@ -141,7 +143,13 @@ class Leaf:
         hit("join.registered")
         self._worktree = self._open_worktree(progress)
         hit("join.worktree")
-        self._committer = Committer(self._worktree, self._link, self.name, self._superseded)
+        self._committer = Committer(
+            self._worktree,
+            self._link,
+            self.name,
+            on_superseded=self._superseded,
+            complain=self._complain,
+        )
         await self._link.begin(max(1.0, deadline_s - loop.time()))
         self._joined_at = utc_now()
         self._step("joined")
@@ -185,8 +193,8 @@ class Leaf:
             self._agent.kill()
         for task in [*self._tasks, *self._working]:
             task.cancel()
-        if self._worktree is not None:
-            self._worktree.close()
+        if self._worktree is not None and self.phase not in ("lost", "gone"):
+            self._close_worktree(self._worktree)
         if self._owner is not None:
             self._owner.release()
         await self._link.end()
@@ -195,6 +203,12 @@ class Leaf:
         while self._server.unsent() and _now_s() < deadline_s:  # noqa: ASYNC110 - hardly ever
             await asyncio.sleep(0.005)
         self._step("end")
+
+    def _close_worktree(self, worktree: Worktree) -> None:
+        try:
+            worktree.close()
+        except (HubError, OSError) as error:  # what it has not written is mended by the next
+            self._complain("worktree", error)
 
     # --- what it is told -------------------------------------------------------------------
 
@@ -376,6 +390,7 @@ class Leaf:
                 named = [treepath.to_json(one.path) for one in error.conflicts[:_NAMED]]
                 self._events.announce("conflict", paths=named, count=len(error.conflicts))
                 raise
+            self._settle_soon()
         return {
             "checkin": landed.checkin,
             "parent": landed.parent,
@@ -385,6 +400,22 @@ class Leaf:
             "merged": [treepath.to_json(path) for path, _kind, _name in landed.merged],
             "new": landed.new,
         }
+
+    def _settle_soon(self) -> None:
+        """Have the check-out follow once nobody commits any more: a pause will do for all."""
+        if self._settling is not None:
+            self._settling.cancel()
+        self._settling = asyncio.get_running_loop().call_later(
+            _SETTLE_AFTER_S, lambda: self._begin(self._settle_worktree())
+        )
+
+    async def _settle_worktree(self) -> None:
+        async with self._order:
+            if self._over is None:
+                try:
+                    self._tree().settle()
+                except (HubError, OSError) as error:
+                    self._complain("worktree", error)
 
     async def _settle_quietly(self) -> None:
         """Learn what became of a commit that was not answered; what is not known stays so."""
@@ -411,10 +442,9 @@ class Leaf:
             "merged": [treepath.to_json(path) for path in done.merged],
             "conflicted": [treepath.to_json(path) for path in done.conflicted],
         }
-        if done.checkin != previous or done.files:
-            self._events.announce(
-                "updated", checkin=done.checkin, previous=previous, files=done.files
-            )
+        if done.checkin != previous:
+            count = done.files + len(done.merged) + len(done.conflicted)
+            self._events.announce("updated", checkin=done.checkin, previous=previous, files=count)
         return answer
 
     async def _close(self, request: dict[str, Any], _client: Client) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import os
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from foundation import codec
@@ -18,6 +19,7 @@ from slotgc.leaf import LIVE, look_all
 from tests.support import CODE
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from hub.events import Event
@@ -30,6 +32,17 @@ sys.exit(begin(sys.argv[2], socket.socket(fileno=int(sys.argv[3]))))
 """
 """A leaf without the nursery, for one that is to be killed at a step."""
 
+LOADED = """
+import socket, sys
+sys.path.insert(0, sys.argv[1])
+from swarm.leaf.process import begin
+before = set(sys.modules)
+begin(sys.argv[2], socket.socket(fileno=int(sys.argv[3])))
+with open(sys.argv[4], "w") as file:
+    file.write(" ".join(sorted(set(sys.modules) - before)))
+"""
+"""The same; in the end it says which modules it has loaded since its birth."""
+
 
 def end_leaves(root: Path) -> None:
     """End every leaf of the workspace *root*, stopped ones too."""
@@ -38,18 +51,30 @@ def end_leaves(root: Path) -> None:
             assert ending.end(leaf.pid, workspace_dir=root).gone
 
 
-def join_and_die(root: Path, slot: str, failpoint: str) -> None:
-    """Have a leaf join *slot* and be killed at *failpoint*."""
+@contextmanager
+def lone_leaf(
+    root: Path, slot: str, *arguments: str, program: str = LEAF, **environment: str
+) -> Iterator[tuple[subprocess.Popen[bytes], bytes]]:
+    """Have a process of our own join *slot*; yield it, and what it answered."""
     ours, its = socket.socketpair()
-    with ours, its:
+    with ours:
         process = subprocess.Popen(
-            [sys.executable, "-c", LEAF, str(CODE), str(root), str(its.fileno())],
+            [sys.executable, "-c", program, str(CODE), str(root), str(its.fileno()), *arguments],
             pass_fds=[its.fileno()],
-            env={**os.environ, "HUB_FAILPOINT": failpoint},
+            env={**os.environ, **environment},
         )
         its.close()
-        ours.sendall(encode({"verb": "join", "slot": slot, "task": "", "timeout_s": 20}))
-        answer = b"".join(iter(lambda: ours.recv(65536), b""))
+        try:
+            ours.sendall(encode({"verb": "join", "slot": slot, "task": "", "timeout_s": 20}))
+            yield process, b"".join(iter(lambda: ours.recv(65536), b""))
+        finally:
+            process.kill()
+            process.wait()
+
+
+def join_and_die(root: Path, slot: str, failpoint: str) -> None:
+    """Have a leaf join *slot* and be killed at *failpoint*."""
+    with lone_leaf(root, slot, HUB_FAILPOINT=failpoint) as (process, answer):
         assert process.wait(30) == -9, f"it was not killed at {failpoint}: {answer!r}"
 
 

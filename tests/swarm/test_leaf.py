@@ -20,7 +20,7 @@ from swarm.leaf.joining import LEASE_VARIABLE, lease_path
 from swarm.leaf.link import Link
 from swarm.slot import Slot
 from tests.support import eventually, free_port, is_gone, kill
-from tests.swarm.leaves import events_of, join_and_die, say
+from tests.swarm.leaves import LOADED, events_of, join_and_die, lone_leaf, say
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -250,6 +250,27 @@ def test_a_leaf_is_a_process_of_its_own(swarm_hub: Hub) -> None:
     of_trunk = {os.readlink(f"/proc/{trunk}/fd/{fd}") for fd in os.listdir(f"/proc/{trunk}/fd")}
     shared = {link for link in links & of_trunk if link.startswith(("socket:", "pipe:"))}
     assert shared == set()
+
+
+def test_a_leaf_loads_nothing_after_its_birth(swarm_hub: Hub, tmp_path: Path) -> None:
+    """An upgrade under a running hub must not load new modules into an old leaf."""
+    said = tmp_path / "loaded"
+    arguments = (swarm_hub.root, "alpha", str(said))
+    with lone_leaf(*arguments, program=LOADED) as (process, answer):
+        slot = Slot.open(swarm_hub.root, "alpha")
+        assert b'"joined":true' in answer
+        write(slot, "notes", "1\n")
+        slot.commit("notes")
+        slot.update()
+        slot.status(changes=True)
+        write(slot, "README", "2\n")
+        slot.commit("named", ["README"])
+        slot.run(["true"])
+        with pytest.raises(Refused):
+            slot.run(["no-such-program"])
+        slot.close()
+        assert process.wait(10) == 0
+    assert said.read_text() == ""
 
 
 def test_what_a_leaf_does_not_understand_is_refused_and_does_it_no_harm(swarm_hub: Hub) -> None:

@@ -149,6 +149,8 @@ class _Application:
     def run(self, *, dry_run: bool) -> Applied:
         last = self._last_applied()
         if last == self._tip.hash or (not self._former and self._tip.hash == self._root.hash):
+            if not dry_run:
+                self._settle()
             return self._result([], [], {}, dry_run=dry_run)
         self._git.refuse_in_use(self._branch)
         rows = self._line(last or self._root.hash)
@@ -294,6 +296,12 @@ class _Application:
         self._git.move(self._branch, commit, self._former, why)
         hit("apply.moved")
         self._write(step.settled(), durable=False)
+
+    def _settle(self) -> None:
+        """Complete the record of an apply that was killed when the branch had just moved."""
+        step = self._record.branches.get(self._branch)
+        if step is not None and self._former == step.commit != step.former_commit:
+            self._write(step.settled(), durable=False)
 
     def _write(self, step: Step, *, durable: bool = True) -> None:
         branches = {**self._record.branches, self._branch: step}

@@ -652,6 +652,10 @@ class TestWhenThingsGoWrong:
             apply(seeded)
         checkout.commit({b"new": Node(b"2"), b"other": Node(os.urandom(100_000))}, "second")
         expected = apply(seeded, "expected").tip
+        record = seeded / ".orchestrator/applied.json"
+        known = codec.loads_object(record.read_bytes())
+        del known["branches"]["expected"]
+        record.write_text(codec.dumps(known))
         before = of_git_dir(seeded)
         killed = subprocess.run(
             [sys.executable, "-c", APPLY, str(seeded)],
@@ -668,6 +672,8 @@ class TestWhenThingsGoWrong:
         git(seeded, "fsck", "--strict", "--no-dangling")
         assert not (seeded / ".orchestrator/apply.git").exists()
         assert apply(seeded).added == ()
+        with Repository(trunk_of(seeded)) as trunk:
+            assert never_applied(Workspace(str(seeded)), trunk) == []
 
     def test_what_was_never_applied_is_known_a_killed_apply_counts_for_nothing(
         self, seeded: Path, checkout: Checkout

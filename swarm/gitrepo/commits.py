@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-_CRUD = frozenset("<>\n\0")
+_CRUD = dict.fromkeys(map(ord, "<>\n\0"), " ")
 
 
 class Person(NamedTuple):
@@ -42,4 +42,4 @@ class Draft(NamedTuple):
 
 
 def _clean(text: str) -> str:
-    return "".join(" " if char in _CRUD else char for char in text).strip(" .,:;\"'\\")
+    return text.translate(_CRUD).strip(" .,:;\"'\\")

@@ -245,33 +245,22 @@ def _known(found: os.stat_result) -> Known:
 
 def _write_different(fd: int, before: list[bytes], pieces: list[bytes]) -> int:
     """Write *pieces* over *before*, but for those that stand there; return their length."""
-    at = was_at = 0
-    run_at = 0
-    run: list[bytes] = []
-    turn = 0
-    for piece in pieces:
-        # Walk both by their offsets: what was replaced is of the same length, or all moves.
-        while turn < len(before) and was_at < at:
-            was_at += len(before[turn])
-            turn += 1
-        if turn < len(before) and was_at == at and before[turn] is piece:
-            if run:
-                _put(fd, run, run_at)
-                run = []
+    size = sum(map(len, pieces))
+    moved = len(before) != len(pieces) or sum(map(len, before)) != size
+    at = 0
+    for turn, piece in enumerate(pieces):
+        there = before[turn] if turn < len(before) else None
+        if piece is there:
+            at += len(piece)
+        elif moved or there is None or len(there) != len(piece):  # all after it stands elsewhere
+            os.lseek(fd, at, os.SEEK_SET)
+            write_all(fd, b"".join(pieces[turn:]))
+            break
         else:
-            if not run:
-                run_at = at
-            run.append(piece)
-        at += len(piece)
-    if run:
-        _put(fd, run, run_at)
-    os.ftruncate(fd, at)
-    return at
-
-
-def _put(fd: int, run: list[bytes], at: int) -> None:
-    os.lseek(fd, at, os.SEEK_SET)
-    write_all(fd, b"".join(run))
+            os.pwrite(fd, piece, at)
+            at += len(piece)
+    os.ftruncate(fd, size)
+    return size
 
 
 def _is_unread(fd: int) -> bool:

@@ -48,7 +48,10 @@ class Format(NamedTuple):
 
     def name_of(self, kind: bytes, content: bytes) -> bytes:
         """Return the name of an object, raw."""
-        named = self.new(b"%s %d\0" % (kind, len(content)))
+        header = b"%s %d\0" % (kind, len(content))
+        if len(content) < _STORED_BYTES:
+            return bytes(self.new(header + content).digest())
+        named = self.new(header)
         named.update(content)
         return bytes(named.digest())
 

@@ -209,6 +209,28 @@ class GitRepo:
             Corrupt: the repository is not there or is damaged: it must be made anew.
             OSError: it cannot be written; the commit waits, as for a lock.
         """
+        with opened(self.worktree) as at:
+            self._accept(changes, message, time_s, author or person(self.name))
+            self._mark = mark
+            return self._flush(at, wait_s)
+
+    def flush(self, *, wait_s: float = 0.0) -> Recorded:
+        """Do what is left of former records, if git's locks are free within *wait_s*.
+
+        Raises:
+            Corrupt, OSError: as :meth:`record`.
+        """
+        with opened(self.worktree) as at:
+            return self._flush(at, wait_s)
+
+    def _accept(
+        self,
+        changes: Mapping[bytes, File | None],
+        message: str,
+        time_s: int,
+        author: Person,
+    ) -> None:
+        """Take a commit in: its blobs and trees, what it does to the index, a draft of it."""
         entries: dict[bytes, tuple[bytes, bytes] | None] = {}
         edits: dict[bytes, tuple[bytes, Stamp | None] | None] = {}
         for path, file in changes.items():
@@ -224,27 +246,17 @@ class GitRepo:
         tree, self._tree = self._tree, None  # whatever raises midway: it is read anew
         if tree is None:
             tree = self._load_tree()
-        self._drafts.append(
-            Draft(tree.update(entries), author or person(self.name), time_s, message)
-        )
+        self._drafts.append(Draft(tree.update(entries), author, time_s, message))
         self._tree = tree
         self._edits.update(edits)
-        self._mark = mark
-        return self.flush(wait_s=wait_s)
 
-    def flush(self, *, wait_s: float = 0.0) -> Recorded:
-        """Do what is left of former records, if git's locks are free within *wait_s*.
-
-        Raises:
-            Corrupt, OSError: as :meth:`record`.
-        """
+    def _flush(self, at: Places, wait_s: float) -> Recorded:
         deadline_s = time.monotonic() + wait_s
-        with opened(self.worktree) as at:
-            while True:
-                done = self._try(at)
-                if done.commit or not done.why or time.monotonic() >= deadline_s:
-                    return done
-                time.sleep(_RETRY_S)
+        while True:
+            done = self._try(at)
+            if done.commit or not done.why or time.monotonic() >= deadline_s:
+                return done
+            time.sleep(_RETRY_S)
 
     def _try(self, at: Places) -> Recorded:
         """Try once to bring everything into the repository."""

@@ -16,7 +16,7 @@ from swarm.cli import app as swarm_app
 app = typer.Typer(
     name="bones",
     help="The substrate of a swarm of coding agents on one git repository."
-    "\n\nExample:  bones up && cd $(bones swarm join --slot auth)",
+    '\n\nExample:  bones up && cd "$(bones swarm join --slot auth)"',
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 no hub, 75 try again, 100 owned by another; "
     "status: 0 healthy, 3 not running, 4 unknown, 5 degraded.",
     no_args_is_help=True,

@@ -24,7 +24,7 @@ from swarm.which import workspace_of
 app = typer.Typer(
     name="swarm",
     help="Slots: who works on what. A slot is found from the current directory, or named."
-    "\n\nExample:  cd $(bones swarm join --slot auth); …; bones swarm commit -m 'Add a key'",
+    '\n\nExample:  cd "$(bones swarm join --slot auth)" && …; bones swarm commit -m Keys',
     epilog="Exit codes: 0 ok, 1 failed or conflict, 2 usage, 3 no hub or no leaf, 75 try again, "
     "100 owned by another.",
     no_args_is_help=True,
@@ -87,7 +87,7 @@ def join(
     A slot that is new is made, a dead one goes on with its files, one that is
     joined is found.
 
-    Example:  cd $(bones swarm join --slot auth)
+    Example:  cd "$(bones swarm join --slot auth)"
     """
     sys.exit(verbs.join(slot=slot, root=root, task=task, timeout_s=timeout, as_json=as_json))
 
@@ -180,7 +180,7 @@ def status(*, root: Root = None, as_json: Json = False, slot: SlotName = None) -
 def cwd(*, root: Root = None, as_json: Json = False, slot: SlotName = None) -> NoReturn:
     """Print the worktree of a slot.
 
-    Example:  cd $(bones swarm cwd --slot auth)
+    Example:  cd "$(bones swarm cwd --slot auth)"
     """
     sys.exit(verbs.cwd(root=root, slot=slot, as_json=as_json))
 

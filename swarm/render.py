@@ -10,7 +10,7 @@ from slotgc import treepath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Iterable, Iterator, Mapping
     from typing import Any
 
     from hub.commits import Conflict
@@ -132,7 +132,22 @@ def status(now: Mapping[str, Any], *, as_json: bool) -> Shown:
         lines.append(f"  hub       away: {now['hub']}")
     if now["pending"]:
         lines.append("  pending   a commit whose fate is not known yet; the next verb settles it")
+    lines += _changes(now)
     return Shown(stdout="".join(f"{printable(line)}\n" for line in lines))
+
+
+def _changes(now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a slot has changed, a path a line: A added, M changed, D deleted."""
+    rows = now.get("changes")
+    if rows is None:
+        yield f"  changes   not to be told: {now.get('trouble', '')}"
+    elif not rows:
+        yield "  changes   none"
+    for path, kind, _hash, base_kind, _base_hash in rows or ():
+        letter = "D" if not kind else "M" if base_kind else "A"
+        yield f"  {letter} {treepath.show(treepath.from_json(path))}"
+    if now.get("more"):
+        yield f"  and {now['more']} more"
 
 
 def conflicted(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Refused
 from hub import output
 from hub.commits import Conflicted
 from swarm import render
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from swarm.slot import Result
+    from swarm.slot import Result, Slot
 
 _MERGE = "`bones swarm update --markers` brings theirs in, with markers where both changed"
 _MARK = "`bones swarm update --markers` writes markers where both changed; or commit or undo yours"
@@ -107,9 +107,19 @@ def status(*, root: str | None = None, slot: str | None = None, as_json: bool = 
             from swarm.overview import show_all  # noqa: PLC0415 - looks at much more
 
             return show_all(workspace_of(root), as_json=as_json)
-        return output.show(render.status(found.status(), as_json=as_json))
+        return output.show(render.status(_status(found), as_json=as_json))
     except HubError as error:
         return output.print_error("swarm.status", error, as_json=as_json)
+
+
+def _status(slot: Slot) -> dict[str, Any]:
+    """Return STATUS with the changes; without them where they cannot be told."""
+    try:
+        return slot.status(changes=True)
+    except Refused as error:
+        if error.reason == "no-slot":
+            raise
+        return {**slot.status(), "changes": None, "trouble": str(error)}
 
 
 def cwd(*, root: str | None = None, slot: str | None = None, as_json: bool = False) -> int:
@@ -176,7 +186,8 @@ class Progress:
             from hub.bar import Bar  # noqa: PLC0415
 
             self._bar = Bar(sys.stderr)
-        self._bar.show(str(progress["phase"]), int(progress["done"]), int(progress["total"]))
+        done, total = progress.get("done", 0), progress.get("total", 0)
+        self._bar.show(str(progress["phase"]), int(done), int(total))
 
     def end(self) -> None:
         """Take the bar away."""

@@ -16,7 +16,7 @@ from swarm import history, render
 from swarm.asking import agreed
 from swarm.history import FileChange
 from swarm.showing import print_diff
-from swarm.slot import join
+from swarm.slot import TOP, join
 from swarm.unified import Version, difference
 from swarm.verbs import Progress, show_conflict
 from swarm.which import paths_in, slot_of, workspace_of
@@ -58,7 +58,7 @@ def diff(
 
 
 def _is_below(path: bytes, named: Sequence[bytes]) -> bool:
-    return any(one in (b".", path) or path.startswith(one + b"/") for one in named)
+    return any(one in (TOP, path) or path.startswith(one + b"/") for one in named)
 
 
 def _differences(
@@ -154,12 +154,15 @@ def run(
     try:
         joined = join(workspace_of(root).root, slot, task, progress=progress)
         progress.end()
+        message = message or task or f"work of {slot}"
         ran = joined.run(
             command,
             commit_on_exit=commit_on_exit,
-            message=message or task or f"work of {slot}",
+            message=message,
             output=_tell if as_json else _show,
         )
+        if commit_on_exit and not ran.checkin:
+            ran = ran.replace(checkin=_committed(joined, message))
         code = ran.status if ran.status >= 0 else _SIGNALLED - ran.status
         refused = "" if keep else _close(joined, ran, artifact=not no_artifact)
     except Conflicted as error:
@@ -197,6 +200,19 @@ def _tell(lines: list[str]) -> None:
     if sys.stderr is not None:
         sys.stderr.write("".join(f"{line}\n" for line in lines))
         sys.stderr.flush()
+
+
+def _committed(slot: Slot, message: str) -> str:
+    """Commit what the leaf could not, which says why; "" if nothing was left to commit.
+
+    Raises: as :meth:`swarm.slot.Slot.commit`.
+    """
+    try:
+        return slot.commit(message).checkin
+    except Refused as error:
+        if error.reason != "nothing-to-commit":
+            raise
+        return ""
 
 
 def _close(slot: Slot, ran: Ran, *, artifact: bool) -> str:

@@ -13,7 +13,7 @@ from foundation import codec
 from foundation.atomic import read_bounded, remove, write_file
 from foundation.errors import Refused
 from hub.nats import ROLES, users_path
-from hub.nkey import is_public_key
+from hub.nkey import has_form
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def intact(workspace: Workspace) -> bool:
             return False
         if not isinstance(entry, dict) or entry.get("seed") != digest:
             return False
-        if not is_public_key(entry.get("public")):
+        if not has_form(entry.get("public")):
             return False
     return True
 
@@ -104,7 +104,7 @@ def _ensure_role(workspace: Workspace, role: str, known: object) -> dict[str, st
         digest = _digest(content)
         if isinstance(known, dict) and known.get("seed") == digest:
             public = str(known.get("public"))
-            if is_public_key(public):
+            if has_form(public):
                 return {"public": public, "seed": digest}
         derived = _public_key(content)
         if derived is not None:
@@ -168,4 +168,4 @@ def _public_key(content: bytes) -> str | None:
         public: str = key.public_key.decode()
     except Exception:  # noqa: BLE001 - binascii, nacl and its own errors, by the byte at fault
         return None
-    return public if is_public_key(public) else None
+    return public if has_form(public) else None

@@ -15,8 +15,7 @@ from foundation.atomic import read_bounded, write_file
 from foundation.errors import Refused
 from foundation.spawn import find_program
 from hub import ports
-from hub.nkey import is_public_key
-from hub.trunk import registry
+from hub.nkey import has_form
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -140,12 +139,12 @@ def write_config(
         Refused: the credentials have not been made (``creds-missing``).
         OSError: it cannot be written.
     """
-    slots = registry.read(workspace).slots
+    slots = _registered(workspace)
     while True:
-        write_accounts(workspace, registry.keys(slots))
+        write_accounts(workspace, slots)
         # Trunk writes the registry first and these accounts after it. If it did both since we
         # read the registry, our accounts lack the slot that it has just let in.
-        now = registry.read(workspace).slots
+        now = _registered(workspace)
         if now == slots:
             break
         slots = now
@@ -159,6 +158,14 @@ def write_config(
     return path
 
 
+def _registered(workspace: Workspace) -> dict[str, str]:
+    if not os.path.lexists(slots_path(workspace)):
+        return {}
+    from hub.trunk import registry  # noqa: PLC0415 - a hub without slots starts without it
+
+    return registry.keys(registry.read(workspace).slots)
+
+
 def write_accounts(workspace: Workspace, slots: Mapping[str, str]) -> None:
     """Write who may log in: the roles, and the *slots* with their public keys.
 
@@ -166,6 +173,11 @@ def write_accounts(workspace: Workspace, slots: Mapping[str, str]) -> None:
     """
     text = accounts_text(read_users(workspace), slots)
     write_file(accounts_path(workspace), text.encode("ascii"), durable=False)
+
+
+def slots_path(workspace: Workspace) -> str:
+    """Return the file that names the public key of every slot: :mod:`hub.trunk.registry`."""
+    return f"{workspace.creds}/slots.json"
 
 
 def users_path(workspace: Workspace) -> str:
@@ -183,7 +195,7 @@ def read_users(workspace: Workspace) -> dict[str, str]:
     try:
         users = codec.loads_object(read_bounded(path, _CONFIG_LIMIT))
         keys = {role: users[role]["public"] for role in ROLES}
-        if not all(is_public_key(key) for key in keys.values()):
+        if not all(has_form(key) for key in keys.values()):
             raise ValueError("not the public keys of users")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refused(

@@ -141,6 +141,9 @@ class Servers:
         )
 
     def _trunk(self) -> ChildSpec:
+        # For a nats-server that is restarted: not from the files of a later version.
+        import hub.trunk.registry  # noqa: F401, PLC0415
+
         program = (
             "import sys; sys.path.insert(0, sys.argv.pop(1)); from hub.trunk import main; main()"
         )

@@ -12,6 +12,7 @@ import os
 from foundation import codec
 from foundation.atomic import read_bounded, remove, write_file
 from foundation.record import Record
+from hub.nats import slots_path
 from hub.nkey import is_public_key
 from hub.slotname import is_name
 
@@ -46,14 +47,9 @@ class Loaded(Record):
     """What is wrong with the file, "" if nothing is."""
 
 
-def path(workspace: Workspace) -> str:
-    """Return where the registry is."""
-    return f"{workspace.creds}/slots.json"
-
-
 def read(workspace: Workspace) -> Loaded:
     """Return what the file says: of a damaged one what is whole, of a missing one nothing."""
-    place = path(workspace)
+    place = slots_path(workspace)
     try:
         content = codec.loads_object(read_bounded(place, _LIMIT))
         listed = content.get("slots")
@@ -91,7 +87,7 @@ def load(workspace: Workspace) -> Loaded:
         OSError: the leases cannot be listed, or the copy not made.
     """
     loaded = read(workspace)
-    place = path(workspace)
+    place = slots_path(workspace)
     for name in os.listdir(workspace.creds):
         if name.startswith(os.path.basename(place)) and name.endswith(".tmp"):
             remove(f"{workspace.creds}/{name}")  # of a writer that was killed
@@ -134,7 +130,7 @@ def write(workspace: Workspace, slots: Mapping[str, Entry]) -> None:
     """
     entries = {name: entry.as_dict() for name, entry in slots.items()}
     content = codec.dumps({"schema": SCHEMA, "slots": entries})
-    write_file(path(workspace), content.encode() + b"\n")
+    write_file(slots_path(workspace), content.encode() + b"\n")
 
 
 def _entry(value: Any) -> Entry | None:

@@ -444,7 +444,7 @@ def test_accounts_that_the_server_does_not_take_are_named_and_mended_by_the_next
 def test_a_registry_that_cannot_be_written_lets_nobody_in(tmp_path: Path) -> None:
     async def run() -> None:
         async with accounts_of(server.workspace) as accounts:
-            place = registry.path(server.workspace)
+            place = nats.slots_path(server.workspace)
             os.mkdir(place)
             seed, public = new_key()
             with pytest.raises(Unavailable, match=r"slots\.json") as failed:
@@ -633,7 +633,7 @@ def test_a_registration_killed_at_any_step_is_completed_by_the_next(
 
 
 def spoil(workspace: Workspace) -> None:
-    Path(registry.path(workspace)).write_bytes(b"\0" * 100)
+    Path(nats.slots_path(workspace)).write_bytes(b"\0" * 100)
 
 
 def entry(epoch: int, public: str = "", joined: str = "2026-11-21T00:00:00.000Z") -> Entry:
@@ -647,7 +647,7 @@ def test_what_was_written_is_read(tmp_path: Path) -> None:
     registry.write(workspace, slots)
     assert registry.read(workspace) == registry.Loaded(slots=slots, damage="")
     assert registry.keys(slots) == {"a": A_KEY}
-    assert os.stat(registry.path(workspace)).st_mode & 0o777 == 0o600
+    assert os.stat(nats.slots_path(workspace)).st_mode & 0o777 == 0o600
 
 
 @pytest.mark.parametrize(
@@ -674,20 +674,20 @@ def test_a_damaged_registry_stops_no_server_and_no_epoch_goes_back(
     for _ in range(3):
         with join(f"{workspace.leases}/slot-a", ttl_s=60) as owner:
             epoch = owner.epoch
-    Path(registry.path(workspace)).write_bytes(content)
+    Path(nats.slots_path(workspace)).write_bytes(content)
     nats.write_config(workspace, port=4222, server_name="x")
     loaded = registry.load(workspace)
     assert loaded.damage
     assert loaded.slots["a"] == entry(epoch, joined="")
-    assert Path(f"{registry.path(workspace)}.damaged").read_bytes() == content
+    assert Path(f"{nats.slots_path(workspace)}.damaged").read_bytes() == content
 
 
 def test_of_a_damaged_registry_what_is_whole_is_kept(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     registry.write(workspace, {"a": entry(1, A_KEY), "b": entry(9, B_KEY), "c": entry(3, A_KEY)})
-    content = json.loads(Path(registry.path(workspace)).read_text())
+    content = json.loads(Path(nats.slots_path(workspace)).read_text())
     content["slots"]["b"]["public"] = "U" * 56
-    Path(registry.path(workspace)).write_text(json.dumps(content))
+    Path(nats.slots_path(workspace)).write_text(json.dumps(content))
     loaded = registry.read(workspace)
     assert loaded.slots == {"a": entry(1, A_KEY)}
     assert "b, c" in loaded.damage

@@ -365,7 +365,7 @@ def _check_target(path: bytes, target: bytes) -> None:
 
 
 def _refuse_clashes(tip: Tip, changes: dict[bytes, Entry | None]) -> None:
-    """Refuse what would make one path both a file and a directory.
+    """Refuse what would make one path both a file and a directory; what goes must be there.
 
     Raises:
         Unacceptable: it would.
@@ -379,10 +379,7 @@ def _refuse_clashes(tip: Tip, changes: dict[bytes, Entry | None]) -> None:
         below = tip.files_below(path)
         if below:
             inside = path + b"/"
-            gone = sum(
-                other is None and name.startswith(inside) and name in tip.files
-                for name, other in changes.items()
-            )
+            gone = sum(other is None and name.startswith(inside) for name, other in changes.items())
             if below > gone:
                 kept = next(
                     name

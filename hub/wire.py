@@ -2,7 +2,8 @@
 
 The NATS client protocol is six verbs over TCP. What is here is the part of it that we use, on
 asyncio's own transport, so that a message costs one parse and one call: through nats-py, whose
-reading, dispatching and flushing are tasks and queues, a request cost twice the time (ADR 0012).
+reading, dispatching and flushing are tasks and queues, a request cost three times as much
+(ADR 0012).
 
 Source: the NATS client protocol; headers: ADR-4 of nats-architecture.
 """

@@ -8,7 +8,7 @@ import time
 from foundation.errors import Corrupt
 from foundation.failpoint import hit
 from slotgc.base import Base
-from swarm.worktree import checkout, template
+from swarm.worktree import checkout, gitside, template
 from swarm.worktree.checkout import Checkout
 from swarm.worktree.ledger import Ledger
 
@@ -37,6 +37,8 @@ def make(
     hit("worktree.copied")
     database = f"{worktree}/{checkout.NAME}"
     checkout.readdress(database, workspace.repository, slot)
+    gitside.adopt(worktree, slot, rows, indexed_ns)
+    hit("worktree.adopted")
     tip = repository.tip()
     if tip.hash != at:
         difference = repository.difference(at, tip.hash)
@@ -48,8 +50,25 @@ def make(
             copy.move(tip.hash, tip.rid)
         finally:
             copy.close()
+        files = gitside.contents(repository, written, removed, indexed_ns)
+        git = gitside.GitSide(worktree, slot)
+        git.record(
+            files,
+            gitside.words(tip),
+            checkin=tip.hash,
+            time_s=gitside.seconds(tip.time),
+            refs={},
+        )
     hit("worktree.planted")
-    return Base(checkin=tip.hash, indexed_ns=indexed_ns, files=rows)
+    head, refs = gitside.references(worktree)
+    return Base(
+        checkin=tip.hash,
+        indexed_ns=indexed_ns,
+        files=rows,
+        git_head=head,
+        git_refs=refs,
+        git_since_ns=time.time_ns(),
+    )
 
 
 def from_checkout(directory: str, repository: Repository) -> Ledger:

@@ -23,7 +23,7 @@ from foundation.failpoint import hit
 from foundation.lock import try_lock
 from slotgc import base, treepath
 from slotgc.removal import remove_tree
-from swarm.worktree import checkout
+from swarm.worktree import checkout, gitside
 from swarm.worktree.checkout import VFile
 from swarm.worktree.copying import copy_tree
 from swarm.worktree.placing import plant, unplant
@@ -157,6 +157,7 @@ def _make(
     os.mkdir(new, 0o700)
     hit("template.begun")
     worktree = f"{new}/wt"
+    seen_ns = time.time_ns()
     mtime_ns = past_ns(tip.time)
     rows: dict[bytes, Row]
     if older is None:
@@ -166,11 +167,7 @@ def _make(
         plant_all(repository, worktree, entries, rows, mtime_ns, progress)
     else:
         rows = copied(older, worktree, progress)
-        for name in (".fslckout", ".fslckout-journal"):
-            try:
-                os.unlink(f"{worktree}/{name}")
-            except FileNotFoundError:
-                pass
+        _forget_bookkeeping(worktree)
         difference = repository.difference(older.index.checkin, tip.hash)
         apply(repository, worktree, difference, rows, mtime_ns, progress)
     hit("template.planted")
@@ -183,11 +180,26 @@ def _make(
         vfiles(repository, rows),
         _NOBODY,
     )
+    gitside.make(workspace, repository, worktree, _NOBODY, at=tip, rows=rows, seen_ns=seen_ns)
+    _date_back(f"{worktree}/.git/objects/pack")
     index = base.Base(checkin=tip.hash, indexed_ns=0, files=rows)
     _write_index(f"{new}/index.json", index, workspace)
     os.close(os.open(f"{new}/lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
     hit("template.made")
     os.rename(new, f"{workspace.templates}/{time.time_ns():0{_NAME_DIGITS}}")
+
+
+def _forget_bookkeeping(worktree: str) -> None:
+    """Remove what Fossil and git had in the template that this one is copied from."""
+    remove_tree(f"{worktree}/.git")
+    for name in treepath.BOOKKEEPING - {treepath.GIT}:
+        atomic.remove(f"{worktree}/{name.decode()}")
+
+
+def _date_back(packs: str) -> None:
+    """Let what the template's git holds be no younger than a slot that is made of it."""
+    for name in os.listdir(packs):
+        os.utime(f"{packs}/{name}", ns=(_PAST_NS, _PAST_NS))
 
 
 def copied(template: Template, target: str, progress: Progress) -> dict[bytes, Row]:

@@ -23,8 +23,10 @@ from slotgc import artifact, base, treepath
 from slotgc.beneath import INTO, BlockedError, enter
 from slotgc.leaf import slot_directory
 from slotgc.removal import remove_tree
-from swarm.worktree import making, sight, updating
+from swarm.gitrepo.repo import File
+from swarm.worktree import gitside, making, sight, updating
 from swarm.worktree.checkout import Checkout, VFile
+from swarm.worktree.gitside import GitSide
 from swarm.worktree.ledger import Ledger
 from swarm.worktree.placing import Judged, Placer
 from swarm.worktree.reading import Reader
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
     from hub.commits import Change, Landed
+    from hub.repository import CheckinRow
     from slotgc.base import Base, Row
     from swarm.worktree.sight import Skipped
     from swarm.worktree.template import Progress
@@ -82,6 +85,7 @@ class Worktree:
         self._owns_repository = owns
         self._ledger = ledger
         self._checkout = Checkout(self.directory)
+        self._git = GitSide(self.directory, slot)
         self._behind = False
         """The check-out may not be as the base is."""
         self._asked: Asked | None = None
@@ -158,6 +162,7 @@ class Worktree:
             ledger = Ledger.read(directory) or making.from_checkout(directory, trunk)
             worktree = cls(workspace, slot, trunk, ledger, owns=repository is None)
             worktree._look_at_checkout()
+            worktree._catch_git_up()
         except BaseException:
             if repository is None:
                 trunk.close()
@@ -276,14 +281,41 @@ class Worktree:
         hit("landed.merged")
         self._record(rows, removed)
         hit("landed.checkout")
+        refs = self._record_in_git(rows, removed, proposal, landed, asked.seen_ns)
+        hit("landed.git")
         self._behind |= follows
         self._ledger.change(
             checkin=landed.checkin if follows else self.checkin,
             indexed_ns=asked.seen_ns,
             rows=rows,
             removed=removed,
+            refs=refs,
         )
         hit("landed.logged")
+
+    def _record_in_git(
+        self,
+        rows: Mapping[bytes, Row],
+        removed: Iterable[bytes],
+        proposal: Proposal,
+        landed: Landed,
+        seen_ns: int,
+    ) -> dict[str, str]:
+        if self._git.is_gone:
+            return {}
+        files: dict[bytes, File | None] = dict.fromkeys(removed)
+        for path, row in rows.items():
+            content = proposal.contents.get(row[2])
+            if content is None:
+                content = self._repository.content(row[2])
+            files[path] = File(row[0], content, gitside.stamp(row, seen_ns))
+        return self._git.record(
+            files,
+            landed.message,
+            checkin=landed.checkin,
+            time_s=gitside.seconds(landed.time),
+            refs=self.base.git_refs,
+        )
 
     def _unasked(self, proposal: Proposal) -> Asked:
         """Return what is known of a proposal of one who was before us: nothing but contents."""
@@ -361,10 +393,15 @@ class Worktree:
             self._behind = True
 
     def settle(self) -> None:
-        """Do what may wait until nobody does: the check-out is moved to the base's check-in.
+        """Do what may wait until nobody does: move the check-out to the base's check-in.
 
-        1 ms for a thousand files. Does nothing where there is nothing to do.
+        And what git had to wait for. 1 ms for a thousand files; nothing where there is nothing.
         """
+        refs = self._git.flush(self.base.git_refs)
+        if refs:
+            self._ledger.change(
+                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
+            )
         if not self._behind:
             return
         try:
@@ -411,6 +448,7 @@ class Worktree:
         self._ledger.become(self.base.replace(checkin=checkin, files=rows))
         hit("adopt.based")
         self._mend_checkout()
+        self._catch_git_up()
 
     def _mend_checkout(self) -> None:
         """Make the check-out what the base is; make one if there is none."""
@@ -437,6 +475,57 @@ class Worktree:
 
     def _rid(self, name: str) -> int | None:
         return self._repository.rid(name)
+
+    # --- git ---------------------------------------------------------------------------------
+
+    def _catch_git_up(self) -> None:
+        """Let git have what the base has and it has not; make a new one if there is none."""
+        at = self._repository.checkin(self.checkin)
+        if not self._git.is_there():
+            self._make_git(at)
+            return
+        if self._git.mark == at.hash:
+            return
+        paths = gitside.missing(self._repository, self._git.mark, self._slot, self.base)
+        if not paths:
+            return
+        files = self.base.files
+        rows = {path: files[path] for path in paths if path in files}
+        refs = self._git.record(
+            gitside.contents(self._repository, rows, paths - rows.keys(), self.base.indexed_ns),
+            gitside.words(at),
+            checkin=at.hash,
+            time_s=gitside.seconds(at.time),
+            refs=self.base.git_refs,
+        )
+        self._ledger.change(
+            checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
+        )
+
+    def _make_git(self, at: CheckinRow) -> None:
+        try:
+            if os.path.lexists(f"{self.directory}/.git"):
+                # Whatever it is, it may be the agent's. Beside the worktree it counts as work.
+                aside = f"{self._slot_directory}/git-{time.time_ns()}"
+                os.rename(f"{self.directory}/.git", aside)
+            gitside.make(
+                self._workspace,
+                self._repository,
+                self.directory,
+                self._slot,
+                at=at,
+                rows=self.base.files,
+                seen_ns=self.base.indexed_ns,
+            )
+        except OSError as error:
+            raise HubError(
+                f"{self.directory}/.git cannot be made: {error}", reason="slot-git"
+            ) from None
+        self._git = GitSide(self.directory, self._slot)
+        head, refs = gitside.references(self.directory)
+        self._ledger.become(
+            self.base.replace(git_head=head, git_refs=refs, git_since_ns=time.time_ns())
+        )
 
     # --- update ------------------------------------------------------------------------------
 
@@ -508,6 +597,7 @@ class Worktree:
             placer.close()
         hit("update.written")
         self._ledger.change(checkin=checkin, indexed_ns=seen_ns, rows=rows, removed=removed)
+        self._catch_git_up()
         hit("update.based")
         self._behind = True
         self.settle()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,7 @@ from hub.repository import Repository
 from slotgc import work
 from swarm.worktree import Worktree
 from tests.slotgc.worktrees import Node, Tree, tree_of
+from tests.swarm.pushing import Pusher
 from tests.swarm.stock import FOSSIL, Checkout
 
 if TYPE_CHECKING:
@@ -22,6 +24,10 @@ if TYPE_CHECKING:
 
     from hub.commits import Proposal
     from slotgc.work import Work
+
+
+Edits = dict[bytes, Node | None]
+"""What to make of files; None: delete."""
 
 
 class Bench:
@@ -37,6 +43,7 @@ class Bench:
         self.wt = self.slot / "wt"
         self._open: Worktree | None = None
         self._other: Checkout | None = None
+        self._at_ms = 0
 
     @property
     def tree(self) -> Worktree:
@@ -56,18 +63,34 @@ class Bench:
 
     @property
     def other(self) -> Checkout:
+        """Another check-out of trunk, by stock fossil, at its tip."""
         if self._other is None:
             self._other = Checkout(self.workspace.repository, self.root.parent / "other")
+        self._other.fossil("update")
         return self._other
 
-    def elsewhere(self, edits: Tree | dict[bytes, Node | None], message: str = "theirs") -> str:
+    def elsewhere(self, edits: Edits, user: str = "bob", message: str = "theirs") -> str:
         """Have somebody else commit *edits* to trunk; return the check-in."""
-        self.other.fossil("update")
-        return self.other.commit(dict(edits), message, "bob")
+        pusher = Pusher(self.workspace.repository)
+        self._at_ms = max(self._at_ms + 1, time.time_ns() // 1_000_000)
+        pusher._at_ms = self._at_ms - 1000
+        checkin = pusher.add(edits, message, user)
+        pusher.push()
+        return checkin
 
-    def land(self, proposal: Proposal) -> Landed:
-        """Put *proposal* on trunk as it is, by a stock commit, and tell what landed."""
-        edits: dict[bytes, Node | None] = {}
+    def tip_tree(self) -> Tree:
+        """Return the files of trunk's tip."""
+        modes = {"file": 0o644, "exec": 0o755, "link": 0}
+        with Repository(self.workspace.repository) as trunk:
+            entries = trunk.files(trunk.tip().hash)
+            return {
+                path: Node(trunk.content(one.hash), modes[one.kind])
+                for path, one in entries.items()
+            }
+
+    def land(self, proposal: Proposal, merged: Edits | None = None) -> Landed:
+        """Put *proposal* on trunk, with *merged* for what is asked, and tell what landed."""
+        edits: Edits = {}
         for one in proposal.changes:
             if not one.kind:
                 edits[one.path] = None
@@ -78,16 +101,21 @@ class Bench:
                 content = spooled.read_bytes() if spooled.exists() else self.content(one.hash)
             mode = {"file": 0o644, "exec": 0o755, "link": 0}[one.kind]
             edits[one.path] = Node(content, mode)
-        self.other.fossil("update")
-        checkin = self.other.commit(edits, proposal.message, proposal.slot)
+        edits |= merged or {}
+        with Repository(self.workspace.repository) as trunk:
+            tree = trunk.files(trunk.tip().hash)
+        edits = {path: node for path, node in edits.items() if node or path in tree}
+        checkin = self.elsewhere(edits, proposal.slot, proposal.message)
         with Repository(self.workspace.repository) as trunk:
             row = trunk.checkin(checkin)
+            tree = trunk.files(checkin)
         return Landed(
             checkin=row.hash,
             parent=row.parent,
             time=row.time,
             slot=proposal.slot,
             message=proposal.message,
+            merged=tuple((path, *tree.get(path, ("", ""))) for path in merged or {}),
         )
 
     def content(self, name: str) -> bytes:
@@ -137,7 +165,7 @@ def bench(seeded: Path) -> Iterator[Bench]:
 def test_a_new_worktree_is_trunk_s_tip_and_stock_fossil_sees_nothing_to_say(bench: Bench) -> None:
     tip = bench.elsewhere({b"bin/run": Node(b"#!/bin/sh\n", 0o755), b"ln": Node(b"README", 0)})
     assert bench.tree.checkin == tip
-    assert without_git(tree_of(bench.wt)) == bench.other.tree()
+    assert without_git(tree_of(bench.wt)) == bench.tip_tree()
     assert bench.tree.changes() == ()
     assert bench.fossil("changes") == bench.fossil("diff") == bench.fossil("extras") == ""
     assert bench.tree.checkin.startswith(bench.at())
@@ -155,10 +183,106 @@ def test_a_commit_of_one_file_leaves_everything_clean(bench: Bench) -> None:
     landed = bench.commit(b"README")
     assert bench.tree.changes() == ()
     assert bench.tree.checkin == landed.checkin
-    assert bench.fossil("changes") == ""
-    assert landed.checkin.startswith(bench.at())
     assert not bench.work().exists()
     (bench.wt / "README").write_text("hellP\n")
     assert [one.path for one in bench.tree.changes()] == [b"README"]
+    assert landed.checkin.startswith(bench.at())
     assert bench.fossil("changes").split() == ["EDITED", "README"]
     assert bench.work().describe() == "1 changed"
+
+
+def git(bench: Bench, *words: str) -> str:
+    """Run git in the worktree; return what it prints."""
+    done = subprocess.run(
+        ["git", *words], cwd=bench.wt, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def assert_clean(bench: Bench) -> None:
+    """Have everybody who is asked say that there is nothing to say."""
+    assert bench.tree.changes() == ()
+    assert bench.fossil("changes") == ""
+    assert bench.fossil("diff") == ""
+    assert bench.fossil("extras") == ""
+    assert git(bench, "status", "--porcelain") == ""
+    assert git(bench, "diff", "HEAD") == ""
+    assert bench.tree.checkin.startswith(bench.at())
+    git(bench, "fsck", "--no-dangling")
+    assert not bench.work().exists(), bench.work().describe()
+
+
+KINDS: dict[str, Edits] = {
+    "edit": {b"README": Node(b"edited\n")},
+    "add": {b"new": Node(b"new\n")},
+    "add deep": {b"x/y/z": Node(b"deep\n")},
+    "delete": {b"README": None},
+    "delete a directory": {b"src/a.py": None, b"src/b.py": None},
+    "rename": {b"README": None, b"READ.me": Node(b"hello\n")},
+    "mode": {b"README": Node(b"hello\n", 0o755)},
+    "link": {b"link": Node(b"src/a.py", 0)},
+    "file to link": {b"README": Node(b"src", 0)},
+    "file to directory": {b"README": None, b"README/inside": Node(b"x\n")},
+    "directory to file": {b"src/a.py": None, b"src/b.py": None, b"src": Node(b"file\n")},
+    "empty": {b"empty": Node(b"")},
+    "binary": {b"binary": Node(bytes(range(256)) * 40)},
+    "odd names": {
+        b"sp ace": Node(b"1"),
+        b"n\nl": Node(b"2"),
+        b'q"uo\\te': Node(b"3"),
+        b"latin-\xe9": Node(b"4"),
+        b"-dash": Node(b"5"),
+        b"[glob]*": Node(b"6"),
+        "ümläut".encode(): Node(b"7"),
+    },
+}
+
+
+def edit(top: Path, edits: Edits) -> None:
+    """Do *edits* to the files below *top*; None deletes."""
+    for path, node in sorted(edits.items(), key=lambda item: item[1] is not None):
+        target = os.fsencode(top) + b"/" + path
+        if os.path.lexists(target) and not os.path.isdir(target):
+            os.unlink(target)
+        if node is None:
+            while True:
+                target = os.path.dirname(target)
+                if target == os.fsencode(top) or os.listdir(target):
+                    break
+                os.rmdir(target)
+            continue
+        os.makedirs(os.path.dirname(target), exist_ok=True)
+        if node.mode == 0:
+            os.symlink(node.content, target)
+        else:
+            Path(os.fsdecode(target)).write_bytes(node.content)
+            os.chmod(target, node.mode)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_after_a_commit_fossil_and_git_see_nothing_to_say(bench: Bench, kind: str) -> None:
+    assert bench.tree.changes() == ()
+    edit(bench.wt, KINDS[kind])
+    proposal = bench.propose()
+    assert {one.path for one in proposal.changes} == set(KINDS[kind])
+    landed = bench.land(proposal)
+    bench.tree.landed(proposal, landed)
+    assert bench.tree.checkin == landed.checkin
+    assert_clean(bench)
+    assert without_git(tree_of(bench.wt)) == bench.tip_tree()
+    bench.reopen()
+    assert_clean(bench)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_update_brings_what_others_did(bench: Bench, kind: str) -> None:
+    assert bench.tree.changes() == ()
+    tip = bench.elsewhere(KINDS[kind])
+    done = bench.tree.update()
+    assert (done.checkin, done.merged, done.conflicted) == (tip, (), ())
+    assert done.files == len(KINDS[kind])
+    assert without_git(tree_of(bench.wt)) == bench.tip_tree()
+    assert_clean(bench)
+    bench.reopen()
+    assert_clean(bench)

@@ -1,0 +1,267 @@
+"""The worktree's own git repository, kept as the base is.
+
+It begins at the commit that trunk was seeded from, and gets a commit for each check-in of the slot
+and for each update. Whatever is wrong with it stops nothing: the base is the truth, and this is
+caught up, or made anew, when there is time.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from calendar import timegm
+
+from foundation.errors import Corrupt, HubError, Refused
+from foundation.failpoint import hit
+from hub.git import Git
+from slotgc import history
+from swarm.gitrepo.index import Stamp
+from swarm.gitrepo.repo import File, GitRepo
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping
+
+    from foundation.workspace import Workspace
+    from hub.git import Entry
+    from hub.repository import CheckinRow, Repository
+    from slotgc.base import Base, Row
+
+REF = "refs/heads/trunk"
+_SEED = "session base: "
+_LONG_AGO_NS = 1_000_000_000
+"""The time of what we store: it is no work that somebody would lose."""
+
+
+class GitSide:
+    """The repository of one worktree."""
+
+    def __init__(self, worktree: str, name: str) -> None:
+        """Use the repository of slot *name* in *worktree*, if there is one."""
+        self._worktree = worktree
+        self._name = name
+        self._packs = f"{worktree}/.git/objects/pack"
+        self._repo: GitRepo | None = None
+        self._known: frozenset[str] = frozenset()
+        self.trouble = ""
+        """Why it is not as it should be, in words."""
+        self._open()
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether there is no repository that we could use."""
+        return self._repo is None
+
+    @property
+    def mark(self) -> str:
+        """The check-in that was recorded last."""
+        return "" if self._repo is None else self._repo.mark
+
+    @property
+    def waits(self) -> bool:
+        """Whether something is still to be written: git had its locks."""
+        return self._repo is not None and self._repo.waits
+
+    def record(
+        self,
+        files: Mapping[bytes, File | None],
+        message: str,
+        *,
+        checkin: str,
+        time_s: int,
+        refs: Mapping[str, str],
+    ) -> dict[str, str]:
+        """Commit *files*; return what *refs*, those that are known, become by that.
+
+        Where somebody else has moved our branch, what is known stays: his commits are work.
+        """
+        if self._repo is None:
+            return {}
+        try:
+            before = self._repo.head()
+            done = self._repo.record(files, message, time_s=time_s, mark=checkin)
+        except (HubError, OSError, ValueError) as error:
+            self._fail(error)
+            return {}
+        return self._noted(before, done.commit, done.why, refs)
+
+    def flush(self, refs: Mapping[str, str]) -> dict[str, str]:
+        """Write what had to wait; return as :meth:`record` does."""
+        if self._repo is None or not self._repo.waits:
+            return {}
+        try:
+            before = self._repo.head()
+            done = self._repo.flush()
+        except (HubError, OSError, ValueError) as error:
+            self._fail(error)
+            return {}
+        return self._noted(before, done.commit, done.why, refs)
+
+    def is_there(self) -> bool:
+        """Tell whether somebody has removed the repository, or what makes it one, meanwhile."""
+        return self._repo is not None and os.path.exists(f"{self._worktree}/.git/HEAD")
+
+    def _noted(self, before: str, after: str, why: str, refs: Mapping[str, str]) -> dict[str, str]:
+        self.trouble = why
+        self._date_back()
+        if not after or before != refs.get(REF, ""):
+            return {}
+        return {REF: after}
+
+    def _date_back(self) -> None:
+        """Give our packs a time at which nobody's work can have been stored."""
+        try:
+            there = frozenset(os.listdir(self._packs))
+            for name in there - self._known:
+                os.utime(f"{self._packs}/{name}", ns=(_LONG_AGO_NS, _LONG_AGO_NS))
+        except OSError:
+            return
+        self._known = there
+
+    def _open(self) -> None:
+        try:
+            self._repo = GitRepo(self._worktree, self._name)
+            self._known = frozenset(os.listdir(self._packs))
+        except (HubError, OSError) as error:
+            self._fail(error)
+
+    def _fail(self, error: Exception) -> None:
+        self._repo = None
+        self.trouble = str(error)
+
+
+def make(
+    workspace: Workspace,
+    repository: Repository,
+    worktree: str,
+    name: str,
+    *,
+    at: CheckinRow,
+    rows: Mapping[bytes, Row],
+    seen_ns: int,
+) -> None:
+    """Make the repository of *worktree*, whose files are *rows* as seen at *seen_ns*.
+
+    Raises:
+        HubError: git cannot be asked, or has not what trunk was seeded from.
+        OSError: it cannot be written.
+    """
+    git = Git(workspace, workspace.state)
+    root = repository.root()
+    head, entries = _seeded_from(git, repository, root)
+    begun = repository.files(root.hash) if head else {}
+    stamps = {
+        path: stamp(row, seen_ns)
+        for path, row in rows.items()
+        if path in begun and tuple(begun[path]) == (row[0], row[2])
+    }
+    repo = GitRepo.make(
+        worktree,
+        name,
+        user_git=workspace.git_dir(),
+        object_format=_ask(git, "rev-parse", "--show-object-format"),
+        head=head,
+        entries=entries,
+        stamps={path: one for path, one in stamps.items() if one is not None},
+    )
+    hit("git.made")
+    changed = {path: row for path, row in rows.items() if path not in stamps}
+    files = contents(repository, changed, (path for path in begun if path not in rows), seen_ns)
+    repo.record(files, words(at), time_s=seconds(at.time), mark=at.hash)
+
+
+def adopt(worktree: str, name: str, rows: Mapping[bytes, Row], seen_ns: int) -> None:
+    """Make the copy of a template's repository in *worktree* that of slot *name*.
+
+    Raises:
+        HubError: the template has none.
+        OSError: it cannot be written.
+    """
+    stamps = {path: stamp(row, seen_ns) for path, row in rows.items()}
+    GitRepo.adopt(
+        worktree, name, stamps={path: one for path, one in stamps.items() if one is not None}
+    )
+
+
+def references(worktree: str) -> tuple[str, dict[str, str]]:
+    """Return HEAD and the references of the repository in *worktree*; none if it has none."""
+    try:
+        return history.git_refs(worktree)
+    except (OSError, ValueError):
+        return "", {}
+
+
+def contents(
+    repository: Repository, rows: Mapping[bytes, Row], removed: Iterable[bytes], seen_ns: int
+) -> dict[bytes, File | None]:
+    """Return *rows* and *removed* as a record takes them, with contents from trunk."""
+    paths: dict[str, list[bytes]] = {}
+    for path, row in rows.items():
+        paths.setdefault(row[2], []).append(path)
+    files: dict[bytes, File | None] = dict.fromkeys(removed)
+    for name, content in repository.contents(paths):
+        for path in paths[name]:
+            row = rows[path]
+            files[path] = File(row[0], content, stamp(row, seen_ns))
+    return files
+
+
+def stamp(row: Row, seen_ns: int) -> Stamp | None:
+    """Return what git is told of a file, None if nothing is known of it."""
+    _kind, size, _name, mtime_ns, ctime_ns, inode = row
+    if not (mtime_ns and ctime_ns and inode):
+        return None
+    return Stamp(size, mtime_ns, ctime_ns, inode, seen_ns)
+
+
+def missing(repository: Repository, mark: str, slot: str, known: Base) -> set[bytes]:
+    """Return the paths that may differ between *known* and git, which was recorded up to *mark*.
+
+    What the slot has landed since, and what an update brought. More than needed is no harm.
+    """
+    try:
+        since = repository.line(after=mark)
+    except HubError:
+        root = repository.root().hash
+        return {path for path, _old, _new in repository.difference(root, known.checkin)}
+    paths: set[bytes] = set()
+    if any(one.hash == known.checkin for one in since):
+        paths |= {path for path, _old, _new in repository.difference(mark, known.checkin)}
+    for one in since:
+        if one.user == slot:
+            paths |= {path for path, _old, _new in repository.changes(one.hash)}
+    return paths
+
+
+def words(at: CheckinRow) -> str:
+    """Return the message of the commit that brings *at* in."""
+    return f"update to {at.hash[:10]}: {at.comment}"
+
+
+def seconds(checkin_time: str) -> int:
+    """Return a check-in's time in seconds since the epoch."""
+    return timegm(time.strptime(checkin_time[:19], "%Y-%m-%dT%H:%M:%S"))
+
+
+def _seeded_from(git: Git, repository: Repository, root: CheckinRow) -> tuple[str, list[Entry]]:
+    """Return the commit that trunk began with and its files; ``("", [])`` if there is none."""
+    comment = root.comment
+    if not comment.startswith(_SEED):  # it was amended
+        comment = repository.manifest(root.hash).comment
+    digits = comment.removeprefix(_SEED).strip()
+    if not comment.startswith(_SEED) or digits == "none":
+        return "", []
+    try:
+        head = _ask(git, "rev-parse", "--verify", "--quiet", f"{digits}^{{commit}}")
+        return head, list(git.tree(head))
+    except Refused:
+        raise
+    except (HubError, Corrupt):
+        return "", []  # it is not in git any more: begin with no history
+
+
+def _ask(git: Git, *words: str) -> str:
+    with git.run(*words) as tool:
+        answer = tool.stdout.read()
+        git.expect_success(tool)
+    return answer.decode("ascii", "replace").strip()

@@ -29,6 +29,7 @@ from foundation.errors import HubError, Unavailable
 from hub.bus import WRONG_LAST_SEQUENCE, StreamRefused
 from hub.repository import Repository
 from hub.trunk.head import Arrival, arrival_of
+from hub.trunk.ledger import Ledger
 from hub.trunk.streams import EVENTS
 from slotgc import treepath
 
@@ -289,7 +290,5 @@ def _rows_after(path: str, last: Last) -> list[CheckinRow]:
 
 
 def _arrivals(path: str, rows: Sequence[CheckinRow]) -> list[Arrival]:
-    with Repository(path) as repository:
-        return [
-            arrival_of(row, [name for name, *_rest in repository.changes(row.hash)]) for row in rows
-        ]
+    with Ledger(path) as ledger:
+        return [arrival_of(row, ledger.paths(row.hash)) for row in rows]

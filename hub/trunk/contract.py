@@ -17,7 +17,7 @@ from foundation.atomic import read_bounded, write_file
 from foundation.errors import HubError, Refused
 from hub import fossil, manifest
 from hub.fossil_repo import RepositoryFile
-from hub.trunk import guard
+from hub.trunk import estimates, guard
 from hub.trunk.ledger import Ledger, connect
 
 TYPE_CHECKING = False
@@ -31,7 +31,7 @@ _ID = "0123456789abcdef0123456789abcdef"
 
 
 def ensure(workspace: Workspace, log: Log) -> None:
-    """Try the Fossil of *workspace* if it was not tried before, and set the guard.
+    """Try the Fossil of *workspace* if it was not tried before; set the guard and the estimates.
 
     A guard that does not work is logged (``no-guard``): then only looking keeps trunk one line.
 
@@ -44,6 +44,7 @@ def ensure(workspace: Workspace, log: Log) -> None:
     db = connect(workspace.repository)
     try:
         guard.install(db)
+        estimates.install(db)
     finally:
         db.close()
 

@@ -31,6 +31,13 @@ SELECT (SELECT count(*) FROM tag JOIN tagxref USING (tagid)
              ORDER BY child.rid))
   FROM blob WHERE uuid=?
 """
+_PATHS = """
+SELECT CAST(now.name AS BLOB), CAST(before.name AS BLOB)
+  FROM blob JOIN mlink ON mlink.mid=blob.rid AND NOT mlink.isaux
+  JOIN filename AS now ON now.fnid=mlink.fnid
+  LEFT JOIN filename AS before ON before.fnid=mlink.pfnid
+ WHERE blob.uuid=?
+"""
 _LEAVES = """
 SELECT uuid FROM leaf JOIN blob USING (rid)
  WHERE EXISTS (SELECT 1 FROM tag JOIN tagxref USING (tagid)
@@ -107,6 +114,14 @@ class Ledger:
             (checkin, COMMIT_ID),
         ).fetchone()
         return str(row[0]) if row else ""
+
+    def paths(self, checkin: str) -> list[bytes]:
+        """Return what *checkin* changed, names before and after a stock renaming both, ordered.
+
+        By Fossil's own record: to compare trees costs a hundred times as much.
+        """
+        rows = self._db.execute(_PATHS, (checkin,))
+        return sorted({path for row in rows for path in row if path is not None})
 
     def leaves(self) -> list[str]:
         """Return the check-ins on trunk without a child there; one is right."""

@@ -41,9 +41,12 @@ BATCH_BYTES = 8 << 20
 ALONE_BYTES = 4 << 20
 """A content larger than this is pushed by itself, before the check-in that names it."""
 LINGER_S = 0.002
-"""How long to wait for more when several slots commit: they were answered together, and come
-back together."""
+LINGER_SHARE, LINGER_AT_MOST_S = 0.15, 0.02
+"""How long to wait, when several slots commit, for those of them that do not wait yet: they were
+answered together and come back together, and one batch costs less than two. At least so long, and
+a share of what the last batch took."""
 _ACTIVE_S = 0.1
+_STEP_S = 0.001
 LEAST_FREE_BYTES = 64 << 20
 """Below this no commit is taken: Fossil, JetStream and everybody's worktrees share the disk."""
 
@@ -118,7 +121,7 @@ class Writer:
         self._active: dict[str, float] = {}
         self._stuck = ""
         self._away = ""
-        self._looked_s = 0.0
+        self._looked_s = self._took_s = 0.0
         self._version = -1
         self._leaves: list[str] = []
         self._login: xfer.Login | None = None
@@ -170,7 +173,9 @@ class Writer:
     def _turn(self, head: Head) -> None:
         self._batch = self._take()
         if self._batch:
+            began_s = time.monotonic()
             self._answer(self._land(head, self._batch))
+            self._took_s = time.monotonic() - began_s
         self._look_around(head)
 
     def _take(self) -> list[Asked]:
@@ -185,12 +190,22 @@ class Writer:
         for asked in batch:
             self._active[asked.proposal.slot] = now_s
         if len(self._active) > 1:
-            self._active = {s: at for s, at in self._active.items() if at > now_s - _ACTIVE_S}
-            if len({asked.proposal.slot for asked in batch}) < len(self._active):
-                time.sleep(LINGER_S)
-                with self._arrival:
-                    self._drain(batch)
+            since_s = now_s - _ACTIVE_S - self._took_s
+            self._active = {slot: at for slot, at in self._active.items() if at > since_s}
+            self._linger(batch, now_s)
         return batch
+
+    def _linger(self, batch: list[Asked], now_s: float) -> None:
+        share_s = min(self._took_s * LINGER_SHARE, LINGER_AT_MOST_S)
+        until_s = now_s + max(LINGER_S, share_s)
+        while (
+            len({asked.proposal.slot for asked in batch}) < len(self._active)
+            and len(batch) < BATCH_COMMITS
+            and (left_s := until_s - time.monotonic()) > 0
+        ):
+            time.sleep(min(_STEP_S, left_s))
+            with self._arrival:
+                self._drain(batch)
 
     def _drain(self, batch: list[Asked]) -> list[Asked]:
         most = 1 if self._gate is not None else BATCH_COMMITS

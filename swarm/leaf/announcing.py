@@ -45,20 +45,40 @@ class Announcer:
 
     def announce(self, kind: str, **data: Any) -> None:
         """Have an event published when the hub is there."""
+        body = self._body(kind, data)
+        msg_id = f"{self._slot}-{self._link.epoch}-{self._numbered}"
+        self._waiting.append((kind, body, msg_id))
+        self._emptied.clear()
+        self._woken.set()
+
+    async def tell(self, kind: str, *, within_s: float, **data: Any) -> None:
+        """Publish the one event of its *kind* in this epoch, after all that waits; now or never.
+
+        Raises:
+            Unavailable: it is not known to be stored.
+            HubError: the stream does not take it.
+        """
+        deadline_s = asyncio.get_running_loop().time() + within_s
+        if not await self.flush(within_s):
+            raise Unavailable(self._link.away or "the bus stores no events now", reason="hub-away")
+        await self._link.publish(
+            f"slot.{self._slot}.event.{kind}",
+            self._body(kind, data),
+            msg_id=f"{self._slot}-{self._link.epoch}-{kind}",
+            within_s=deadline_s - asyncio.get_running_loop().time(),
+        )
+
+    def _body(self, kind: str, data: dict[str, Any]) -> bytes:
         self._numbered += 1
-        epoch = self._link.epoch
         body = {
             "time": utc_now(),
             "kind": kind,
             "slot": self._slot,
-            "epoch": epoch,
+            "epoch": self._link.epoch,
             "seq": self._numbered,
             "data": data,
         }
-        msg_id = f"{self._slot}-{epoch}-{self._numbered}"
-        self._waiting.append((kind, codec.dumps(body).encode(), msg_id))
-        self._emptied.clear()
-        self._woken.set()
+        return codec.dumps(body).encode()
 
     async def keep(self) -> None:
         """Publish for as long as the leaf lives."""

@@ -45,8 +45,8 @@ class Committer:
         """The last check-in of ours."""
         self.commits = 0
         """How many were made since the join."""
-        self._untold: tuple[Landed, int] | None = None
-        """A commit that has landed after it was told that nobody knows."""
+        self.untold: tuple[Landed, int] | None = None
+        """A commit that has landed and of which its caller was not told."""
         self._worktree = worktree
         self._link = link
         self._subject = f"{commits.SUBJECT}.{slot}"
@@ -65,7 +65,7 @@ class Committer:
             LeaseLost: a later leaf has the slot.
         """
         await self.settle(deadline_s)
-        untold, self._untold = self._untold, None
+        untold, self.untold = self.untold, None
         try:
             proposal = self._worktree.propose(
                 message, paths, id=commits.new_id(), epoch=self._link.epoch
@@ -87,7 +87,7 @@ class Committer:
         if self.pending is None:
             return
         try:
-            self._untold = await self._land(deadline_s)
+            self.untold = await self._land(deadline_s)
         except (Unavailable, LeaseLost):
             raise
         except HubError:

@@ -19,6 +19,8 @@ from foundation.workspace import MARK, SLOT_MARK, Workspace
 from hub import slotname
 from swarm.leaf.leaf import Leaf
 
+time.strptime("2026", "%Y")  # it imports when it is first called: now, once for all leaves
+
 _REQUEST_WITHIN_S = 10.0
 _SEND_WITHIN_S = 1.0
 _JOIN_WITHIN_S = 60.0

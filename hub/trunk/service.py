@@ -34,6 +34,7 @@ from hub.trunk import contract, requests
 from hub.trunk.accounts import Accounts
 from hub.trunk.announcer import Announcer
 from hub.trunk.checkins import Checkins
+from hub.trunk.gate import Gate
 from hub.trunk.streams import CONFIGS, EVENTS, Mark, StreamState, ensure, state
 from hub.trunk.writer import Reports, Writer
 
@@ -95,7 +96,12 @@ class Trunk:
             arrived=self._checkins.arrived,
             forked=self._checkins.forked,
         )
-        self._writer = Writer(workspace, reports, fence=requests.fence(lambda: self._accounts))
+        self._writer = Writer(
+            workspace,
+            reports,
+            fence=requests.fence(lambda: self._accounts),
+            gate=Gate(workspace),
+        )
         self._commits.writer = self._writer
 
     async def serve(self) -> NoReturn:

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
     from hub.commits import Conflict, Proposal
+    from hub.trunk.gate import Gate
 
     Outcome = Landed | tuple[Conflict, ...] | HubError
     Log = Callable[..., None]
-    Gate = Callable[[Head, Plan, Planned], HubError | None]
 
 BATCH_COMMITS = 200
 BATCH_BYTES = 8 << 20
@@ -107,8 +107,8 @@ class Writer:
     ) -> None:
         """Write to the repository of *workspace*.
 
-        *fence* says whether a proposal comes too late; *gate* whether what was planned may land,
-        and with it commits land one by one.
+        *fence* says whether a proposal comes too late; *gate* whether what was planned may land.
+        While the gate is closed, commits land one by one.
         """
         self._workspace = workspace
         self._reports = reports
@@ -118,6 +118,7 @@ class Writer:
         self._arrival = threading.Condition()
         self._ended = False
         self._batch: list[Asked] = []
+        self._most = BATCH_COMMITS
         self._active: dict[str, float] = {}
         self._stuck = ""
         self._away = ""
@@ -181,18 +182,21 @@ class Writer:
     def _take(self) -> list[Asked]:
         """Return what waits, at most a batch of it; nothing if nothing came for a while."""
         with self._arrival:
+            self._arrival.wait_for(lambda: self._waiting or self._ended, IDLE_S)
             if not self._waiting:
-                self._arrival.wait_for(lambda: self._waiting or self._ended, IDLE_S)
+                return []
+        self._most = 1 if self._gate is not None and self._gate.is_closed() else BATCH_COMMITS
+        with self._arrival:
             batch = self._drain([])
-        if not batch or self._gate is not None:
+        if self._most == 1:
             return batch
         now_s = time.monotonic()
-        for asked in batch:
-            self._active[asked.proposal.slot] = now_s
+        since_s = now_s - _ACTIVE_S - self._took_s
+        self._active = {slot: at for slot, at in self._active.items() if at > since_s}
+        self._active |= {asked.proposal.slot: now_s for asked in batch}
         if len(self._active) > 1:
-            since_s = now_s - _ACTIVE_S - self._took_s
-            self._active = {slot: at for slot, at in self._active.items() if at > since_s}
             self._linger(batch, now_s)
+            self._active |= {asked.proposal.slot: now_s for asked in batch}
         return batch
 
     def _linger(self, batch: list[Asked], now_s: float) -> None:
@@ -200,7 +204,7 @@ class Writer:
         until_s = now_s + max(LINGER_S, share_s)
         while (
             len({asked.proposal.slot for asked in batch}) < len(self._active)
-            and len(batch) < BATCH_COMMITS
+            and len(batch) < self._most
             and (left_s := until_s - time.monotonic()) > 0
         ):
             time.sleep(min(_STEP_S, left_s))
@@ -208,9 +212,8 @@ class Writer:
                 self._drain(batch)
 
     def _drain(self, batch: list[Asked]) -> list[Asked]:
-        most = 1 if self._gate is not None else BATCH_COMMITS
         size = sum(_size(asked) for asked in batch)
-        while self._waiting and len(batch) < most and size < BATCH_BYTES:
+        while self._waiting and len(batch) < self._most and size < BATCH_BYTES:
             asked = self._waiting.popleft()
             size += _size(asked)
             batch.append(asked)
@@ -247,12 +250,14 @@ class Writer:
     def _land(self, head: Head, batch: Sequence[Asked]) -> list[Outcome]:
         """Return what became of each of *batch*; what landed is safe."""
         bugs: dict[str, Outcome] = {}
+        room = self._room()
         while True:
             self._reports.arrived(head.catch_up())
             plan = Plan(head.tip, head.store, now_ms=time.time_ns() // 1_000_000)
             try:
                 outcomes = [
-                    bugs.get(asked.proposal.id) or self._judge(head, plan, asked) for asked in batch
+                    bugs.get(asked.proposal.id) or self._judge(head, plan, asked, room)
+                    for asked in batch
                 ]
             except _BugError as bug:
                 text = f"trunk met a bug in this commit: {bug}"
@@ -275,9 +280,6 @@ class Writer:
                     return [Unavailable(words, reason="commit-not-stored")]
                 # One of them may be what Fossil does not like.
                 return [self._land(head, [asked])[0] for asked in batch]
-            except BaseException:
-                self._undo(plan, planned)
-                raise
             self._undo(plan, planned)
         head.ledger.sync()
         hit("trunk.synced")
@@ -290,9 +292,11 @@ class Writer:
         self._reports.arrived([_arrival(one) for one in planned])
         return [_answered(one) for one in outcomes]
 
-    def _judge(self, head: Head, plan: Plan, asked: Asked) -> Planned | Outcome:
+    def _judge(
+        self, head: Head, plan: Plan, asked: Asked, room: HubError | None
+    ) -> Planned | Outcome:
         proposal = asked.proposal
-        known = head.landed_before(proposal) or self._fence(proposal) or self._room()
+        known = head.landed_before(proposal) or self._fence(proposal) or room
         if known is not None:
             return known
         try:
@@ -302,8 +306,8 @@ class Writer:
         except Exception as bug:  # one commit's bug is not everybody's
             self._reports.log("error", "bug", trace=traceback.format_exc())
             raise _BugError(asked, bug) from bug
-        if isinstance(outcome, Planned) and self._gate is not None:
-            refused = self._gate(head, plan, outcome)
+        if isinstance(outcome, Planned) and self._gate is not None and self._most == 1:
+            refused = self._gate.judge(plan, outcome)
             if refused is not None:
                 plan.take_back(outcome)
                 return refused
@@ -346,9 +350,12 @@ class Writer:
         self._journal.record(batch)
         hit("trunk.journalled")
         try:
-            return self._push_batch(head, batch)
-        finally:
+            stored = self._push_batch(head, batch)
+        except NotStoredError:
             self._journal.clear()
+            raise
+        self._journal.clear()  # and not when nobody could look: the next opening does
+        return stored
 
     def _push_batch(self, head: Head, batch: Batch) -> bool:
         return self._push(

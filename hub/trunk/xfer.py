@@ -132,7 +132,7 @@ def parse(reply: bytes) -> Reply:
     """
     head, separator, body = reply.partition(b"\r\n\r\n")
     words = head.split(None, 2)
-    if not separator or not words[0].startswith(b"HTTP/") or not words[1].isdigit():
+    if not separator or len(words) < 2 or words[0][:5] != b"HTTP/" or not words[1].isdigit():  # noqa: PLR2004 - version, status
         raise ConnectionError(f"the server answered {reply[:80]!r}")
     errors, missing = [], []
     if head.lower().find(b"content-type: application/x-fossil") >= 0:

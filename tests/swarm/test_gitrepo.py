@@ -26,6 +26,14 @@ TREE: Tree = {
 }
 
 
+ATTRIBUTES = b"""\
+* text=auto eol=crlf
+*.bin filter=lfs diff=lfs merge=lfs -text
+*.id ident
+*.u16 text working-tree-encoding=UTF-16
+"""
+
+
 @pytest.fixture
 def slot(tmp_path: Path) -> Slot:
     return Slot(user_repository(tmp_path))
@@ -207,10 +215,7 @@ def test_no_attribute_of_the_users_makes_a_file_look_changed(slot: Slot) -> None
     slot.user.git("config", "--global", "core.autocrlf", "true")
     pointer = b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n"
     tree: Tree = {
-        b".gitattributes": (
-            FILE,
-            b"* text=auto eol=crlf\n*.bin filter=lfs -text\n*.id ident\n*.u16 working-tree-encoding=UTF-16\n",
-        ),
+        b".gitattributes": (FILE, ATTRIBUTES),
         b"unix.txt": (FILE, b"a\nb\n"),
         b"dos.txt": (FILE, b"a\r\nb\r\n"),
         b"mixed.txt": (FILE, b"a\r\nb\n"),

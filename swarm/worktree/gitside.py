@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from calendar import timegm
+from typing import NamedTuple
 
 from foundation.errors import Corrupt, HubError, Refused
 from foundation.failpoint import hit
@@ -33,6 +34,15 @@ _LONG_AGO_NS = 1_000_000_000
 """The time of what we store: it is no work that somebody would lose."""
 
 
+class Mark(NamedTuple):
+    """Up to where the repository has what the base has."""
+
+    checkin: str
+    """What was recorded last: a check-in of the slot, or one that it was updated to."""
+    base: str
+    """The check-in of the base then."""
+
+
 class GitSide:
     """The repository of one worktree."""
 
@@ -53,9 +63,10 @@ class GitSide:
         return self._repo is None
 
     @property
-    def mark(self) -> str:
-        """The check-in that was recorded last."""
-        return "" if self._repo is None else self._repo.mark
+    def mark(self) -> Mark:
+        """What was recorded last."""
+        first, _space, second = ("" if self._repo is None else self._repo.mark).partition(" ")
+        return Mark(first, second)
 
     @property
     def waits(self) -> bool:
@@ -67,11 +78,11 @@ class GitSide:
         files: Mapping[bytes, File | None],
         message: str,
         *,
-        checkin: str,
+        mark: Mark,
         time_s: int,
         refs: Mapping[str, str],
     ) -> dict[str, str]:
-        """Commit *files*; return what *refs*, those that are known, become by that.
+        """Commit *files*, up to *mark*; return what becomes of *refs*, those that are known.
 
         Where somebody else has moved our branch, what is known stays: his commits are work.
         """
@@ -79,7 +90,7 @@ class GitSide:
             return {}
         try:
             before = self._repo.head()
-            done = self._repo.record(files, message, time_s=time_s, mark=checkin)
+            done = self._repo.record(files, message, time_s=time_s, mark=" ".join(mark))
         except (HubError, OSError, ValueError) as error:
             self._fail(error)
             return {}
@@ -167,7 +178,7 @@ def make(
     hit("git.made")
     changed = {path: row for path, row in rows.items() if path not in stamps}
     files = contents(repository, changed, (path for path in begun if path not in rows), seen_ns)
-    repo.record(files, words(at), time_s=seconds(at.time), mark=at.hash)
+    repo.record(files, words(at), time_s=seconds(at.time), mark=f"{at.hash} {at.hash}")
 
 
 def adopt(worktree: str, name: str, rows: Mapping[bytes, Row], seen_ns: int) -> None:
@@ -214,19 +225,18 @@ def stamp(row: Row, seen_ns: int) -> Stamp | None:
     return Stamp(size, mtime_ns, ctime_ns, inode, seen_ns)
 
 
-def missing(repository: Repository, mark: str, slot: str, known: Base) -> set[bytes]:
-    """Return the paths that may differ between *known* and git, which was recorded up to *mark*.
+def missing(repository: Repository, mark: Mark, slot: str, known: Base) -> set[bytes]:
+    """Return the paths where git, recorded up to *mark*, may not be as *known* is.
 
-    What the slot has landed since, and what an update brought. More than needed is no harm.
+    What the slot has landed since, and what updates brought. More than needed is no harm.
     """
     try:
-        since = repository.line(after=mark)
+        since = repository.line(after=mark.checkin)
+        begun = repository.checkin(mark.base).hash
     except HubError:
-        root = repository.root().hash
-        return {path for path, _old, _new in repository.difference(root, known.checkin)}
-    paths: set[bytes] = set()
-    if any(one.hash == known.checkin for one in since):
-        paths |= {path for path, _old, _new in repository.difference(mark, known.checkin)}
+        since = repository.line()
+        begun = since[0].hash
+    paths = {path for path, _old, _new in repository.difference(begun, known.checkin)}
     for one in since:
         if one.user == slot:
             paths |= {path for path, _old, _new in repository.changes(one.hash)}

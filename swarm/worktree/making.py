@@ -7,7 +7,7 @@ import time
 
 from foundation.errors import Corrupt
 from foundation.failpoint import hit
-from slotgc.base import Base
+from slotgc.base import TICK_NS, Base
 from swarm.worktree import checkout, gitside, template
 from swarm.worktree.checkout import Checkout
 from swarm.worktree.ledger import Ledger
@@ -30,14 +30,14 @@ def make(
         OSError: it cannot be written.
     """
     worktree = f"{directory}/wt.new"
-    indexed_ns = time.time_ns()
+    seen_ns = time.time_ns()
     with template.hold(workspace, repository, progress) as source:
         rows = template.copied(source, worktree, progress)
         at = source.index.checkin
     hit("worktree.copied")
     database = f"{worktree}/{checkout.NAME}"
     checkout.readdress(database, workspace.repository, slot)
-    gitside.adopt(worktree, slot, rows, indexed_ns)
+    gitside.adopt(worktree, slot, rows, seen_ns)
     hit("worktree.adopted")
     tip = repository.tip()
     if tip.hash != at:
@@ -50,12 +50,12 @@ def make(
             copy.move(tip.hash, tip.rid)
         finally:
             copy.close()
-        files = gitside.contents(repository, written, removed, indexed_ns)
+        files = gitside.contents(repository, written, removed, seen_ns)
         git = gitside.GitSide(worktree, slot)
         git.record(
             files,
             gitside.words(tip),
-            checkin=tip.hash,
+            mark=gitside.Mark(tip.hash, tip.hash),
             time_s=gitside.seconds(tip.time),
             refs={},
         )
@@ -63,7 +63,8 @@ def make(
     head, refs = gitside.references(worktree)
     return Base(
         checkin=tip.hash,
-        indexed_ns=indexed_ns,
+        # Nobody but us can have changed a file since it was made: none is too young.
+        indexed_ns=time.time_ns() + TICK_NS + 1,
         files=rows,
         git_head=head,
         git_refs=refs,

@@ -34,7 +34,7 @@ from swarm.worktree.updating import Planner, Updated
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
     from foundation.workspace import Workspace
     from hub.commits import Change, Landed
@@ -87,7 +87,9 @@ class Worktree:
         self._checkout = Checkout(self.directory)
         self._git = GitSide(self.directory, slot)
         self._behind = False
-        """The check-out may not be as the base is."""
+        """The check-out is not at the base's check-in."""
+        self._doubtful = False
+        """It may not have the base's files."""
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the latest look at the worktree left out, and why."""
@@ -281,11 +283,12 @@ class Worktree:
         hit("landed.merged")
         self._record(rows, removed)
         hit("landed.checkout")
-        refs = self._record_in_git(rows, removed, proposal, landed, asked.seen_ns)
+        checkin = landed.checkin if follows else self.checkin
+        refs = self._record_in_git(rows, removed, proposal, landed, checkin, asked.seen_ns)
         hit("landed.git")
         self._behind |= follows
         self._ledger.change(
-            checkin=landed.checkin if follows else self.checkin,
+            checkin=checkin,
             indexed_ns=asked.seen_ns,
             rows=rows,
             removed=removed,
@@ -299,6 +302,7 @@ class Worktree:
         removed: Iterable[bytes],
         proposal: Proposal,
         landed: Landed,
+        checkin: str,
         seen_ns: int,
     ) -> dict[str, str]:
         if self._git.is_gone:
@@ -312,7 +316,7 @@ class Worktree:
         return self._git.record(
             files,
             landed.message,
-            checkin=landed.checkin,
+            mark=gitside.Mark(landed.checkin, checkin),
             time_s=gitside.seconds(landed.time),
             refs=self.base.git_refs,
         )
@@ -376,21 +380,19 @@ class Worktree:
 
     def _record(self, rows: Mapping[bytes, Row], removed: Iterable[bytes]) -> None:
         """Have the check-out know *rows*; if it cannot be now, it is mended later."""
-        if self._behind and not self._checkout.is_untouched():
-            return
         young_ns = time.time_ns() - _YOUNG_NS
         files = {}
         for path, row in rows.items():
             rid = self._repository.rid(row[2])
             if rid is None:
-                self._behind = True
+                self._doubtful = True
                 return
             settled = max(row[3], row[4]) < young_ns
             files[path] = VFile(rid, row[0], row[3] // _SECOND_NS if settled else 0)
         try:
             self._checkout.record(files, list(removed))
         except (Unavailable, Corrupt):
-            self._behind = True
+            self._doubtful = True
 
     def settle(self) -> None:
         """Do what may wait until nobody does: move the check-out to the base's check-in.
@@ -402,13 +404,17 @@ class Worktree:
             self._ledger.change(
                 checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
             )
-        if not self._behind:
-            return
         try:
-            self._mend_checkout()
-            self._behind = False
+            if self._doubtful:
+                self._mend_checkout()
+            elif self._behind:
+                rid = self._repository.checkin(self.checkin).rid
+                self._checkout.move(self.checkin, rid)
+            self._behind = self._doubtful = False
         except Unavailable:
             return  # a stock command is at it
+        except Corrupt:
+            self._doubtful = True  # look() finds it damaged, and another one is made
 
     # --- the check-out -----------------------------------------------------------------------
 
@@ -418,11 +424,14 @@ class Worktree:
             return
         seen = self._checkout.look()
         if seen is None or seen.repository != self._workspace.repository:
-            self._behind = True
-        elif seen.checkin != seen.left and self._is_on_trunk(seen.checkin):
-            self._adopt(seen.checkin)
-        elif seen.checkin != self.checkin:
-            self._behind = True
+            self._doubtful = True
+        elif seen.checkin != seen.left:
+            if self._is_on_trunk(seen.checkin):
+                self._adopt(seen.checkin)
+            else:
+                self._doubtful = True
+        elif seen.checkin != self.checkin and not self._behind:
+            self._doubtful = True  # somebody was killed between one and the other
         self.settle()
 
     def _is_on_trunk(self, checkin: str) -> bool:
@@ -484,23 +493,27 @@ class Worktree:
         if not self._git.is_there():
             self._make_git(at)
             return
-        if self._git.mark == at.hash:
-            return
         paths = gitside.missing(self._repository, self._git.mark, self._slot, self.base)
         if not paths:
             return
+        self._bring_git(at, paths)
+
+    def _bring_git(self, at: CheckinRow, paths: Collection[bytes]) -> None:
+        """Let git have what the base has at *paths*."""
         files = self.base.files
         rows = {path: files[path] for path in paths if path in files}
+        removed = [path for path in paths if path not in files]
         refs = self._git.record(
-            gitside.contents(self._repository, rows, paths - rows.keys(), self.base.indexed_ns),
+            gitside.contents(self._repository, rows, removed, self.base.indexed_ns),
             gitside.words(at),
-            checkin=at.hash,
+            mark=gitside.Mark(at.hash, self.checkin),
             time_s=gitside.seconds(at.time),
             refs=self.base.git_refs,
         )
-        self._ledger.change(
-            checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
-        )
+        if refs:
+            self._ledger.change(
+                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
+            )
 
     def _make_git(self, at: CheckinRow) -> None:
         try:
@@ -550,7 +563,7 @@ class Worktree:
         if plan.conflicts:
             raise Conflicted(tuple(plan.conflicts))
         try:
-            self._carry_out(plan, to.hash)
+            self._carry_out(plan, to)
         except OSError as error:
             raise HubError(
                 f"{self.directory} is updated in part ({error}): update again", reason="worktree"
@@ -564,7 +577,7 @@ class Worktree:
             conflicted=tuple(plan.conflicted),
         )
 
-    def _carry_out(self, plan: Plan, checkin: str) -> None:
+    def _carry_out(self, plan: Plan, to: CheckinRow) -> None:
         seen_ns = time.time_ns()
         rows: dict[bytes, Row] = {}
         removed = []
@@ -596,10 +609,15 @@ class Worktree:
         finally:
             placer.close()
         hit("update.written")
-        self._ledger.change(checkin=checkin, indexed_ns=seen_ns, rows=rows, removed=removed)
-        self._catch_git_up()
+        self._ledger.change(checkin=to.hash, indexed_ns=seen_ns, rows=rows, removed=removed)
         hit("update.based")
+        self._record(rows, removed)
+        hit("update.checkout")
         self._behind = True
+        if self._git.is_there():
+            self._bring_git(to, plan.base.keys())
+        else:
+            self._make_git(to)
         self.settle()
 
     def _write(self, placer: Placer, plan: Plan, one: updating.Write) -> Row:

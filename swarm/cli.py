@@ -16,6 +16,7 @@ from hub.render import printable
 from hub.wording import several
 from slotgc import treepath
 from slotgc.account import DONE
+from slotgc.leaf import look_all
 from slotgc.rescue import Rescue, list_rescues
 from slotgc.restore import restore as restore_rescue
 from swarm import verbs
@@ -45,12 +46,24 @@ rescue = typer.Typer(
 app.add_typer(rescue)
 
 
+def slots_there() -> list[str]:
+    """Return the names of the slots around here, for a shell to complete."""
+    try:
+        return [leaf.name for leaf in look_all(workspace_of(None))]
+    except (OSError, HubError):
+        return []
+
+
+NewSlot = Annotated[
+    str, typer.Option("--slot", metavar="SLOT", help="Its name.", autocompletion=slots_there)
+]
 SlotName = Annotated[
     str | None,
     typer.Option(
         "--slot",
         metavar="SLOT",
         help="Which. [default: the one around the current directory, else BONES_SLOT]",
+        autocompletion=slots_there,
     ),
 ]
 Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What it does.")]
@@ -67,7 +80,7 @@ class Result(StrEnum):
 @app.command()
 def join(
     *,
-    slot: Annotated[str, typer.Option("--slot", metavar="SLOT", help="Its name.")],
+    slot: NewSlot,
     root: Root = None,
     as_json: Json = False,
     task: Annotated[
@@ -224,7 +237,7 @@ def close(
 def run(
     command: Annotated[list[str], typer.Argument(metavar="COMMAND")],
     *,
-    slot: Annotated[str, typer.Option("--slot", metavar="SLOT", help="Its name.")],
+    slot: NewSlot,
     root: Root = None,
     as_json: Json = False,
     task: Annotated[

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from foundation.errors import HubError, Refused
 from hub import output
 from hub.commits import Conflicted
 from swarm import render
-from swarm.slot import COMMIT_WITHIN_S, JOIN_WITHIN_S, Closed
+from swarm.slot import COMMIT_WITHIN_S, JOIN_WITHIN_S, Closed, slot_at
 from swarm.which import named_or_here, paths_in, slot_of, workspace_of
 
 TYPE_CHECKING = False
@@ -146,7 +147,9 @@ def close(
 ) -> int:
     """End a slot's leaf and clean up after it."""
     try:
-        done = slot_of(root, slot).close(result, artifact=not no_artifact, summary=summary)
+        found = slot_of(root, slot)
+        _leave(found)
+        done = found.close(result, artifact=not no_artifact, summary=summary)
     except HubError as error:
         if slot and error.reason == "no-slot":  # closed before, and that is what was asked for
             gone = Closed(slot=slot, result=result)
@@ -155,6 +158,13 @@ def close(
     except KeyboardInterrupt:
         return _interrupted("`bones swarm close` again goes on")
     return output.show(render.closed(done, as_json=as_json))
+
+
+def _leave(slot: Slot) -> None:
+    """Be elsewhere than in *slot*, lest this very process keep its directory from going."""
+    here = slot_at()
+    if here is not None and here[1] == slot.name:
+        os.chdir(slot.root)
 
 
 def show_conflict(verb: str, error: Conflicted, way_out: str, *, as_json: bool) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+from typing import NamedTuple
 
 from foundation.errors import HubError, Refused
 from hub import gc, output
@@ -26,9 +27,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from hub.repository import Repository
-    from swarm.slot import Change, Ran, Slot
+    from swarm.slot import Ran, Slot
 
 _SIGNALLED = 128
+
+
+class Change(NamedTuple):
+    """A changed path; kinds and hashes as in :class:`hub.commits.Change`."""
+
+    path: bytes
+    kind: str
+    hash: str
+    base_kind: str
+    base_hash: str
 
 
 def diff(
@@ -43,7 +54,10 @@ def diff(
     try:
         found = slot_of(root, slot)
         paths = paths_in(found, files)
-        changes = [one for one in found.changes() if paths is None or _is_below(one.path, paths)]
+        now = found.status(changes=True)
+        changes = [Change(treepath.from_json(row[0]), *row[1:]) for row in now["changes"]]
+        if paths is not None:
+            changes = [one for one in changes if _is_below(one.path, paths)]
         workspace = workspace_of(found.root)
         with history.open_repository(workspace.repository) as repository:
             shown = _differences(found, repository, changes)
@@ -52,7 +66,10 @@ def diff(
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
         return 130
-    if not count and not as_json:
+    if now["more"]:
+        words = f"{now['more']} more changed files are too many to be told of: commit in parts"
+        output.say(words, program=render.PROGRAM)
+    elif not count and not as_json:
         output.say(f"slot {found.name} has changed nothing", program=render.PROGRAM)
     return 0
 

@@ -152,6 +152,36 @@ def test_a_session_from_the_shell(ready: Path) -> None:
     assert (again.returncode, again.stdout) == (0, "")
     assert "no slot auth any more" in again.stderr
     assert git(ready, "status", "--porcelain") == ""
+    assert data_of(ok(other, "close", "--json"))["outcome"] == "removed"
+
+
+@pytest.mark.real
+def test_a_slot_whose_worktree_somebody_is_in_is_closed_and_its_directory_stays(
+    ready: Path,
+) -> None:
+    worktree = join(ready, "auth")
+    closing = f"cd {worktree} && {BONES} swarm close --no-artifact; echo $$"
+    done = subprocess.run(
+        ["sh", "-c", closing], cwd=ready, capture_output=True, text=True, check=True
+    )
+    assert f"process {done.stdout.strip()} has its working directory in it" in done.stderr
+    assert "`bones swarm reap` removes it" in done.stderr
+    assert worktree.exists()
+    assert "removed  auth" in ok(ready, "reap", "--yes")
+
+
+def test_a_shell_completes_the_names_of_slots(repo: Path) -> None:
+    make_slot(repo, "auth", {b"a": Node(b"1\n")})
+    make_slot(repo, "api", {b"a": Node(b"1\n")})
+    asked = {
+        "_BONES_COMPLETE": "complete_bash",
+        "COMP_WORDS": "bones swarm cwd --slot a",
+        "COMP_CWORD": "4",
+    }
+    done = subprocess.run(
+        [BONES], cwd=repo, capture_output=True, text=True, check=True, env={**os.environ, **asked}
+    )
+    assert done.stdout.split() == ["api", "auth"]
 
 
 @pytest.mark.real

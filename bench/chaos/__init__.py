@@ -1,4 +1,4 @@
-"""``bin/bench chaos owner|slotgc|start``: brute force against the promises, with witnesses.
+"""``bin/bench chaos owner|slotgc|start|trunk``: brute force against the promises, with witnesses.
 
 A campaign lets many processes work at once while they are stopped and killed at random, and
 afterwards asks witnesses that share no code with what they watch. Whoever is stopped or killed
@@ -12,7 +12,7 @@ import importlib
 import signal
 import sys
 
-CAMPAIGNS = ("owner", "slotgc", "start")
+CAMPAIGNS = ("owner", "slotgc", "start", "trunk")
 
 
 def main(arguments: list[str]) -> int:

@@ -44,8 +44,6 @@ def revert(root: Path, *words: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.real
 def test_what_a_check_in_did_is_undone_and_what_came_after_stays(hub: Hub, tmp_path: Path) -> None:
-    hub.start()
-    hub.wait_ready()
     checkout = Checkout(hub.workspace.repository, tmp_path / "stock/co")
     good = {
         b"f": Node(LINES),
@@ -66,6 +64,8 @@ def test_what_a_check_in_did_is_undone_and_what_came_after_stays(hub: Hub, tmp_p
     )
     later = {b"f": Node(LINES.replace(b"2", b"bad").replace(b"7", b"seven")), b"new": Node(b"n\n")}
     tip = checkout.commit(later, "later", "api")
+    hub.start()
+    hub.wait_ready()
     done = revert(hub.root, bad[:12])
     assert done.returncode == 0, done.stderr
     with open_repository(hub.workspace.repository) as trunk:
@@ -94,12 +94,12 @@ def test_what_a_check_in_did_is_undone_and_what_came_after_stays(hub: Hub, tmp_p
 
 @pytest.mark.real
 def test_what_others_have_built_on_is_refused_by_name(hub: Hub, tmp_path: Path) -> None:
-    hub.start()
-    hub.wait_ready()
     checkout = Checkout(hub.workspace.repository, tmp_path / "stock/co")
     checkout.commit({b"f": Node(LINES), b"g": Node(b"g\n")}, "good")
     bad = checkout.commit({b"f": Node(LINES.replace(b"2", b"bad")), b"g": Node(b"bad\n")}, "bad")
     later = checkout.commit({b"f": Node(LINES.replace(b"2", b"worse"))}, "later", "api")
+    hub.start()
+    hub.wait_ready()
     done = revert(hub.root, bad[:12])
     assert (done.returncode, done.stdout) == (1, "")
     assert f"f: both changed the same lines (api, {later[:10]})" in done.stderr

@@ -221,6 +221,7 @@ class Planner:
             if mine is None and there is not None:
                 plan.writes.append(Write(path, there[0], None, judged))
             return
+        changer = self._changer(path, deleted=there is None)
         plan.conflicts.append(
             Conflict(
                 path=path,
@@ -228,8 +229,8 @@ class Planner:
                 base_hash="" if was is None else was[1],
                 mine_hash="" if mine is None else mine[1],
                 theirs_hash="" if there is None else there[1],
-                theirs_checkin=self._changer(path).hash,
-                theirs_slot=self._changer(path).user,
+                theirs_checkin=changer.hash,
+                theirs_slot=changer.user,
             )
         )
 
@@ -278,8 +279,17 @@ class Planner:
         finally:
             os.close(parent)
 
-    def _changer(self, path: bytes) -> CheckinRow:
-        return self._repository.last_change(path, self._to.hash) or self._to
+    def _changer(self, path: bytes, *, deleted: bool) -> CheckinRow:
+        """Return who made *path* what trunk has, or has not.
+
+        Fossil notes no deletion of a file that the baseline of a delta manifest has not either.
+        """
+        if not deleted:
+            return self._repository.last_change(path, self._to.hash) or self._to
+        for one in reversed(self._repository.line(after=self._known.checkin, until=self._to.hash)):
+            if any(path == changed for changed, _old, _new in self._repository.changes(one.hash)):
+                return one
+        return self._to
 
 
 def _merged_kind(was: tuple[str, str] | None, mine: str, theirs: str) -> str:

@@ -25,6 +25,7 @@ from foundation import codec
 from foundation.control import LINE_LIMIT, encode
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
+from hub.wording import size
 
 # Not by the package's front, which would load them when they are first needed: in every leaf.
 from owner import joining, watching
@@ -46,6 +47,8 @@ LEASE_S = 15.0
 LEASE_VARIABLE = "BONES_LEASE_S"
 """Another time than :data:`LEASE_S`, for tests and for machines that stand still for long."""
 
+NEW_SLOT_BYTES = 2**30
+"""With less free on the disk no new slot is made; those there are go on."""
 _PROBES_LAST_S = 2.0
 _AGAIN_S = 0.02
 _QUIET_S = 0.5
@@ -212,12 +215,30 @@ async def take(
         await asyncio.sleep(_AGAIN_S)
 
 
+def require_room(directory: str) -> None:
+    """Refuse a new slot where little room is left.
+
+    Raises:
+        Unavailable: the disk of *directory* is all but full (``disk-full``).
+    """
+    room = os.statvfs(directory)
+    free_bytes = room.f_bavail * room.f_frsize
+    if free_bytes < NEW_SLOT_BYTES:
+        raise Unavailable(
+            f"{size(free_bytes)} are left on the disk of {directory}, and a new slot needs "
+            f"{size(NEW_SLOT_BYTES)}: free some, for example by `bones down` and removing old "
+            "rescues",
+            reason="disk-full",
+        )
+
+
 def _claim(workspace: Workspace, name: str) -> tuple[Taken | None, Leaf]:
     """Take the slot if nobody has it; return what was found otherwise."""
     directory = slot_directory(workspace, name)
     with Claim(workspace, name) as claim:
         was_there = os.path.lexists(directory)
         if not was_there:
+            require_room(workspace.bones)
             os.mkdir(directory, 0o700)
             hit("join.made")
         elif not is_own_directory(directory):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import nkeys
 
@@ -20,10 +20,10 @@ from hub import bus as buses
 from hub import commits
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Coroutine
 
     from foundation.workspace import Workspace
-    from hub.bus import Bus, Feed
+    from hub.bus import Ack, Bus, Feed
 
 REGISTER = "slots.request.register"
 LEAVE = "slots.request.leave"
@@ -35,6 +35,9 @@ _RETRY_FROM_S, _RETRY_TO_S = 0.1, 2.0
 _MOVED_EVERY_S = 2.0
 """How often a leaf without a connection looks whether the hub has come back elsewhere."""
 _LONG_S = 86_400.0
+_CLOSED_S = 0.01
+
+Result = TypeVar("Result")
 
 
 class Link:
@@ -111,28 +114,38 @@ class Link:
             Unavailable: no answer in time; it may have been carried out or not.
             Refused: this key may not ask that (``denied``).
         """
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + within_s
-        while True:
-            bus = await self._until_bus(deadline_s)
-            try:
-                answer = await bus.request(
-                    subject, payload, within_s=deadline_s - loop.time(), per_try_s=PER_TRY_S
-                )
-            except Unavailable as error:
-                if error.reason != "bus-closed" or loop.time() >= deadline_s:
-                    raise
-                await asyncio.sleep(0)  # its keeper is about to look for the next one
-            else:
-                return answer.data
+
+        async def ask(bus: Bus, left_s: float) -> bytes:
+            answer = await bus.request(subject, payload, within_s=left_s, per_try_s=PER_TRY_S)
+            return answer.data
+
+        return await self._over_any_bus(ask, within_s)
 
     async def publish(self, subject: str, payload: bytes, *, msg_id: str, within_s: float) -> None:
         """Store an event; on return it is on disk.
 
         Raises: as :meth:`hub.bus.Bus.publish`.
         """
-        bus = await self._until_bus(asyncio.get_running_loop().time() + within_s)
-        await bus.publish(subject, payload, msg_id=msg_id, within_s=within_s)
+
+        async def store(bus: Bus, left_s: float) -> Ack:
+            return await bus.publish(subject, payload, msg_id=msg_id, within_s=left_s)
+
+        await self._over_any_bus(store, within_s)
+
+    async def _over_any_bus(
+        self, act: Callable[[Bus, float], Coroutine[Any, Any, Result]], within_s: float
+    ) -> Result:
+        """Do *act*, given a connection and the seconds left; again if that was given up."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + within_s
+        while True:
+            bus = await self._until_bus(deadline_s)
+            try:
+                return await act(bus, deadline_s - loop.time())
+            except Unavailable as error:
+                if error.reason != "bus-closed" or loop.time() >= deadline_s:
+                    raise
+                await asyncio.sleep(_CLOSED_S)  # its keeper is about to look for the next one
 
     async def send(self, subject: str, payload: bytes, headers: dict[str, str]) -> None:
         """Publish without an acknowledgement; dropped where the hub is away."""

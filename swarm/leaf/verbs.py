@@ -9,6 +9,7 @@ from foundation import codec
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from hub.commits import Conflicted
+from hub.wording import several
 from slotgc import treepath
 from swarm.leaf.running import Running
 
@@ -27,7 +28,6 @@ _SETTLE_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _NAMED = 20
 """How many paths an event names."""
-_SHOWN = 5
 _CHANGES_BYTES = 200 * 1024
 
 
@@ -258,10 +258,9 @@ class Verbs:
                 reason="no-artifact",
             )
         if changed:
-            shown = ", ".join(treepath.show(path) for path in changed[:_SHOWN])
-            more = f" and {len(changed) - _SHOWN} more" if len(changed) > _SHOWN else ""
+            shown = several([treepath.show(path) for path in changed])
             raise Refused(
-                f"slot {name} has changes that are not committed ({shown}{more}): commit them, "
+                f"slot {name} has changes that are not committed ({shown}): commit them, "
                 "or close with --no-artifact or --result fail, and they are rescued",
                 reason="uncommitted",
             )

@@ -14,7 +14,9 @@ import pytest
 
 import swarm
 from foundation import codec
-from foundation.errors import Refused
+from foundation.errors import Refused, Unavailable
+from hub.commits import Conflicted
+from hub.repository import Repository
 from swarm import aio
 from swarm.slot import Slot, slot_at
 from tests.support import CODE, eventually, is_gone, kill
@@ -44,6 +46,123 @@ def test_a_commit_lands_what_was_changed_and_then_there_is_nothing_more(swarm_hu
     with pytest.raises(Refused) as caught:
         slot.commit("nothing")
     assert refusal(caught) == "nothing-to-commit"
+
+
+def test_what_others_changed_too_is_refused_with_its_place_and_touched_by_nobody(
+    swarm_hub: Hub,
+) -> None:
+    swarm_hub.wait_ready()
+    first = swarm.join(swarm_hub.root, "first")
+    second = swarm.join(swarm_hub.root, "second")
+    (Path(first.worktree) / "README").write_text("one\n")
+    (Path(second.worktree) / "README").write_text("two\n")
+    theirs = first.commit("one")
+    with pytest.raises(Conflicted) as caught:
+        second.commit("two")
+    (conflict,) = caught.value.conflicts
+    assert (conflict.path, conflict.theirs_slot) == (b"README", "first")
+    assert conflict.theirs_checkin == theirs.checkin
+    assert "README" in str(caught.value)
+    assert (Path(second.worktree) / "README").read_text() == "two\n"
+    with pytest.raises(Conflicted):
+        second.update()
+    done = second.update(markers=True)
+    assert (done.conflicted, done.checkin) == ((b"README",), theirs.checkin)
+    assert "<<<<<<<" in (Path(second.worktree) / "README").read_text()
+    eventually(lambda: "conflict" in [one.kind for one in events_of(swarm_hub.root, "second")])
+
+
+def test_edits_of_different_lines_go_together(swarm_hub: Hub) -> None:
+    first = swarm.join(swarm_hub.root, "first")
+    lines = [f"line {number}\n" for number in range(20)]
+    (Path(first.worktree) / "long").write_text("".join(lines))
+    first.commit("a long file")
+    second = swarm.join(swarm_hub.root, "second")
+    (Path(first.worktree) / "long").write_text("".join(["first\n", *lines[1:]]))
+    (Path(second.worktree) / "long").write_text("".join([*lines[:-1], "second\n"]))
+    first.commit("the first line")
+    landed = second.commit("the last line")
+    assert landed.merged == (b"long",)
+    both = "".join(["first\n", *lines[1:-1], "second\n"])
+    assert (Path(second.worktree) / "long").read_text() == both
+    assert (first.update().files, second.changes()) == (1, ())
+    assert (Path(first.worktree) / "long").read_text() == both
+
+
+@pytest.mark.faults
+def test_a_commit_that_was_not_answered_lands_once(swarm_hub: Hub) -> None:
+    swarm_hub.wait_ready()
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    trunk = int(swarm_hub.child("trunk")["pid"])
+    kill(trunk, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable, match="not known") as caught:
+            slot.commit("patience", timeout_s=0.3)
+        assert caught.value.reason == "commit-unknown"
+        assert len(slot.status()["pending"]) == 32
+    finally:
+        kill(trunk, signal.SIGCONT)
+    landed = slot.commit("patience")
+    assert landed.message == "patience"
+    assert slot.status()["pending"] == ""
+    with Repository(swarm_hub.workspace.repository) as trunk_now:
+        comments = [one.comment for one in trunk_now.line()]
+    assert comments.count("patience") == 1
+
+
+@pytest.mark.faults
+def test_a_commit_whose_leaf_was_killed_lands_once(swarm_hub: Hub) -> None:
+    swarm_hub.wait_ready()
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    trunk = int(swarm_hub.child("trunk")["pid"])
+    kill(trunk, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable):
+            slot.commit("cut off", timeout_s=0.3)
+        kill(slot.info["pid"])
+    finally:
+        kill(trunk, signal.SIGCONT)
+    revived = swarm.join(swarm_hub.root, "alpha")
+    try:
+        revived.commit("cut off")
+    except Refused as error:
+        assert error.reason == "nothing-to-commit"  # noqa: PT017 - either is right
+    assert revived.changes() == ()
+    with Repository(swarm_hub.workspace.repository) as trunk_now:
+        comments = [one.comment for one in trunk_now.line()]
+    assert comments.count("cut off") == 1
+
+
+def test_a_leaf_tells_of_itself_while_a_commit_waits(swarm_hub: Hub) -> None:
+    swarm_hub.wait_ready()
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    trunk = int(swarm_hub.child("trunk")["pid"])
+
+    async def both() -> str:
+        landing = asyncio.create_task(asyncio.to_thread(slot.commit, "waiting"))
+        try:
+            while not (await asyncio.to_thread(slot.status))["pending"]:
+                assert not landing.done()
+        finally:
+            kill(trunk, signal.SIGCONT)
+        return (await landing).message
+
+    kill(trunk, signal.SIGSTOP)
+    assert asyncio.run(both()) == "waiting"
+
+
+@pytest.mark.faults
+def test_a_slot_whose_end_cannot_be_told_stays_open(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    swarm_hub.stop("--force")
+    with pytest.raises(Unavailable) as caught:
+        slot.close(artifact=False, timeout_s=0.3)
+    assert caught.value.reason == "hub-away"
+    swarm_hub.start()
+    assert slot.close(artifact=False).outcome == "removed"
 
 
 def test_a_commit_needs_a_message_and_paths_of_its_own_slot(swarm_hub: Hub) -> None:

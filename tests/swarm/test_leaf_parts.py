@@ -1,0 +1,122 @@
+"""The parts of a leaf that need no hub."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from types import SimpleNamespace
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foundation.errors import HubError, Unavailable
+from foundation.workspace import Workspace
+from swarm.leaf import joining
+from swarm.leaf.agent import MESSAGE_BYTES, Agent
+from swarm.leaf.announcing import KEPT, Announcer
+from swarm.leaf.life import NEXT, SERVING
+from swarm.leaf.link import Link
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from swarm.leaf.life import LifeEvent
+
+ANY_TIME: tuple[LifeEvent, ...] = ("hub-lost", "hub-back", "lost", "end")
+"""What comes from outside comes when it likes."""
+
+
+def test_what_comes_from_outside_is_foreseen_in_every_phase() -> None:
+    for phase in {*NEXT.values(), *(before for before, _event in NEXT)}:
+        for event in ANY_TIME:
+            assert (phase, event) in NEXT, (phase, event)
+
+
+def test_nothing_leads_back_from_a_lost_slot() -> None:
+    for (phase, _event), after in NEXT.items():
+        if phase in ("lost", "gone", "ended"):
+            assert after not in SERVING
+            assert after != "closing"
+
+
+def test_a_leaf_away_from_its_hub_keeps_its_latest_events_and_no_more(tmp_path: Path) -> None:
+    async def fill() -> int:
+        link = Link(Workspace(str(tmp_path)), "alpha", on_change=print, on_superseded=print)
+        events = Announcer(link, "alpha", print)
+        for number in range(KEPT + 500):
+            events.announce("updated", number=number)
+        assert not await events.flush(0.01)
+        with pytest.raises(Unavailable):
+            await events.tell("closed", within_s=0.01)
+        return events.waiting
+
+    assert asyncio.run(fill()) == KEPT
+
+
+def test_without_a_hub_a_request_says_how_to_have_one(tmp_path: Path) -> None:
+    async def ask() -> None:
+        link = Link(Workspace(str(tmp_path)), "alpha", on_change=print, on_superseded=print)
+        await link.request("trunk.request.commit.alpha", b"", within_s=0.01)
+
+    with pytest.raises(HubError, match="hub start --detach"):
+        asyncio.run(ask())
+
+
+def test_no_slot_is_made_on_a_disk_that_is_all_but_full(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    joining.require_room(str(tmp_path))
+    full = SimpleNamespace(f_bavail=1000, f_frsize=4096)
+    monkeypatch.setattr(os, "statvfs", lambda _path: full)
+    with pytest.raises(Unavailable, match=r"3\.9 MiB are left"):
+        joining.require_room(str(tmp_path))
+
+
+def output_of(script: str, directory: Path) -> tuple[int, list[tuple[int, bytes]]]:
+    """Run *script*; return its exit status and the pieces of its output."""
+
+    async def run() -> tuple[int, list[tuple[int, bytes]]]:
+        pieces: list[tuple[int, bytes]] = []
+        agent = Agent(
+            ["/bin/sh", "-c", script],
+            environment=dict(os.environ),
+            umask=0o027,
+            directory=str(directory),
+            lines=lambda whole, first: pieces.append((first, whole)),
+        )
+        return await agent.wait(), pieces
+
+    return asyncio.run(run())
+
+
+def test_output_comes_as_whole_lines_with_their_numbers(tmp_path: Path) -> None:
+    script = "for n in 1 2 3; do printf 'half '; printf 'line %s\\n' $n; done; printf 'the rest'"
+    status, pieces = output_of(script, tmp_path)
+    assert status == 0
+    assert b"".join(whole for _first, whole in pieces) == (
+        b"half line 1\nhalf line 2\nhalf line 3\nthe rest\n"
+    )
+    number = 1
+    for first, whole in pieces:
+        assert first == number
+        assert whole.endswith(b"\n")
+        number += whole.count(b"\n")
+
+
+def test_much_output_comes_in_messages_that_the_bus_takes(tmp_path: Path) -> None:
+    script = f"head -c {3 * MESSAGE_BYTES} /dev/zero | tr '\\0' x; seq 20000"
+    _status, pieces = output_of(script, tmp_path)
+    assert max(len(whole) for _first, whole in pieces) <= MESSAGE_BYTES
+    said = b"".join(whole for _first, whole in pieces).replace(b"\n", b"")
+    numbers = b"".join(b"%d" % number for number in range(1, 20001))
+    assert said == b"x" * 3 * MESSAGE_BYTES + numbers
+
+
+def test_what_an_agent_left_running_ends_with_it(tmp_path: Path) -> None:
+    status, pieces = output_of("trap '' TERM; sleep 1000 & echo started; exit 7", tmp_path)
+    assert (status, pieces) == (7, [(1, b"started\n")])
+
+
+def test_an_agent_s_files_have_the_modes_of_whoever_ran_it(tmp_path: Path) -> None:
+    output_of("echo x > made", tmp_path)
+    assert (tmp_path / "made").stat().st_mode & 0o777 == 0o640

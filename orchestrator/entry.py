@@ -23,7 +23,7 @@ PLAIN: dict[str, Form] = {
         "-m": ("message", str),
         "--message": ("message", str),
         NAMES: ("name",),
-        NEEDED: "name",
+        NEEDED: ("name",),
     },
     "apply": {**_ROOT, "--branch": ("branch", str), "--dry-run": ("dry_run", FLAG)},
 }

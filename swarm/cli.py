@@ -264,11 +264,11 @@ def run(
 
     Example:  bones swarm run --slot auth --commit-on-exit -- ./agent --task keys
     """
-    from swarm.work_verbs import run as run_agent  # noqa: PLC0415
+    from swarm.running import run as run_agent  # noqa: PLC0415
 
     sys.exit(
         run_agent(
-            command,
+            command=command,
             slot=slot,
             root=root,
             task=task,

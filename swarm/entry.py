@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 
-from swarm.plain import FILES, FLAG, NEEDED, parse
+from swarm.plain import FILES, FLAG, NEEDED, REST, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,22 +20,34 @@ if TYPE_CHECKING:
 
 _SLOT: Form = {"--root": ("root", str), "--json": ("as_json", FLAG), "--slot": ("slot", str)}
 PLAIN: dict[str, Form] = {
-    "join": {**_SLOT, "--task": ("task", str), NEEDED: "slot"},
+    "join": {**_SLOT, "--task": ("task", str), NEEDED: ("slot",)},
     "commit": {
         **_SLOT,
         "-m": ("message", str),
         "--message": ("message", str),
         FILES: "files",
-        NEEDED: "message",
+        NEEDED: ("message",),
     },
     "update": {**_SLOT, "--markers": ("markers", FLAG)},
     "status": _SLOT,
     "cwd": _SLOT,
+    "diff": {**_SLOT, FILES: "files"},
     "close": {
         **_SLOT,
         "--result": ("result", ("success", "fail")),
         "--no-artifact": ("no_artifact", FLAG),
         "--summary": ("summary", str),
+    },
+    "run": {
+        **_SLOT,
+        "--task": ("task", str),
+        "--commit-on-exit": ("commit_on_exit", FLAG),
+        "-m": ("message", str),
+        "--message": ("message", str),
+        "--no-artifact": ("no_artifact", FLAG),
+        "--keep": ("keep", FLAG),
+        REST: "command",
+        NEEDED: ("slot", "command"),
     },
 }
 
@@ -56,6 +68,14 @@ def main(arguments: list[str]) -> None:
 
 def run(verb: str, options: dict[str, Any]) -> int:
     """Call *verb* and return its exit code."""
+    if verb == "run":
+        from swarm import running  # noqa: PLC0415
+
+        return running.run(**options)
+    if verb == "diff":
+        from swarm import work_verbs  # noqa: PLC0415
+
+        return work_verbs.diff(**options)
     from swarm import verbs  # noqa: PLC0415
 
     return int(getattr(verbs, verb)(**options))

@@ -3,7 +3,8 @@
 A form is a dict: an option's spelling → (field, kind), where the kind is :data:`FLAG`, ``str``,
 :data:`COUNT` or a tuple of the texts that are allowed. :data:`FILES` in place of a spelling names
 the field that takes all arguments that are no options; :data:`NAMES` those that take one each;
-:data:`NEEDED` a field without which the form is not plain.
+:data:`REST` the one that takes a command line: the first such argument and all that follows.
+:data:`NEEDED` names the fields without which the form is not plain.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     Form = dict[object, Any]
 
 FLAG, COUNT = object(), object()
-FILES, NAMES, NEEDED = object(), object(), object()
+FILES, NAMES, REST, NEEDED = object(), object(), object(), object()
 
 _MOST_DIGITS = 9
 
@@ -30,6 +31,10 @@ def parse(arguments: list[str], forms: dict[str, Form]) -> tuple[str, dict[str, 
     others: list[str] = []
     rest = iter(arguments[1:])
     for argument in rest:
+        if REST in form and (argument == "--" or not argument.startswith("-")):
+            command = [] if argument == "--" else [argument]
+            options[form[REST]] = [*command, *rest]
+            break
         if not argument.startswith("-"):
             others.append(argument)
             continue
@@ -51,7 +56,7 @@ def parse(arguments: list[str], forms: dict[str, Form]) -> tuple[str, dict[str, 
             options.update(zip(names, others, strict=False))
         else:
             return None
-    return None if NEEDED in form and form[NEEDED] not in options else (arguments[0], options)
+    return (arguments[0], options) if all(map(options.get, form.get(NEEDED, ()))) else None
 
 
 def _value(kind: Any, value: str | None, rest: Iterator[str]) -> Any:

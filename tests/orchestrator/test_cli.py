@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from typer.testing import CliRunner
 
 from foundation.workspace import Workspace
+from orchestrator.cli import app
 from slotgc.pruning import prune
 from tests.slotgc.leaves import leaf
 from tests.slotgc.worktrees import Node, make_slot, plant
@@ -54,9 +56,17 @@ def checkout(seeded: Path, tmp_path: Path) -> Checkout:
     return Checkout(Workspace(str(seeded)).repository, tmp_path / "stock/co")
 
 
+def help_of(*words: str) -> str:
+    shown = CliRunner().invoke(
+        app, [*words, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"}
+    )
+    assert shown.exit_code == 0
+    return shown.output
+
+
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_a_screen_of_help_with_an_example(verb: str) -> None:
-    text = bones(CODE, verb, "--help", COLUMNS="80").stdout
+    text = help_of(verb)
     assert "Example:  bones " in text
     assert "--json" in text
     assert "--root" in text
@@ -64,7 +74,7 @@ def test_every_verb_has_a_screen_of_help_with_an_example(verb: str) -> None:
 
 
 def test_the_help_names_every_verb_whole_and_every_exit_code() -> None:
-    text = bones(CODE, "--help", COLUMNS="80").stdout
+    text = help_of()
     for verb in VERBS:
         (line,) = [line for line in text.splitlines() if line.startswith(f"  {verb} ")]
         assert not line.endswith("...")

@@ -15,7 +15,7 @@ from orchestrator import cli as bones_cli
 from orchestrator import entry as bones_entry
 from orchestrator import trunk_verbs
 from orchestrator import verbs as bones_verbs
-from swarm import cli, entry, plain, verbs
+from swarm import cli, entry, plain, running, verbs, work_verbs
 from tests.hub.test_cli import SLOW_MODULES
 from tests.support import CODE
 
@@ -52,17 +52,25 @@ DEFAULTS: dict[str, Any] = {
 
 def needed(form: plain.Form) -> list[str]:
     """Return words without which the verb is not plain."""
-    field = form.get(plain.NEEDED)
     for flag, value in form.items():
-        if isinstance(flag, str) and value[0] == field:
+        if isinstance(flag, str) and value[0] in form.get(plain.NEEDED, ()):
             return [flag, VALUES[flag]]
-    return ["1a2b"] if field else []
+    return []
+
+
+def operand(form: plain.Form) -> list[str]:
+    """Return the arguments that are no options, without which the verb is not plain."""
+    for kind, words in ((plain.NAMES, ["1a2b"]), (plain.REST, ["sh", "-c", "--json", "--", ""])):
+        names = form.get(kind, ())
+        if {names, *names} & {*form.get(plain.NEEDED, ())}:
+            return words
+    return []
 
 
 def combinations(forms: dict[str, plain.Form]) -> list[list[str]]:
     found = []
     for verb, form in forms.items():
-        first = needed(form)
+        first, last = needed(form), operand(form)
         taken = form[first[0]][0] if first and first[0] in form else ""
         flags = [flag for flag in form if isinstance(flag, str) and form[flag][0] != taken]
         for count in range(min(len(flags), 2) + 1):
@@ -70,10 +78,10 @@ def combinations(forms: dict[str, plain.Form]) -> list[list[str]]:
                 if len({form[flag][0] for flag in chosen}) < count:
                     continue
                 given = [[flag, VALUES[flag]] if flag in VALUES else [flag] for flag in chosen]
-                found.append([verb, *first, *itertools.chain(*given)])
+                found.append([verb, *first, *itertools.chain(*given), *last])
                 if any(len(one) > 1 and one[0].startswith("--") for one in given):
                     joined = [["=".join(one)] if one[0].startswith("--") else one for one in given]
-                    found.append([verb, *first, *itertools.chain(*joined)])
+                    found.append([verb, *first, *itertools.chain(*joined), *last])
     return found
 
 
@@ -105,15 +113,28 @@ def called_by_library(
     [
         (arguments, app, module, forms)
         for app, module, forms, more in (
+            (cli.app, work_verbs, {"diff": entry.PLAIN["diff"]}, [["diff", "a", "--json", "b"]]),
+            (
+                cli.app,
+                running,
+                {"run": entry.PLAIN["run"]},
+                [
+                    ["run", "--slot", "a", "--", "x"],
+                    ["run", "--slot", "a", "--", "--", "x"],
+                    ["run", "--slot", "a", "--", "-x", "--slot", "b"],
+                    ["run", "--keep", "--slot", "a", "x", "--", "y", "--json"],
+                    ["run", "--slot", "a", "--", ""],
+                ],
+            ),
             (
                 cli.app,
                 verbs,
-                entry.PLAIN,
+                {name: form for name, form in entry.PLAIN.items() if name not in ("diff", "run")},
                 [
                     ["commit", "-m", "x", "a", "b/c"],
                     ["commit", "a", "--message=x", "b c", "--json"],
                     ["commit", "\udcff", "-m", "\udcfe"],
-                    ["commit", "-m", "", ""],
+                    ["commit", "-m", "x", ""],
                 ],
             ),
             (
@@ -174,8 +195,12 @@ def test_both_make_the_same_call(
         ["update", "a"],
         ["status", "--all"],
         ["cwd", "auth"],
-        ["diff"],
-        ["run", "--slot", "a", "--", "true"],
+        ["commit", "-m", ""],
+        ["run", "--slot", "a"],
+        ["run", "--slot", "a", "--"],
+        ["run", "--", "true"],
+        ["run", "true", "--slot", "a"],
+        ["reap"],
         ["rescue", "ls"],
     ],
     ids=repr,
@@ -215,7 +240,7 @@ def test_what_else_bones_is_asked_is_left_to_the_library(arguments: list[str]) -
 def test_a_plain_verb_loads_nothing_slow() -> None:
     program = (
         f"import sys; sys.path.insert(0, {str(CODE)!r}); import orchestrator.entry, swarm.entry, "
-        "swarm.verbs, swarm.slot, swarm.which; print(' '.join(sys.modules))"
+        "swarm.verbs, swarm.running, swarm.which; print(' '.join(sys.modules))"
     )
     done = subprocess.run(
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True

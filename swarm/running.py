@@ -1,0 +1,123 @@
+"""The verb run: an agent in a slot of its own. Join, run, close, exit code.
+
+A hundred of them may begin at once, so nothing is loaded that the agent does not need.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from foundation.errors import HubError, Refused
+from hub import output
+from hub.commits import Conflicted
+from hub.render import printable
+from swarm import render
+from swarm.slot import join
+from swarm.verbs import Progress, show_conflict
+from swarm.which import workspace_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from swarm.slot import Ran, Slot
+
+_SIGNALLED = 128
+
+
+def run(
+    *,
+    command: list[str],
+    slot: str,
+    root: str | None = None,
+    task: str = "",
+    commit_on_exit: bool = False,
+    message: str = "",
+    no_artifact: bool = False,
+    keep: bool = False,
+    as_json: bool = False,
+) -> int:
+    """Join a slot, run *command* in it, close it by how that ended; return the exit code."""
+    verb = "swarm.run"
+    progress = Progress()
+    try:
+        joined = join(workspace_of(root).root, slot, task, progress=progress)
+        progress.end()
+        message = message or task or f"work of {slot}"
+        ran = joined.run(
+            command,
+            commit_on_exit=commit_on_exit,
+            message=message,
+            output=_tell if as_json else _show,
+        )
+        if commit_on_exit and not ran.checkin:
+            ran = ran.replace(checkin=_committed(joined, message))
+        code = ran.status if ran.status >= 0 else _SIGNALLED - ran.status
+        refused = "" if keep else _close(joined, ran, artifact=not no_artifact)
+    except Conflicted as error:
+        way_out = f"slot {slot} stays: `bones swarm update --markers --slot {slot}`, then commit"
+        return show_conflict(verb, error, way_out, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say(
+            f"interrupted: the agent is ended, slot {slot} stays joined", program=render.PROGRAM
+        )
+        return 130
+    finally:
+        progress.end()
+    if as_json:
+        output.print_data(
+            verb,
+            {"slot": slot, "status": ran.status, "checkin": ran.checkin, "refused": refused},
+        )
+    elif refused:
+        output.say(
+            printable(f"the agent ended well, but it was no success: {refused}"),
+            program=render.PROGRAM,
+        )
+    return code or (1 if refused else 0)
+
+
+def _show(lines: list[str]) -> None:
+    """Show what the agent says, as it says it."""
+    output.line("\n".join(lines))
+
+
+def _tell(lines: list[str]) -> None:
+    """Show it where it is not in the way of JSON."""
+    if sys.stderr is not None:
+        sys.stderr.write("".join(f"{line}\n" for line in lines))
+        sys.stderr.flush()
+
+
+def _committed(slot: Slot, message: str) -> str:
+    """Commit what the leaf could not, which says why; "" if nothing was left to commit.
+
+    Raises: as :meth:`swarm.slot.Slot.commit`.
+    """
+    try:
+        return slot.commit(message).checkin
+    except Refused as error:
+        if error.reason != "nothing-to-commit":
+            raise
+        return ""
+
+
+def _close(slot: Slot, ran: Ran, *, artifact: bool) -> str:
+    """Close *slot* by how its agent has ended; return why a success was refused, "" if it was not.
+
+    Work that is refused as a success is closed as failed, and so rescued, not left lying.
+    """
+    summary = f"ended with status {ran.status}"
+    if ran.status:
+        output.show(render.closed(slot.close("fail", summary=summary), as_json=False))
+        return ""
+    try:
+        done = slot.close("success", artifact=artifact, summary=summary)
+    except Refused as error:
+        if error.reason not in ("no-artifact", "uncommitted"):
+            raise
+        done = slot.close("fail", summary=f"{summary}, but {error}")
+        output.show(render.closed(done, as_json=False))
+        return str(error)
+    output.show(render.closed(done, as_json=False))
+    return ""

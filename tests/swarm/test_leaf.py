@@ -48,16 +48,13 @@ def test_a_join_makes_a_slot_with_a_living_leaf_and_a_second_one_finds_it(swarm_
     assert again.info["task"] == "a task"
     assert (Path(first.worktree) / "README").read_text() == "hello\n"
     assert state_of(first) == LIVE
+    with pytest.raises(Refused, match="cannot name a slot"):
+        swarm.join(swarm_hub.root, "../alpha")
 
 
 def test_a_join_without_a_hub_names_the_way_out(hub: Hub) -> None:
     with pytest.raises(NotRunning, match="hub start --detach"):
         swarm.join(hub.root, "alpha")
-
-
-def test_a_slot_may_not_be_called_what_is_no_name(swarm_hub: Hub) -> None:
-    with pytest.raises(Refused, match="cannot name a slot"):
-        swarm.join(swarm_hub.root, "../alpha")
 
 
 def test_a_killed_leaf_leaves_its_work_and_the_next_join_goes_on_with_it(swarm_hub: Hub) -> None:

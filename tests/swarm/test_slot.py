@@ -165,20 +165,7 @@ def test_a_slot_whose_end_cannot_be_told_stays_open(swarm_hub: Hub) -> None:
     assert slot.close(artifact=False).outcome == "removed"
 
 
-def test_a_commit_needs_a_message_and_paths_of_its_own_slot(swarm_hub: Hub) -> None:
-    slot = swarm.join(swarm_hub.root, "alpha")
-    with pytest.raises(Refused) as caught:
-        slot.commit(" \n")
-    assert refusal(caught) == "no-message"
-    for path in ("/etc/passwd", "../../../../README", ".git/config", ".fslckout"):
-        with pytest.raises(Refused) as caught:
-            slot.commit("m", [path])
-        assert refusal(caught) == "not-in-slot"
-
-
-def test_a_path_may_be_named_from_anywhere_and_through_a_link(
-    swarm_hub: Hub, tmp_path: Path
-) -> None:
+def test_paths_are_of_the_slot_however_they_are_named(swarm_hub: Hub, tmp_path: Path) -> None:
     slot = swarm.join(swarm_hub.root, "alpha")
     (tmp_path / "link").symlink_to(slot.worktree)
     (Path(slot.worktree) / "a link").symlink_to("/etc")
@@ -186,10 +173,13 @@ def test_a_path_may_be_named_from_anywhere_and_through_a_link(
     assert slot.path_of(tmp_path / "link/src/a.py") == b"src/a.py"
     assert slot.path_of("a link") == b"a link"
     assert slot.path_of(slot.worktree) == b"."
-
-
-def test_the_slot_is_found_from_a_directory_in_it(swarm_hub: Hub) -> None:
-    slot = swarm.join(swarm_hub.root, "alpha")
+    for path in ("/etc/passwd", "../../../../README", ".git/config", ".fslckout"):
+        with pytest.raises(Refused) as caught:
+            slot.commit("m", [path])
+        assert refusal(caught) == "not-in-slot"
+    with pytest.raises(Refused) as caught:
+        slot.commit(" \n")
+    assert refusal(caught) == "no-message"
     assert slot_at(f"{slot.worktree}/src") == (str(swarm_hub.root), "alpha")
     assert slot_at(slot.directory) == (str(swarm_hub.root), "alpha")
     assert slot_at(swarm_hub.root) is None
@@ -213,8 +203,10 @@ def test_success_needs_a_commit_and_nothing_left_behind(swarm_hub: Hub) -> None:
     assert is_gone(slot.info["pid"])
     assert not os.path.exists(slot.directory)
     assert slot.close().outcome == "gone"
-    last = events_of(swarm_hub.root, "alpha")[-1]
-    assert last.kind == "closed"
+    assert events_of(swarm_hub.root, "alpha")[-1].kind == "closed"
+    again = swarm.join(swarm_hub.root, "alpha")
+    assert again.info["epoch"] > slot.info["epoch"]
+    assert not again.info["revived"]
 
 
 def test_what_a_closed_slot_had_not_committed_is_rescued(swarm_hub: Hub) -> None:
@@ -234,14 +226,6 @@ def test_a_slot_in_which_somebody_works_is_closed_and_stays(swarm_hub: Hub) -> N
         shell.kill()
     assert closed.outcome == "kept"
     assert str(shell.pid) in closed.reason
-
-
-def test_a_closed_slot_can_be_joined_again(swarm_hub: Hub) -> None:
-    first = swarm.join(swarm_hub.root, "alpha")
-    first.close(artifact=False)
-    second = swarm.join(swarm_hub.root, "alpha")
-    assert second.info["epoch"] > first.info["epoch"]
-    assert not second.info["revived"]
 
 
 @pytest.mark.faults
@@ -273,15 +257,11 @@ def test_an_agent_runs_in_the_worktree_and_what_it_says_is_heard(swarm_hub: Hub)
     assert slot.status()["landed"] == ran.checkin != ""
     assert slot.changes() == ()
     assert "oops\n" in (Path(slot.directory) / "leaf.log").read_text()
-    kinds = [one.kind for one in events_of(swarm_hub.root, "alpha")]
-    assert kinds == ["joined", "run-started", "run-ended"]
-
-
-def test_a_program_that_is_none_is_refused(swarm_hub: Hub) -> None:
-    slot = swarm.join(swarm_hub.root, "alpha")
     with pytest.raises(Refused) as caught:
         slot.run(["no-such-program"])
     assert refusal(caught) == "not-executable"
+    kinds = [one.kind for one in events_of(swarm_hub.root, "alpha")]
+    assert kinds == ["joined", "run-started", "run-ended"]
 
 
 RUN = """

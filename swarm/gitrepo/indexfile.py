@@ -8,15 +8,14 @@ the kernel tells, by refusing a lease on it.
 from __future__ import annotations
 
 import ctypes
-import fcntl
 import os
-import stat
+from operator import is_not
 
 from foundation.atomic import write_all
 from foundation.failpoint import hit
 from slotgc.base import TICK_NS
 from swarm.gitrepo.index import Index, NeedsGit, Stamp, smudged, stamp_of
-from swarm.gitrepo.places import OURS
+from swarm.gitrepo.places import OURS, cut, open_spare
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -33,8 +32,6 @@ _NS = 1_000_000_000
 _COARSE_TICK_NS = 3 * _NS
 _WORD = 0xFFFFFFFF
 _LARGEST = 1 << 30
-_F_SETSIG = 10
-_SIGURG = 23
 _RENAME_EXCHANGE = 2
 _libc = ctypes.CDLL(None)
 
@@ -208,74 +205,38 @@ class IndexFile:
 
     def _write(self, at: Places, pieces: list[bytes], second_ns: int) -> Written:
         """Write the spare file: what differs in it, or all."""
-        fd, before = self._open_spare(at)
+        spare, self._spare = self._spare, None
+        fd, reused = open_spare(_SPARE, at.git)
         try:
-            size = _write_different(fd, before, pieces)
+            same = reused and spare is not None and spare.known == _known(os.fstat(fd))
+            before = spare.pieces if spare is not None and same else []
+            _write_different(fd, before, pieces)
             # As old as this second's beginning: git compares whatever changed since.
             os.utime(fd, ns=(second_ns, second_ns))
             found = os.fstat(fd)
         finally:
             os.close(fd)
-        assert found.st_size == size
         return Written(_known(found), pieces)
-
-    def _open_spare(self, at: Places) -> tuple[int, list[bytes]]:
-        """Return a descriptor of the spare file, and what stands in it as far as known."""
-        spare, self._spare = self._spare, None
-        flags = os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC
-        try:
-            fd = os.open(_SPARE, flags | os.O_NONBLOCK, dir_fd=at.git)
-        except FileNotFoundError:
-            pass
-        except OSError:  # a link, or not ours to write
-            os.unlink(_SPARE, dir_fd=at.git)
-        else:
-            found = os.fstat(fd)
-            if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and _is_unread(fd):
-                same = spare is not None and spare.known == _known(found)
-                return fd, spare.pieces if spare is not None and same else []
-            os.close(fd)
-            os.unlink(_SPARE, dir_fd=at.git)
-        return os.open(_SPARE, flags | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=at.git), []
 
 
 def _known(found: os.stat_result) -> Known:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _write_different(fd: int, before: list[bytes], pieces: list[bytes]) -> int:
-    """Write *pieces* over *before*, but for those that stand there; return their length."""
-    size = sum(map(len, pieces))
-    moved = len(before) != len(pieces) or sum(map(len, before)) != size
-    at = 0
-    for turn, piece in enumerate(pieces):
-        there = before[turn] if turn < len(before) else None
-        if piece is there:
-            at += len(piece)
-        elif moved or there is None or len(there) != len(piece):  # all after it stands elsewhere
-            os.lseek(fd, at, os.SEEK_SET)
-            write_all(fd, b"".join(pieces[turn:]))
-            break
-        else:
-            os.pwrite(fd, piece, at)
-            at += len(piece)
-    os.ftruncate(fd, size)
-    return size
-
-
-def _is_unread(fd: int) -> bool:
-    """Tell whether nobody else has the file behind *fd* open, or mapped.
-
-    The kernel grants a write lease for no other file. Given back at once: who opens it later does
-    so by the name of the spare. A break in between sends a signal, which is to be a harmless one.
-    """
-    try:
-        fcntl.fcntl(fd, _F_SETSIG, _SIGURG)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
-        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
-    except OSError:  # somebody has, or this file system has no leases
-        return False
-    return True
+def _write_different(fd: int, before: list[bytes], pieces: list[bytes]) -> None:
+    """Write *pieces* over *before*, but for those that stand there."""
+    differing = [turn for turn, differs in enumerate(map(is_not, before, pieces)) if differs]
+    replaced = len(before) == len(pieces) and all(
+        len(before[turn]) == len(pieces[turn]) for turn in differing
+    )
+    if replaced:
+        for turn in differing:
+            os.pwrite(fd, pieces[turn], sum(map(len, pieces[:turn])))
+    else:  # from the first on all stands elsewhere
+        first = differing[0] if differing else min(len(before), len(pieces))
+        os.lseek(fd, sum(map(len, pieces[:first])), os.SEEK_SET)
+        write_all(fd, b"".join(pieces[first:]))
+    cut(fd, sum(map(len, pieces)))
 
 
 def _exchange(git: int, spare: str, live: str) -> None:

@@ -1,7 +1,4 @@
-"""Git objects: their names, and a pack of new ones.
-
-A record's objects go into one small pack instead of a loose file each: two files to make rather
-than five, and none of the 256 directories, each of which costs as much as a file.
+"""Git objects as bytes: their names, how they stand in a pack, a pack's index. Pure.
 
 Source: gitformat-pack(5). No deltas: each entry stands for itself, wherever it is put.
 """
@@ -9,21 +6,21 @@ Source: gitformat-pack(5). No deltas: each entry stands for itself, wherever it 
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 import zlib
 from functools import partial
 from itertools import accumulate
 from typing import NamedTuple
 
-from foundation.atomic import write_all
 from foundation.errors import Refused
-from foundation.failpoint import hit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
+
+    Row = tuple[bytes, bytes, bytes]
+    """Name, CRC-32 and offset of an object in a pack."""
 
 BLOB, TREE, COMMIT, TAG = b"blob", b"tree", b"commit", b"tag"
 TYPES = {COMMIT: 1, TREE: 2, BLOB: 3, TAG: 4}
@@ -78,64 +75,45 @@ def format_named(name: str) -> Format:
         ) from None
 
 
-class Pack:
-    """New objects, until they are written."""
+def entry(kind: bytes, content: bytes) -> bytes:
+    """Return an object as it stands in a pack."""
+    return _header(TYPES[kind], len(content)) + _deflated(content)
 
-    def __init__(self, form: Format) -> None:
-        """Begin with none."""
-        self._form = form
-        self._entries: dict[bytes, bytes] = {}
 
-    def __len__(self) -> int:
-        return len(self._entries)
+def content_of(packed: bytes) -> bytes:
+    """Return the content of an object that :func:`entry` packed."""
+    at = 0
+    while packed[at] & 128:
+        at += 1
+    return zlib.decompress(packed[at + 1 :])
 
-    def add(self, kind: bytes, content: bytes) -> bytes:
-        """Take an object in; return its name, raw."""
-        name = self._form.name_of(kind, content)
-        if name not in self._entries:
-            self._entries[name] = _header(TYPES[kind], len(content)) + _deflated(content)
-        return name
 
-    def get(self, name: bytes) -> bytes | None:
-        """Return the content of an object that was taken in and is not written yet."""
-        entry = self._entries.get(name)
-        if entry is None:
-            return None
-        at = 0
-        while entry[at] & 128:
-            at += 1
-        return zlib.decompress(entry[at + 1 :])
+def pack_header(count: int) -> bytes:
+    """Return what a pack of *count* objects begins with: 12 bytes."""
+    return _PACK_MAGIC + (_PACK_VERSION << 32 | count).to_bytes(8, "big")
 
-    def write(self, pack_fd: int) -> str:
-        """Write what was taken in to ``objects/pack``, open as *pack_fd*, and forget it.
 
-        Returns the pack's name (``pack-HASH``), "" if there was nothing to write. The pack counts
-        once its index is there: killed in between, it is a file that nobody reads.
-        """
-        if not self._entries:
-            return ""
-        pieces = [_PACK_MAGIC, (_PACK_VERSION << 32 | len(self._entries)).to_bytes(8, "big")]
-        at = 12
-        rows = []
-        for name, entry in self._entries.items():
-            rows.append((name, zlib.crc32(entry), at))
-            pieces.append(entry)
-            at += len(entry)
-        summed = self._form.new()
-        for piece in pieces:
-            summed.update(piece)
-        pieces.append(summed.digest())
-        pack = f"pack-{summed.hexdigest()}"
-        if not _exists(f"{pack}.idx", pack_fd):
-            _create(f"{pack}.pack", pieces, pack_fd)
-            hit("gitrepo.pack")
-            # What begins with tmp_ git prunes.
-            _create(f"tmp_{pack}", [pack_index(self._form, rows, pieces[-1])], pack_fd)
-            hit("gitrepo.pack-index")
-            os.rename(f"tmp_{pack}", f"{pack}.idx", src_dir_fd=pack_fd, dst_dir_fd=pack_fd)
-            hit("gitrepo.packed")
-        self._entries.clear()
-        return pack
+def pack_row(name: bytes, packed: bytes, offset: int) -> Row:
+    """Return what an index has of the object *name* that stands in its pack at *offset*.
+
+    Raises:
+        OverflowError: the offset is beyond 2 GiB.
+    """
+    if offset >> 31:
+        raise OverflowError(f"a pack of more than {offset} bytes")
+    return name, zlib.crc32(packed).to_bytes(4, "big"), offset.to_bytes(4, "big")
+
+
+def pack_index(form: Format, rows: list[Row], packed: bytes) -> bytes:
+    """Return the index of a pack that holds *rows*; *packed* is its checksum."""
+    rows = sorted(rows)
+    counts = [0] * _FIRST_BYTES
+    for row in rows:
+        counts[row[0][0]] += 1
+    names, checksums, offsets = zip(*rows, strict=True)
+    fanout = _FANOUT.pack(*accumulate(counts))
+    index = b"".join([_INDEX_MAGIC, fanout, *names, *checksums, *offsets, packed])
+    return index + bytes(form.new(index).digest())
 
 
 def _header(kind: int, size: int) -> bytes:
@@ -160,50 +138,3 @@ def _deflated(content: bytes) -> bytes:
             zlib.adler32(content).to_bytes(4, "big"),
         )
     return zlib.compress(content, 1 if size <= _COMPRESSED_BYTES else 0)
-
-
-def pack_index(form: Format, rows: list[tuple[bytes, int, int]], packed: bytes) -> bytes:
-    """Return the index of a pack: *rows* of name, CRC-32 and offset; *packed*, its checksum.
-
-    Raises:
-        ValueError: an offset is beyond 2 GiB.
-    """
-    rows.sort()
-    counts = [0] * _FIRST_BYTES
-    for row in rows:
-        counts[row[0][0]] += 1
-    if any(row[2] >> 31 for row in rows):
-        raise ValueError("a pack of more than 2 GiB")
-    index = b"".join(
-        [
-            _INDEX_MAGIC,
-            _FANOUT.pack(*accumulate(counts)),
-            *[row[0] for row in rows],
-            *[row[1].to_bytes(4, "big") for row in rows],
-            *[row[2].to_bytes(4, "big") for row in rows],
-            packed,
-        ]
-    )
-    return index + bytes(form.new(index).digest())
-
-
-def _create(name: str, pieces: list[bytes], dir_fd: int) -> None:
-    """Write a file that nobody reads yet; a half of it may be there, of one killed."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC
-    try:
-        fd = os.open(name, flags, 0o444, dir_fd=dir_fd)
-    except FileExistsError:
-        os.unlink(name, dir_fd=dir_fd)
-        fd = os.open(name, flags, 0o444, dir_fd=dir_fd)
-    try:
-        write_all(fd, b"".join(pieces))
-    finally:
-        os.close(fd)
-
-
-def _exists(name: str, dir_fd: int) -> bool:
-    try:
-        os.stat(name, dir_fd=dir_fd)
-    except FileNotFoundError:
-        return False
-    return True

@@ -10,7 +10,9 @@ commits a second, by a millisecond.
 
 from __future__ import annotations
 
+import fcntl
 import os
+import stat
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -26,6 +28,8 @@ LOCK = f"{OURS}/lock"
 """An empty file. Every lock of ours is a second name of it, so that one left by a process that was
 killed is known from one of git's, and taking it makes no inode."""
 
+_F_SETSIG = 10  # fcntl(2)
+_SIGURG = 23
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -91,6 +95,49 @@ def unlock(git: int, name: str) -> bool:
     if (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino):
         return False
     os.unlink(name, dir_fd=git)
+    return True
+
+
+def open_spare(name: str, git: int) -> tuple[int, bool]:
+    """Return a descriptor to write our file *name* (as seen from ``.git``), from its beginning.
+
+    The file that is there (True) unless somebody may see it change: a git that has it open, or
+    mapped, a second name of it. Then, or if there is none, a new one (False).
+    """
+    flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    try:
+        fd = os.open(name, flags, dir_fd=git)
+    except FileNotFoundError:
+        pass
+    except OSError:  # a link, or not ours to write
+        os.unlink(name, dir_fd=git)
+    else:
+        found = os.fstat(fd)
+        if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and _is_unread(fd):
+            return fd, True
+        os.close(fd)
+        os.unlink(name, dir_fd=git)
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=git), False
+
+
+def cut(fd: int, size: int) -> None:
+    """Cut a file down to *size*; to be asked is cheaper than to cut nothing off."""
+    if os.fstat(fd).st_size > size:
+        os.ftruncate(fd, size)
+
+
+def _is_unread(fd: int) -> bool:
+    """Tell whether nobody else has the file behind *fd* open, or mapped.
+
+    The kernel grants a write lease for no other file. Given back at once: who opens it later does
+    so by the name of the spare. A break in between sends a signal, which is to be a harmless one.
+    """
+    try:
+        fcntl.fcntl(fd, _F_SETSIG, _SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_WRLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError:  # somebody has, or this file system has no leases
+        return False
     return True
 
 

@@ -30,7 +30,8 @@ from swarm.gitrepo.commits import Draft, Person
 from swarm.gitrepo.index import NeedsGit, Owner, Stamp
 from swarm.gitrepo.indexfile import LOCK as INDEX_LOCK
 from swarm.gitrepo.indexfile import IndexFile
-from swarm.gitrepo.objects import BLOB, COMMIT, TREE, Pack, format_named
+from swarm.gitrepo.objects import BLOB, COMMIT, TREE, format_named
+from swarm.gitrepo.packs import Packs
 from swarm.gitrepo.places import opened, try_lock, unlock
 from swarm.gitrepo.reading import ObjectReader
 from swarm.gitrepo.state import State
@@ -94,7 +95,7 @@ class GitRepo:
                 unlock(at.git, lock)
         self._form = format_named("sha256" if len(self._state.tree) == 64 else "sha1")  # noqa: PLR2004
         self._objects = ObjectReader(f"{worktree}/.git/objects", self._form)
-        self._pack = Pack(self._form)
+        self._packs = Packs(self._form)
         self._index = IndexFile(worktree, self._form, self._resolve_index)
         self._owner = _owner(worktree)
         self._tree: Tree | None = None
@@ -240,7 +241,7 @@ class GitRepo:
                 entries[path] = edits[path] = None
                 continue
             mode = MODES[file.kind]
-            name = self._pack.add(BLOB, file.content)
+            name = self._packs.add(BLOB, file.content)
             entries[path] = b"%o" % mode, name
             edits[path] = index.entry(path, mode, name, file.stamp, self._owner), file.stamp
         tree, self._tree = self._tree, None  # whatever raises midway: it is read anew
@@ -267,8 +268,8 @@ class GitRepo:
         chain = self._chain(tip)
         for name, content in chain:
             if name not in self._stored:
-                self._pack.add(COMMIT, content)
-        self._pack.write(at.pack)
+                self._packs.add(COMMIT, content)
+        self._packs.write(at)
         self._stored.update(name for name, _content in chain)
         new = chain[-1][0].hex() if chain else tip
         on_head = branch.is_checked_out(at)
@@ -330,6 +331,7 @@ class GitRepo:
             self._state = State(new, self._drafts[-1].tree.hex(), self._mark)
             state.write(at.git, self._state)
             hit("gitrepo.noted")
+            self._packs.date_back(at)
             self._drafts.clear()
             self._stored.clear()
         if not why:
@@ -338,10 +340,10 @@ class GitRepo:
 
     def _load_tree(self) -> Tree:
         name = self._drafts[-1].tree if self._drafts else bytes.fromhex(self._state.tree)
-        return Tree(name, self._read_tree, lambda content: self._pack.add(TREE, content))
+        return Tree(name, self._read_tree, lambda content: self._packs.add(TREE, content))
 
     def _read_tree(self, name: bytes) -> bytes:
-        content = self._pack.get(name)
+        content = self._packs.get(name)
         if content is not None:
             return content
         if name == self._form.name_of(TREE, b""):  # which git knows without storing it

@@ -281,16 +281,18 @@ for turn in (b"2\\n", b"3\\n"):
 """
 
 POINTS = [
-    "gitrepo.pack",
-    "gitrepo.pack-index",
-    "gitrepo.packed",
-    "gitrepo.index-written",
-    "gitrepo.branch-locked",
-    "gitrepo.index-locked",
-    "gitrepo.index-placed",
-    "gitrepo.branch-moved",
-    "gitrepo.unlocked",
-    "gitrepo.noted",
+    "gitrepo.pack@2",
+    "gitrepo.pack-index@2",
+    "gitrepo.pack-placed@2",
+    "gitrepo.packed@2",
+    "gitrepo.pack-retired@1",
+    "gitrepo.index-written@2",
+    "gitrepo.branch-locked@2",
+    "gitrepo.index-locked@2",
+    "gitrepo.index-placed@2",
+    "gitrepo.branch-moved@2",
+    "gitrepo.unlocked@2",
+    "gitrepo.noted@2",
 ]
 
 
@@ -302,7 +304,7 @@ def test_a_record_that_is_killed_is_made_good_by_the_next(
     first = repo.head()
     done = subprocess.run(
         [sys.executable, "-c", _KILLED.format(code=str(CODE), wt=str(slot.wt))],
-        env=os.environ | {"HUB_FAILPOINT": f"{point}@2"},
+        env=os.environ | {"HUB_FAILPOINT": point},
         capture_output=True,
         check=False,
     )

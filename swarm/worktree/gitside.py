@@ -12,11 +12,16 @@ import time
 from calendar import timegm
 from typing import NamedTuple
 
+from foundation.atomic import read_bounded, write_file
 from foundation.errors import Corrupt, HubError, Refused
 from foundation.failpoint import hit
 from hub.git import Git
 from slotgc import history
+from swarm.gitrepo import state
 from swarm.gitrepo.index import Stamp
+from swarm.gitrepo.objects import COMMIT, format_named
+from swarm.gitrepo.places import OURS, opened
+from swarm.gitrepo.reading import ObjectReader, quote
 from swarm.gitrepo.repo import File, GitRepo
 
 TYPE_CHECKING = False
@@ -27,11 +32,12 @@ if TYPE_CHECKING:
     from hub.git import Entry
     from hub.repository import CheckinRow, Repository
     from slotgc.base import Base, Row
+    from swarm.gitrepo.objects import Format
 
 REF = "refs/heads/trunk"
 _SEED = "session base: "
-_LONG_AGO_NS = 1_000_000_000
-"""The time of what we store: it is no work that somebody would lose."""
+_SHA256_DIGITS = 64
+_MOST_STEPS = 8
 
 
 class Mark(NamedTuple):
@@ -50,9 +56,7 @@ class GitSide:
         """Use the repository of slot *name* in *worktree*, if there is one."""
         self._worktree = worktree
         self._name = name
-        self._packs = f"{worktree}/.git/objects/pack"
         self._repo: GitRepo | None = None
-        self._known: frozenset[str] = frozenset()
         self.trouble = ""
         """Why it is not as it should be, in words."""
         self._open()
@@ -109,36 +113,84 @@ class GitSide:
         return self._noted(before, done.commit, done.why, refs)
 
     def is_there(self) -> bool:
-        """Tell whether somebody has removed the repository, or what makes it one, meanwhile."""
-        return self._repo is not None and os.path.exists(f"{self._worktree}/.git/HEAD")
+        """Tell whether the repository is there and ours still."""
+        git = f"{self._worktree}/.git"
+        return (
+            self._repo is not None
+            and os.path.exists(f"{git}/HEAD")
+            and os.path.exists(f"{git}/{OURS}/state")
+        )
+
+    def share(self, user_git: str) -> None:
+        """Find the user's objects at *user_git*: the workspace may have been moved.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = f"{self._worktree}/.git/objects/info/alternates"
+        objects = os.path.realpath(f"{user_git}/objects")
+        wanted = quote(os.fsencode(objects)) + b"\n"
+        try:
+            if read_bounded(path, 1 << 16) == wanted:
+                return
+        except (FileNotFoundError, ValueError):
+            pass
+        write_file(path, wanted, mode=0o644, durable=False)
+        self._open()
 
     def _noted(self, before: str, after: str, why: str, refs: Mapping[str, str]) -> dict[str, str]:
         self.trouble = why
-        self._date_back()
-        if not after or before != refs.get(REF, ""):
-            return {}
-        return {REF: after}
+        known = refs.get(REF, "")
+        if after and (before == known or self._are_saved(after, known)):
+            return {REF: after}
+        return {}
 
-    def _date_back(self) -> None:
-        """Give our packs a time at which nobody's work can have been stored."""
+    def left(self, refs: Mapping[str, str]) -> dict[str, str]:
+        """Return what becomes of *refs* by what we recorded before we were killed."""
+        known = refs.get(REF, "")
         try:
-            there = frozenset(os.listdir(self._packs))
-            for name in there - self._known:
-                os.utime(f"{self._packs}/{name}", ns=(_LONG_AGO_NS, _LONG_AGO_NS))
-        except OSError:
-            return
-        self._known = there
+            with opened(self._worktree) as at:
+                ours = state.read(at.git).commit
+            moved = self._repo is not None and self._repo.head() == ours != known
+        except (HubError, OSError):
+            return {}
+        return {REF: ours} if moved and self._are_saved(ours, known) else {}
+
+    def _are_saved(self, ours: str, known: str) -> bool:
+        """Tell whether all commits from *ours* back to *known* have the files of *ours*.
+
+        So has one that the agent made of what it then committed: its files are on trunk.
+        """
+        try:
+            reader = ObjectReader(f"{self._worktree}/.git/objects", form_of(ours))
+            at, tree = ours, b""
+            for _step in range(_MOST_STEPS):
+                kind, content = reader.read(bytes.fromhex(at))
+                lines = content.split(b"\n")
+                if kind != COMMIT or (tree and lines[0] != tree):
+                    return False
+                tree = lines[0]
+                at = lines[1].removeprefix(b"parent ").decode("ascii")
+                if at == known:
+                    return True
+        except (HubError, OSError, ValueError, LookupError):
+            pass
+        return False
 
     def _open(self) -> None:
         try:
             self._repo = GitRepo(self._worktree, self._name)
-            self._known = frozenset(os.listdir(self._packs))
         except (HubError, OSError) as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
         self._repo = None
         self.trouble = str(error)
+
+
+def form_of(name: str) -> Format:
+    """Return the format of which *name* names an object."""
+    return format_named("sha256" if len(name) == _SHA256_DIGITS else "sha1")
 
 
 def make(

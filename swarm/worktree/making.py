@@ -8,6 +8,7 @@ import time
 from foundation.errors import Corrupt
 from foundation.failpoint import hit
 from slotgc.base import TICK_NS, Base
+from slotgc.removal import remove_tree
 from swarm.worktree import checkout, gitside, template
 from swarm.worktree.checkout import Checkout
 from swarm.worktree.ledger import Ledger
@@ -31,9 +32,15 @@ def make(
     """
     worktree = f"{directory}/wt.new"
     seen_ns = time.time_ns()
-    with template.hold(workspace, repository, progress) as source:
-        rows = template.copied(source, worktree, progress)
-        at = source.index.checkin
+    try:
+        with template.hold(workspace, repository, progress) as source:
+            rows = template.copied(source, worktree, progress)
+            at = source.index.checkin
+    except Corrupt:
+        remove_tree(worktree)
+        with template.renewed(workspace, repository, progress) as source:
+            rows = template.copied(source, worktree, progress)
+            at = source.index.checkin
     hit("worktree.copied")
     database = f"{worktree}/{checkout.NAME}"
     checkout.readdress(database, workspace.repository, slot)

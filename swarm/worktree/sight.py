@@ -90,10 +90,11 @@ def at(worktree: str, known: Base, paths: Sequence[bytes]) -> Sight:
     finally:
         os.close(tree)
     named = sorted(path for path in paths if path in sight.new)
-    _refuse_unfit(sight, named)
+    nested = _around(worktree, paths)
+    _refuse_unfit(named, nested)
     below = Sight()
     below.new = {path: status for path, status in sight.new.items() if path not in set(named)}
-    _leave_out(below, worktree)
+    _leave_out(below, worktree, nested)
     hidden = ignored(worktree, named) if named else frozenset()
     if hidden:
         raise Refused(
@@ -194,12 +195,24 @@ def _below(known: Base, paths: Iterable[bytes]) -> list[bytes]:
     return [path for path in known.files if path.startswith(prefixes)]
 
 
-def _refuse_unfit(sight: Sight, named: Iterable[bytes]) -> None:
+def _around(worktree: str, paths: Iterable[bytes]) -> tuple[bytes, ...]:
+    """Return which of *paths*, and of the directories that they are in, are git repositories."""
+    top = os.fsencode(worktree) + b"/"
+    found = set()
+    for path in paths:
+        above = path
+        while above:
+            if os.path.lexists(top + above + _DOT_GIT):
+                found.add(above + b"/")
+            above = above.rpartition(b"/")[0]
+    return tuple(sorted(found))
+
+
+def _refuse_unfit(named: Iterable[bytes], nested: tuple[bytes, ...]) -> None:
     for path in named:
         unfit = manifest.unfit_name(path)
         if unfit:
             raise Refused(f"{treepath.show(path)} cannot be on trunk: {unfit}", reason="unfit-name")
-    nested = _nested(sight.new)
     for path in named:
         if path.startswith(nested):
             raise Refused(
@@ -209,11 +222,15 @@ def _refuse_unfit(sight: Sight, named: Iterable[bytes]) -> None:
             )
 
 
-def _leave_out(sight: Sight, worktree: str) -> None:
-    """Leave out new files that trunk cannot hold or that git ignores."""
-    nested = _nested(sight.new)
+def _leave_out(sight: Sight, worktree: str, known: tuple[bytes, ...] = ()) -> None:
+    """Leave out new files that trunk cannot hold or that git ignores.
+
+    *known*: directories that are known to be git repositories, with a slash.
+    """
+    nested = tuple(sorted({*known, *_nested(sight.new)}))
     for top in nested:
-        sight.skip(top[:-1], "is a git repository of its own")
+        if any(path.startswith(top) for path in sight.new):
+            sight.skip(top[:-1], "is a git repository of its own")
     kept = {}
     for path, status in sight.new.items():
         if nested and path.startswith(nested):

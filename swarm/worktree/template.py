@@ -18,7 +18,7 @@ import time
 from calendar import timegm
 
 from foundation import atomic, codec
-from foundation.errors import HubError
+from foundation.errors import Corrupt, HubError
 from foundation.failpoint import hit
 from foundation.lock import try_lock
 from slotgc import base, treepath
@@ -99,19 +99,43 @@ def hold(workspace: Workspace, repository: Repository, progress: Progress) -> Te
             found = _newest(workspace)
             if found is not None and not _is_far_behind(found, repository):
                 return found
-        try:
-            _make(workspace, repository, found, progress)
-        except OSError as error:
-            raise HubError(
-                f"the template of worktrees cannot be made: {error}", reason="template"
-            ) from None
-        finally:
-            if found is not None:
-                found.close()
-        _remove_old(workspace)
-        made = _newest(workspace)
+        return _make_next(workspace, repository, found, progress)
     finally:
         os.close(lock)
+
+
+def renewed(workspace: Workspace, repository: Repository, progress: Progress) -> Template:
+    """Return a template made now, from trunk alone: the newest was not as it had been made.
+
+    Raises:
+        HubError: it cannot be made.
+    """
+    lock = os.open(f"{workspace.templates}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return _make_next(workspace, repository, None, progress)
+    finally:
+        os.close(lock)
+
+
+def _make_next(
+    workspace: Workspace, repository: Repository, older: Template | None, progress: Progress
+) -> Template:
+    """Make the next template, of *older* if there is one, which is let go; return it, held."""
+    try:
+        try:
+            _make(workspace, repository, older, progress)
+        except Corrupt:
+            _make(workspace, repository, None, progress)
+    except OSError as error:
+        raise HubError(
+            f"the template of worktrees cannot be made: {error}", reason="template"
+        ) from None
+    finally:
+        if older is not None:
+            older.close()
+    _remove_old(workspace)
+    made = _newest(workspace)
     if made is None:
         raise HubError(f"{workspace.templates} lost the template just made", reason="template")
     return made
@@ -181,7 +205,6 @@ def _make(
         _NOBODY,
     )
     gitside.make(workspace, repository, worktree, _NOBODY, at=tip, rows=rows, seen_ns=seen_ns)
-    _date_back(f"{worktree}/.git/objects/pack")
     index = base.Base(checkin=tip.hash, indexed_ns=0, files=rows)
     _write_index(f"{new}/index.json", index, workspace)
     os.close(os.open(f"{new}/lock", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600))
@@ -196,17 +219,11 @@ def _forget_bookkeeping(worktree: str) -> None:
         atomic.remove(f"{worktree}/{name.decode()}")
 
 
-def _date_back(packs: str) -> None:
-    """Let what the template's git holds be no younger than a slot that is made of it."""
-    for name in os.listdir(packs):
-        os.utime(f"{packs}/{name}", ns=(_PAST_NS, _PAST_NS))
-
-
 def copied(template: Template, target: str, progress: Progress) -> dict[bytes, Row]:
     """Copy the worktree of *template* to *target*; return the rows of its files.
 
     Raises:
-        HubError: the template is not what its index says: it was tampered with, and is useless.
+        Corrupt: the template is not what its index says: it was tampered with, and is useless.
         OSError: something cannot be copied.
     """
     index = template.index
@@ -236,8 +253,8 @@ def copied(template: Template, target: str, progress: Progress) -> dict[bytes, R
     return rows
 
 
-def _unsound(template: Template, path: bytes) -> HubError:
-    return HubError(
+def _unsound(template: Template, path: bytes) -> Corrupt:
+    return Corrupt(
         f"{template.worktree}/{treepath.show(path)} is not as the template was made: delete "
         f"{template.path}, the next join makes another",
         reason="template",

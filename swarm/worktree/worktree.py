@@ -164,7 +164,7 @@ class Worktree:
             ledger = Ledger.read(directory) or making.from_checkout(directory, trunk)
             worktree = cls(workspace, slot, trunk, ledger, owns=repository is None)
             worktree._look_at_checkout()
-            worktree._catch_git_up()
+            worktree._take_git_up()
         except BaseException:
             if repository is None:
                 trunk.close()
@@ -199,7 +199,7 @@ class Worktree:
         Raises:
             HubError: as :meth:`propose`.
         """
-        self._look_at_checkout()
+        self._look_at_tools()
         reader = Reader(self.directory, self.base, self._workspace.spool, None)
         changes = self._read(reader, paths)
         self.settle()
@@ -224,7 +224,7 @@ class Worktree:
             Unavailable: a file is being written all the time (``being-written``).
             HubError: the worktree cannot be looked at.
         """
-        self._look_at_checkout()
+        self._look_at_tools()
         reader = Reader(self.directory, self.base, self._workspace.spool, self._repository.has)
         seen_ns = time.time_ns()
         changes = self._read(reader, paths)
@@ -322,12 +322,20 @@ class Worktree:
         )
 
     def _unasked(self, proposal: Proposal) -> Asked:
-        """Return what is known of a proposal of one who was before us: nothing but contents."""
-        rows: dict[bytes, Row] = {
-            one.path: (one.kind, self._repository.size(one.hash), one.hash, 0, 0, 0)
-            for one in proposal.changes
-            if one.kind
-        }
+        """Return what is known of a proposal of one who was before us: nothing but contents.
+
+        What trunk merged it has not as it was proposed; if it did not travel with the proposal,
+        nothing is known of it, and it stays a change.
+        """
+        rows: dict[bytes, Row] = {}
+        for one in proposal.changes:
+            if one.hash in proposal.contents:
+                size = len(proposal.contents[one.hash])
+            elif one.kind and self._repository.has(one.hash):
+                size = self._repository.size(one.hash)
+            else:
+                continue
+            rows[one.path] = (one.kind, size, one.hash, 0, 0, 0)
         return Asked(proposal.id, rows, self.base.indexed_ns)
 
     def _bring_in(self, landed: Landed, asked: Asked) -> dict[bytes, Row | None]:
@@ -399,11 +407,7 @@ class Worktree:
 
         And what git had to wait for. 1 ms for a thousand files; nothing where there is nothing.
         """
-        refs = self._git.flush(self.base.git_refs)
-        if refs:
-            self._ledger.change(
-                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
-            )
+        self._know(self._git.flush(self.base.git_refs))
         try:
             if self._doubtful:
                 self._mend_checkout()
@@ -487,6 +491,31 @@ class Worktree:
 
     # --- git ---------------------------------------------------------------------------------
 
+    def _take_git_up(self) -> None:
+        """Have git find its objects again, and what it missed while nobody was there."""
+        if self._git.is_there():
+            try:
+                self._git.share(self._workspace.git_dir())
+            except OSError as error:
+                raise HubError(
+                    f"{self.directory}/.git cannot be used: {error}", reason="slot-git"
+                ) from None
+            self._know(self._git.left(self.base.git_refs))
+        self._catch_git_up()
+
+    def _know(self, refs: Mapping[str, str]) -> None:
+        """Write down where our references are now."""
+        if refs:
+            self._ledger.change(
+                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
+            )
+
+    def _look_at_tools(self) -> None:
+        """Notice what was done to the check-out and the repository; adopt it, or mend them."""
+        self._look_at_checkout()
+        if not self._git.is_there():
+            self._make_git(self._repository.checkin(self.checkin))
+
     def _catch_git_up(self) -> None:
         """Let git have what the base has and it has not; make a new one if there is none."""
         at = self._repository.checkin(self.checkin)
@@ -510,17 +539,16 @@ class Worktree:
             time_s=gitside.seconds(at.time),
             refs=self.base.git_refs,
         )
-        if refs:
-            self._ledger.change(
-                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
-            )
+        self._know(refs)
 
     def _make_git(self, at: CheckinRow) -> None:
         try:
-            if os.path.lexists(f"{self.directory}/.git"):
-                # Whatever it is, it may be the agent's. Beside the worktree it counts as work.
+            if os.path.isdir(f"{self.directory}/.git/objects"):
+                # It may be the agent's. Beside the worktree it counts as work.
                 aside = f"{self._slot_directory}/git-{time.time_ns()}"
                 os.rename(f"{self.directory}/.git", aside)
+            else:
+                _remove(f"{self.directory}/.git")
             gitside.make(
                 self._workspace,
                 self._repository,
@@ -553,7 +581,7 @@ class Worktree:
                 halfway, and the next goes on.
             HubError: it cannot be done.
         """
-        self._look_at_checkout()
+        self._look_at_tools()
         to = self._repository.tip()
         previous = self.checkin
         planner = Planner(self.directory, self.base, self._repository, self._slot)
@@ -614,10 +642,7 @@ class Worktree:
         self._record(rows, removed)
         hit("update.checkout")
         self._behind = True
-        if self._git.is_there():
-            self._bring_git(to, plan.base.keys())
-        else:
-            self._make_git(to)
+        self._bring_git(to, plan.base.keys())
         self.settle()
 
     def _write(self, placer: Placer, plan: Plan, one: updating.Write) -> Row:
@@ -629,6 +654,16 @@ class Worktree:
             assert entry is not None
             content = self._repository.content(entry.hash)
         return placer.write(one.path, one.kind, content, one.judged)
+
+
+def _remove(path: str) -> None:
+    """Remove a directory with all in it, or whatever else *path* is."""
+    try:
+        os.unlink(path)
+    except FileNotFoundError:
+        return
+    except (IsADirectoryError, PermissionError):
+        remove_tree(path)
 
 
 def _tidy(directory: str) -> None:

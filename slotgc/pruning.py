@@ -33,6 +33,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from slotgc.use import Sighting
 
+_ONE_WITHIN_S = 30.0
+"""How long one slot waits for swarm.lock: a hundred agents may close theirs at once."""
+
 REMOVE, RESCUE, KEEP = "remove", "rescue", "keep"
 
 
@@ -128,7 +131,8 @@ def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
         if not os.path.lexists(f"{workspace.swarm}/{name}"):
             return pruned
         seen = sightings() if _is_dead(leaf) else []
-        _carry_out(workspace, _verdict(workspace, leaf, seen, clean_only=False), pruned, WITHIN_S)
+        verdict = _verdict(workspace, leaf, seen, clean_only=False)
+        _carry_out(workspace, verdict, pruned, _ONE_WITHIN_S)
     except (OSError, HubError) as error:
         pruned.failed[name] = str(error)
     return pruned

@@ -37,7 +37,7 @@ STATUS is INFO and ``{"phase", "hub", "since", "commits", "landed", "pending", "
 last check-in since the join, ``pending`` the id of a commit whose fate is not known yet.
 
 An error is :func:`foundation.errors.to_wire`; of reason ``conflict`` it has ``conflicts`` as well
-(:func:`hub.commits.conflict_json`), of which the first :data:`CONFLICTS_TOLD` are told.
+(:func:`hub.commits.conflict_json`). Of a list that does not fit into a line the first are told.
 """
 
 from __future__ import annotations
@@ -67,7 +67,6 @@ if TYPE_CHECKING:
 
 JOIN_WITHIN_S = 60.0
 COMMIT_WITHIN_S = 30.0
-CONFLICTS_TOLD = 200
 TOP = b"."
 _ANSWER_WITHIN_S = 5.0
 """For what a leaf answers from memory; added to a deadline that the leaf itself keeps."""
@@ -91,7 +90,7 @@ class CheckIn(Record):
     files: int
     """How many paths were asked for."""
     merged: tuple[bytes, ...] = ()
-    """The paths that landed as a merge with what others had changed."""
+    """The paths that landed as a merge with what others had changed; of thousands the first."""
     new: bool = True
 
 
@@ -411,7 +410,9 @@ class Slot:
 
         def heard(progress: dict[str, Any]) -> None:
             if output is not None and progress.get("lines"):
-                output(progress["lines"])
+                skipped = progress.get("skipped")
+                gap = [f"({skipped} lines were too many at once: see leaf.log)"] if skipped else []
+                output([*gap, *progress["lines"]])
 
         answer = self.ask(
             "run",

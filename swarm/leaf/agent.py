@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 GRACE_S = 5.0
 """How long an agent may take to obey SIGTERM."""
 MESSAGE_BYTES = 64 * 1024
+LINE_BYTES = 16 * 1024
+"""A longer line comes in parts, each a line of its own."""
 LINGER_S = 0.05
 """How long a line may wait for others to travel with."""
 _DRAIN_S = 0.5
@@ -39,7 +41,7 @@ class Agent:
         """Start *argv* in *directory*.
 
         *lines* is given its output as whole lines, standard output and error as they come, and
-        the number of the first one, from 1; a line longer than :data:`MESSAGE_BYTES` in parts.
+        the number of the first one, from 1: at most :data:`MESSAGE_BYTES` at once.
 
         Raises:
             Refused: it cannot be executed (``not-executable``).
@@ -148,16 +150,17 @@ class Agent:
             self._close()
             return False
         *lines, self._rest = (self._rest + chunk).split(b"\n")
-        if len(self._rest) > MESSAGE_BYTES:
-            lines.append(self._rest)
-            self._rest = b""
+        whole = len(self._rest) // LINE_BYTES * LINE_BYTES
+        if whole:
+            lines.append(self._rest[:whole])
+            self._rest = self._rest[whole:]
         self._add(lines)
         return True
 
     def _add(self, lines: list[bytes]) -> None:
         for line in lines:
-            for at in range(0, max(1, len(line)), MESSAGE_BYTES - 1):
-                part = line[at : at + MESSAGE_BYTES - 1] + b"\n"
+            for at in range(0, max(1, len(line)), LINE_BYTES):
+                part = line[at : at + LINE_BYTES] + b"\n"
                 if self._whole_bytes + len(part) > MESSAGE_BYTES:
                     self._flush()
                 self._whole.append(part)

@@ -40,6 +40,8 @@ _LEASE_LOOK_S = 0.01
 _FLUSH_WITHIN_S = 0.5
 _LAST_WORDS_S = 0.5
 _TELLING_S = 1.0
+_PLACE_EVERY_S = 2.0
+"""How long a leaf may outlive its slot, and keep the next one of its name waiting."""
 _LINK_AT_LEAST_S = 1.0
 
 
@@ -158,6 +160,7 @@ class Leaf:
         )
         self.begin(self.events.keep())
         self.begin(self._watch_lease())
+        self.begin(self._watch_place())
         await self._server.begin(listener)
 
     def info(self) -> dict[str, Any]:
@@ -324,6 +327,15 @@ class Leaf:
             )
             self.stop(gone)
             raise gone
+
+    async def _watch_place(self) -> None:
+        """Notice that the slot was removed also where nobody asks for anything."""
+        while self._over is None:
+            await asyncio.sleep(_PLACE_EVERY_S)
+            try:
+                self.check()
+            except HubError:
+                return
 
     async def _until_leased(self) -> None:
         """Wait the moment in which a lost lease is had again, or known to be another's."""

@@ -12,6 +12,8 @@ from foundation.workspace import MARK, SLOT_MARK
 from swarm.leaf.agent import Agent
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from swarm.leaf.leaf import Leaf
     from swarm.leaf.server import Client
     from swarm.leaf.verbs import Verbs
@@ -22,6 +24,8 @@ LINE_HEADER = "Hub-Line"
 """On a message of ``slot.SLOT.log``: the number of its first line, from 1."""
 
 _WITHIN_S = 30.0
+_PIECE_BYTES = 32 * 1024
+"""What is no text becomes six times as long in JSON."""
 _NAMED = 20
 
 
@@ -117,12 +121,27 @@ class _Words:
         leaf.begin(leaf.link.send(f"slot.{leaf.name}.log", whole, {LINE_HEADER: str(first)}))
         if self._client is None or self._client.gone.done():
             return
-        lines = whole.decode("utf-8", "backslashreplace").split("\n")[:-1]
-        told = {"lines": lines, "first": first, "skipped": self._skipped}
-        if self._client.progress(told):
-            self._skipped = 0
-        else:
-            self._skipped += len(lines)
+        for lines in _in_pieces(whole):
+            told = {"lines": lines, "first": first, "skipped": self._skipped}
+            first += len(lines)
+            if self._client.progress(told):
+                self._skipped = 0
+            else:
+                self._skipped += len(lines)
+
+
+def _in_pieces(whole: bytes) -> Iterator[list[str]]:
+    """Yield the lines of *whole* as text, so many at once as a line of the protocol holds."""
+    lines: list[str] = []
+    length = 0
+    for line in whole.split(b"\n")[:-1]:
+        if lines and length + len(line) > _PIECE_BYTES:
+            yield lines
+            lines, length = [], 0
+        lines.append(line.decode("utf-8", "backslashreplace"))
+        length += len(line) + 1
+    if lines:
+        yield lines
 
 
 def _program(name: str, environment: dict[str, str], directory: str) -> str:

@@ -12,13 +12,14 @@ from foundation import codec
 from foundation.control import VERSION, LineBuffer, encode
 from foundation.errors import HubError, Refused, Unavailable, to_wire
 from hub.commits import Conflicted, conflict_json
-from swarm.slot import CONFLICTS_TOLD
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import Awaitable, Callable, Iterable
 
     Handler = Callable[[dict[str, Any], "Client"], Awaitable[dict[str, Any]]]
 
+LIST_BYTES = 200 * 1024
+"""What a list in an answer may take of a line; the first rows are told then."""
 _WAITING = 64
 """Requests of one connection that may wait; who sends more is not one of ours."""
 _BEHIND_BYTES = 1 << 20
@@ -145,8 +146,20 @@ def wire_of(error: HubError) -> dict[str, Any]:
     """Return *error* as it crosses the socket, conflicts with their places."""
     wire: dict[str, Any] = dict(to_wire(error))
     if isinstance(error, Conflicted):
-        wire["conflicts"] = [conflict_json(one) for one in error.conflicts[:CONFLICTS_TOLD]]
+        wire["conflicts"] = fitting(map(conflict_json, error.conflicts))
     return wire
+
+
+def fitting(rows: Iterable[Any], limit_bytes: int = LIST_BYTES) -> list[Any]:
+    """Return the first of *rows* that go into *limit_bytes* of JSON together."""
+    taken: list[Any] = []
+    size = 0
+    for row in rows:
+        size += len(codec.dumps(row)) + 1
+        if size > limit_bytes:
+            break
+        taken.append(row)
+    return taken
 
 
 def _peer_uid(sock: socket.socket) -> int:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from foundation import codec
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from hub.commits import Conflicted
 from hub.wording import several
 from slotgc import treepath
 from swarm.leaf.running import Running
+from swarm.leaf.server import LIST_BYTES as _LIST_BYTES
+from swarm.leaf.server import fitting
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -28,7 +29,6 @@ _SETTLE_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _NAMED = 20
 """How many paths an event names."""
-_CHANGES_BYTES = 200 * 1024
 
 
 class Verbs:
@@ -85,14 +85,10 @@ class Verbs:
     async def _changes(self, _request: dict[str, Any], _client: Client) -> dict[str, Any]:
         async with self._leaf.order:
             found = self._leaf.worktree.changes()
-        rows: list[Any] = []
-        size = 0
-        for one in found:
-            row = [treepath.to_json(one.path), one.kind, one.hash, one.base_kind, one.base_hash]
-            size += len(codec.dumps(row)) + 1
-            if size > _CHANGES_BYTES:
-                break
-            rows.append(row)
+        rows = fitting(
+            [treepath.to_json(one.path), one.kind, one.hash, one.base_kind, one.base_hash]
+            for one in found
+        )
         more = len(found) - len(rows)
         return {"checkin": self._leaf.worktree.checkin, "changes": rows, "more": more}
 
@@ -135,7 +131,7 @@ class Verbs:
             "time": landed.time,
             "message": landed.message,
             "files": files,
-            "merged": [treepath.to_json(path) for path, _kind, _name in landed.merged],
+            "merged": fitting(treepath.to_json(path) for path, _kind, _name in landed.merged),
             "new": landed.new,
         }
 
@@ -181,8 +177,8 @@ class Verbs:
             "checkin": done.checkin,
             "previous": done.previous,
             "files": done.files,
-            "merged": [treepath.to_json(path) for path in done.merged],
-            "conflicted": [treepath.to_json(path) for path in done.conflicted],
+            "merged": fitting(map(treepath.to_json, done.merged), _LIST_BYTES // 2),
+            "conflicted": fitting(map(treepath.to_json, done.conflicted), _LIST_BYTES // 2),
         }
 
     # --- close -----------------------------------------------------------------------------

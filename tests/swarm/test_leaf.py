@@ -219,6 +219,16 @@ def test_a_leaf_whose_slot_was_deleted_says_so_and_ends(swarm_hub: Hub) -> None:
 
 
 @pytest.mark.faults
+def test_a_slot_that_was_deleted_can_be_joined_anew(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    os.rename(slot.directory, f"{swarm_hub.root}/elsewhere")
+    again = swarm.join(swarm_hub.root, "alpha")
+    assert again.info["epoch"] == 2
+    assert not again.info["revived"]
+    assert is_gone(slot.info["pid"])
+
+
+@pytest.mark.faults
 def test_sigterm_ends_a_leaf_at_once_and_leaves_its_slot_to_be_revived(swarm_hub: Hub) -> None:
     swarm_hub.wait_ready()  # the streams are there
     slot = swarm.join(swarm_hub.root, "alpha")

@@ -12,7 +12,7 @@ import pytest
 from foundation.errors import HubError, Unavailable
 from foundation.workspace import Workspace
 from swarm.leaf import joining
-from swarm.leaf.agent import MESSAGE_BYTES, Agent
+from swarm.leaf.agent import LINE_BYTES, MESSAGE_BYTES, Agent
 from swarm.leaf.announcing import KEPT, Announcer
 from swarm.leaf.life import NEXT, SERVING
 from swarm.leaf.link import Link
@@ -107,6 +107,8 @@ def test_much_output_comes_in_messages_that_the_bus_takes(tmp_path: Path) -> Non
     script = f"head -c {3 * MESSAGE_BYTES} /dev/zero | tr '\\0' x; seq 20000"
     _status, pieces = output_of(script, tmp_path)
     assert max(len(whole) for _first, whole in pieces) <= MESSAGE_BYTES
+    lines = [line for _first, whole in pieces for line in whole.splitlines()]
+    assert max(map(len, lines)) == LINE_BYTES
     said = b"".join(whole for _first, whole in pieces).replace(b"\n", b"")
     numbers = b"".join(b"%d" % number for number in range(1, 20001))
     assert said == b"x" * 3 * MESSAGE_BYTES + numbers

@@ -257,11 +257,14 @@ def test_an_agent_runs_in_the_worktree_and_what_it_says_is_heard(swarm_hub: Hub)
     assert slot.status()["landed"] == ran.checkin != ""
     assert slot.changes() == ()
     assert "oops\n" in (Path(slot.directory) / "leaf.log").read_text()
+    heard.clear()
+    slot.run(["sh", "-c", "head -c 300000 /dev/zero | tr '\\0' '\\377'"], output=heard.extend)
+    assert "".join(heard) == "\\xff" * 300_000
     with pytest.raises(Refused) as caught:
         slot.run(["no-such-program"])
     assert refusal(caught) == "not-executable"
     kinds = [one.kind for one in events_of(swarm_hub.root, "alpha")]
-    assert kinds == ["joined", "run-started", "run-ended"]
+    assert kinds == ["joined", *["run-started", "run-ended"] * 2]
 
 
 RUN = """

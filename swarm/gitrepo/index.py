@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
+from itertools import islice
 from typing import NamedTuple
 
 TYPE_CHECKING = False
@@ -23,10 +24,11 @@ if TYPE_CHECKING:
 _MAGIC = b"DIRC"
 _HEADER_BYTES = 12
 _STAT_BYTES = 40
-_MODE_AT = 24
+_MTIME_AT, _MODE_AT = 8, 24
 _STAT = struct.Struct(">10I")
 _LENGTH = 0x0FFF
-_STAGE = 0x3000
+_STAGE, _STAGES = 0x3000, 0x30
+_ODD = 0x70  # of the first byte of the flags: a stage, or extended
 _EXTENDED = 0x4000
 _SKIP_WORKTREE = b"\x40\0"  # the first byte of the extended flags
 _SEGMENT_ENTRIES = 32
@@ -90,10 +92,6 @@ def _stat_fields(stamp: Stamp, mode: int, owner: Owner) -> tuple[int, ...]:
     )
 
 
-def _mode_of(raw: bytes) -> int:
-    return int.from_bytes(raw[_MODE_AT : _MODE_AT + 4], "big")
-
-
 def smudged(raw: bytes) -> bytes:
     """Return an entry with no size, at which git compares contents: its own way to ask for that."""
     return raw[: _STAT_BYTES - 4] + b"\0\0\0\0" + raw[_STAT_BYTES:]
@@ -126,10 +124,12 @@ class Index:
         """Checksums so far: before segment 0, 8, 16, …"""
         self._sound_to = 0
         """How many of the points still hold."""
+        self.recent: dict[bytes, bytes] = {}
+        """Of a parsed one: the entries whose files changed when it was written, or later."""
 
     @classmethod
-    def parse(cls, content: bytes, form: Format) -> Index:
-        """Return what an index file holds.
+    def parse(cls, content: bytes, form: Format, second_s: int) -> Index:
+        """Return what an index file holds; *second_s* is when it was written, seconds.
 
         Raises:
             NeedsGit: git must write it in another form first.
@@ -141,14 +141,18 @@ class Index:
         version, count = struct.unpack_from(">II", content, 4)
         if version not in (2, 3, 4):
             raise NeedsGit
-        if version == 3:  # noqa: PLR2004
-            index._version = 3
+        since = (second_s & _WORD).to_bytes(4, "big")
         try:
-            rows, at = index._rows_of(content, count, compressed=version == 4)  # noqa: PLR2004
-        except (IndexError, struct.error):
+            if version == 4:  # noqa: PLR2004
+                at = index._expand(content, count, since)
+            else:
+                index._version = version
+                at = index._cut(content, count, since)
+        except IndexError:
             raise ValueError("it ends early") from None
+        if at > len(content) - form.size:
+            raise ValueError("it ends early")
         _check_extensions(content[at : len(content) - form.size])
-        index._fill(rows)
         return index
 
     def __len__(self) -> int:
@@ -162,12 +166,6 @@ class Index:
                     return raw
         return None
 
-    def entries(self) -> Iterator[tuple[bytes, bytes]]:
-        """Yield path and entry of each; those of a conflict are left out."""
-        for key, raw in self._all():
-            if key.endswith(b"\0\0"):
-                yield key[:-2], raw
-
     def restamp(self, stamps: Mapping[bytes, Stamp], owner: Owner) -> None:
         """Let every entry hold the stamp of its path: the files are copies of those it was of.
 
@@ -175,12 +173,11 @@ class Index:
         """
         for number, body in enumerate(self._bodies):
             changed = bytearray(body)
-            at = 0
-            for key, raw in self._split(body):
-                stamp = stamps.get(key[:-2])
-                if stamp is not None and key.endswith(b"\0\0") and not self._extended(raw):
-                    _STAT.pack_into(changed, at, *_stat_fields(stamp, _mode_of(raw), owner))
-                at += len(raw)
+            for at, start, end, _following in self._bounds(body, 0, len(body)):
+                stamp = stamps.get(body[start:end])
+                if stamp is not None and not body[at + self._name_at] & _ODD:
+                    mode = int.from_bytes(body[at + _MODE_AT : at + _MODE_AT + 4], "big")
+                    _STAT.pack_into(changed, at, *_stat_fields(stamp, mode, owner))
             self._bodies[number] = bytes(changed)
         self._sound_to = 0
 
@@ -305,47 +302,80 @@ class Index:
     def _extended(self, raw: bytes) -> bool:
         return bool(raw[self._name_at] & _EXTENDED >> 8)
 
-    def _split(self, body: bytes) -> list[tuple[bytes, bytes]]:
-        """Return (path NUL stage, entry) of each entry in *body*."""
-        rows = []
-        at, flags_at, total = 0, self._name_at, len(body)
+    def _bounds(self, body: bytes, at: int, total: int) -> Iterator[tuple[int, int, int, int]]:
+        """Yield where each entry begins, its path begins and ends, and the next entry begins."""
+        flags_at = self._name_at
         while at < total:
             high = body[at + flags_at]
             start = at + flags_at + (4 if high & 0x40 else 2)
             length = (high & 0x0F) << 8 | body[at + flags_at + 1]
-            end = start + length if length < _LENGTH else body.index(b"\0", start + _LENGTH)
+            end = start + length if length < _LENGTH else _nul(body, start + _LENGTH)
             following = at + ((end - at + 8) & ~7)
-            key = body[start:end] + (b"\0\0" if not high & 0x30 else b"\0%c" % (high >> 4 & 3))
-            rows.append((key, body[at:following]))
+            yield at, start, end, following
             at = following
-        return rows
 
-    def _rows_of(
-        self, content: bytes, count: int, *, compressed: bool
-    ) -> tuple[list[tuple[bytes, bytes]], int]:
-        """Return the entries as :meth:`_split` does, and where they end in the file."""
+    def _split(self, body: bytes) -> list[tuple[bytes, bytes]]:
+        """Return (path NUL stage, entry) of each entry in *body*."""
+        return [
+            (
+                b"%s\0%c" % (body[start:end], body[at + self._name_at] >> 4 & 3),
+                body[at:following],
+            )
+            for at, start, end, following in self._bounds(body, 0, len(body))
+        ]
+
+    def _cut(self, content: bytes, count: int, since: bytes) -> int:
+        """Take in the *count* entries of a file, segment by segment; return where they end."""
+        begun, left = _HEADER_BYTES, 0
+        following = begun
+        bounds = self._bounds(content, begun, len(content))
+        for at, start, end, following in islice(bounds, count):
+            if left <= 0 and not content[at + self._name_at] & _STAGES:  # a path's stay together
+                if at > begun:
+                    self._bodies.append(content[begun:at])
+                self._firsts.append(content[start:end] + b"\0\0")
+                begun, left = at, _SEGMENT_ENTRIES
+            left -= 1
+            if content[at + _MTIME_AT : at + _MTIME_AT + 4] >= since:
+                self._note_recent(content[start:end], content[at:following])
+            self._count += 1
+        if self._count != count:
+            raise IndexError
+        if count:
+            self._bodies.append(content[begun:following])
+        if len(self._firsts) < len(self._bodies):  # it begins with a conflict
+            self._fill(list(self._all()))
+        return following
+
+    def _expand(self, content: bytes, count: int, since: bytes) -> int:
+        """Take in the entries of a file of version 4, where paths share their beginnings."""
         rows = []
         at, path = _HEADER_BYTES, b""
         for _number in range(count):
             flags = int.from_bytes(content[at + self._name_at : at + self._name_at + 2], "big")
             start = at + self._name_at + (4 if flags & _EXTENDED else 2)
-            if compressed:
-                kept, name_at = _varint(content, start)
-                end = content.index(b"\0", name_at)
-                path = path[: len(path) - kept] + content[name_at:end]
-                raw, following = _padded(content[at:start] + path), end + 1
-                if flags & _EXTENDED:
-                    self._version = 3
-            else:
-                length = flags & _LENGTH
-                end = start + length if length < _LENGTH else content.index(b"\0", start + _LENGTH)
-                following = at + ((end - at + 8) & ~7)
-                path, raw = content[start:end], content[at:following]
-            if following > len(content) - self._form.size:
-                raise ValueError("it ends early")
+            kept, name_at = _varint(content, start)
+            end = _nul(content, name_at)
+            path = path[: len(path) - kept] + content[name_at:end]
+            raw = _padded(content[at:start] + path)
             rows.append((b"%s\0%c" % (path, (flags & _STAGE) >> 12), raw))
-            at = following
-        return rows, at
+            if raw[_MTIME_AT : _MTIME_AT + 4] >= since:
+                self._note_recent(path, raw)
+            at = end + 1
+        self._fill(rows)
+        self._note_extended()
+        return at
+
+    def _note_recent(self, path: bytes, raw: bytes) -> None:
+        if not raw[self._name_at] & _STAGES:
+            self.recent[path] = raw
+
+
+def _nul(content: bytes, at: int) -> int:
+    end = content.find(b"\0", at)
+    if end < 0:
+        raise IndexError
+    return end
 
 
 def _padded(raw: bytes) -> bytes:

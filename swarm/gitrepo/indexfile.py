@@ -173,16 +173,15 @@ class IndexFile:
         with os.fdopen(fd, "rb") as file:
             found = os.fstat(fd)
             content = file.read(_LARGEST)
-        index = Index.parse(content, self._form)
+        index = Index.parse(content, self._form, found.st_mtime_ns // _NS)
         self._base = _known(found)
         if self._live is None or self._live.known != self._base:
             self._live = None
         # What git wrote in the second of a file's change it compares, until the index is younger.
-        second_ns = found.st_mtime_ns // _NS * _NS
         self._young = {
             path: stamp
-            for path, raw in index.entries()
-            if (stamp := stamp_of(raw, found.st_mtime_ns)).mtime_ns >= second_ns and stamp.size
+            for path, raw in index.recent.items()
+            if (stamp := stamp_of(raw, found.st_mtime_ns)).size
         }
         self._index = index
         return index

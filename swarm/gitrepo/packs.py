@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 
 _SPARE = f"{OURS}/pack"
 _SPARE_INDEX = f"{OURS}/pack.idx"
-_FULL_BYTES = 64 * 1024
-"""A dozen commits. The checksum is of all of it, each time."""
+_FULL_BYTES = 32 * 1024
+"""Half a dozen commits. The checksum is of all of it, each time."""
 _LONG_AGO_NS = 1_000_000_000
 
 

@@ -308,8 +308,13 @@ class GitRepo:
         """Return name and content of each commit to be, oldest first, none if all stand already.
 
         On *tip*, whosever it is; where the agent has removed our branch, on our last commit.
+
+        Raises:
+            Corrupt: the agent has reset our branch and had git forget what was there.
         """
         ours = self._state.commit
+        if ours and tip != ours:  # nothing but its log keeps ours: is what we build on still there?
+            self._objects.read(bytes.fromhex(ours))
         chain = _commits(self._form, self._drafts, ours)
         if tip and tip != ours:
             if chain and chain[-1][0].hex() == tip:  # we were killed before we could note it

@@ -160,6 +160,17 @@ def test_what_is_not_in_the_worktree_is_not_missed(slot: Slot) -> None:
     slot.edit(b"README", b"changed by the agent\n")
     slot.git("commit", "--all", "--message", "the agent's")
     assert slot.git("diff", "--name-only", f"{head}..HEAD") == b"README\n"
+    slot.edit(b"README", b"stashed\n")
+    for act in (
+        ("stash",),
+        ("checkout", "-b", "other", head),
+        ("checkout", "trunk"),
+        ("stash", "pop"),
+        ("reset", "--hard"),
+    ):
+        slot.git(*act)
+        assert slot.tree().keys() == TREE.keys(), act
+    assert slot.status() == b""
 
 
 def test_a_shallow_clone_of_the_users_is_enough(tmp_path: Path, slot: Slot) -> None:

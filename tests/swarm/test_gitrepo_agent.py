@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from foundation.errors import Corrupt
 from swarm.gitrepo import branch
 from swarm.gitrepo.repo import File, GitRepo
 from tests.hub.gitrepo import FILE, Tree
@@ -94,6 +95,20 @@ def test_a_branch_that_the_agent_removed_is_there_again(
     slot.edit(b"a/x", b"3\n")
     slot.record(repo)
     assert slot.git("log", "--format=%s", "trunk", "-2") == b"record 2\nrecord 1\n"
+    slot.assert_sound()
+
+
+def test_a_base_that_the_agent_had_git_forget_is_not_built_upon(slot: Slot, repo: GitRepo) -> None:
+    slot.write(b"deep/in/here", b"1\n")
+    slot.record(repo)
+    slot.git("reset", "--hard", "--quiet", "HEAD~1")
+    slot.git("reflog", "expire", "--expire=now", "--all")
+    slot.git("gc", "--quiet", "--prune=now")
+    slot.edit(b"a/x", b"2\n")
+    changes = slot.changes()
+    with pytest.raises(Corrupt) as corrupt:
+        repo.record({b"a/x": changes[b"a/x"]}, "m", time_s=1)
+    assert corrupt.value.reason == "git-object"
     slot.assert_sound()
 
 

@@ -56,9 +56,10 @@ class FossilServer:
         return self
 
     def kill(self) -> None:
-        """End it with its requests in flight."""
+        """End it with its requests in flight; each of them holds the port until it is gone."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        eventually(lambda: not accepts(self.port))
 
     def __enter__(self) -> Self:
         return self.start()

@@ -171,7 +171,12 @@ def test_what_git_committed_is_proposed_all_the_same(bench: Bench) -> None:
     assert bench.tree.checkin == landed.checkin
     assert git(bench, "status", "--porcelain") == ""
     assert "mine" in git(bench, "log", "--format=%s")
-    # The agent's own commit is in no place but this one.
+    assert "its git has stored something" in bench.work().describe()
+    edit(bench.wt, {b"README": Node(b"other\n")})
+    git(bench, "commit", "-qam", "another")
+    edit(bench.wt, {b"README": Node(b"mine\n"), b"src/a.py": Node(b"landed\n")})
+    bench.commit()
+    # What the agent committed and took back is in no place but this one.
     assert "commits or stashes of its own" in bench.work().describe()
 
 

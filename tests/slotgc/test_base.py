@@ -223,3 +223,140 @@ def test_where_times_are_whole_seconds_an_entry_is_young_for_longer() -> None:
     assert trusted(5 * second + 1)
     assert not trusted(5 * second)
     assert trusted(2 * second)
+
+
+# --- the log ---------------------------------------------------------------------------------
+
+OLD_NS = 10**9 + 1
+"""A change time long before anybody looked."""
+
+
+def stamped(size: int, name: str, ctime_ns: int = OLD_NS) -> base.Row:
+    return ("file", size, name * 64, OLD_NS, ctime_ns, 7)
+
+
+def logged(top: Path, *steps: tuple[dict[bytes, base.Row], list[bytes]]) -> base.Base:
+    """Write a base of a and b, and a line for each of *steps* (rows, removed); return the last."""
+    known = base.Base(
+        checkin="0" * 64,
+        indexed_ns=2 * 10**9,
+        files={b"a": stamped(1, "a"), b"b": stamped(2, "b")},
+        git_head="ref: refs/heads/trunk",
+        git_refs={"refs/heads/trunk": "0"},
+        git_since_ns=5,
+        log="11",
+    )
+    base.write(f"{top}/base.json", known)
+    with (top / "base.log").open("wb") as log:
+        for number, (rows, removed) in enumerate(steps, 1):
+            files = {path: row for path, row in known.files.items() if path not in removed} | rows
+            known = known.replace(
+                checkin=str(number) * 64,
+                indexed_ns=known.indexed_ns + 10**9,
+                files=files,
+                git_refs={"refs/heads/trunk": str(number)},
+            )
+            log.write(base.log_line(known, rows, removed, known.git_refs))
+    return known
+
+
+STEPS: list[tuple[dict[bytes, base.Row], list[bytes]]] = [
+    ({b"a": stamped(3, "c")}, []),
+    ({b"x\xff\n": stamped(4, "d")}, [b"b"]),
+    ({b"a": stamped(5, "e"), b"b": stamped(2, "b")}, [b"x\xff\n", b"never there"]),
+]
+
+
+def test_the_log_says_what_has_become_of_the_base(tmp_path: Path) -> None:
+    for count in range(len(STEPS) + 1):
+        last = logged(tmp_path, *STEPS[:count])
+        assert base.read(f"{tmp_path}/base.json") == last
+
+
+def test_every_torn_log_is_read_up_to_its_last_whole_line(tmp_path: Path) -> None:
+    last = logged(tmp_path, *STEPS)
+    known = {count: logged(tmp_path, *STEPS[:count]) for count in range(len(STEPS) + 1)}
+    assert logged(tmp_path, *STEPS) == last
+    whole = (tmp_path / "base.log").read_bytes()
+    for length in range(len(whole)):
+        (tmp_path / "base.log").write_bytes(whole[:length])
+        assert base.read(f"{tmp_path}/base.json") == known[whole[:length].count(b"\n")]
+    (tmp_path / "base.log").write_bytes(whole + b'{"log":"11"}\n' + whole)
+    assert base.read(f"{tmp_path}/base.json") == last
+
+
+def test_a_log_that_a_new_base_has_taken_in_says_nothing_more(tmp_path: Path) -> None:
+    last = logged(tmp_path, *STEPS)
+    later = last.replace(log="22", files={b"a": stamped(9, "f")})
+    base.write(f"{tmp_path}/base.json", later)  # and killed before the log was removed
+    assert base.read(f"{tmp_path}/base.json") == later
+    line = base.log_line(later, {b"a": stamped(1, "a")}, [], {})
+    with (tmp_path / "base.log").open("ab") as log:
+        log.write(line)
+    known = base.read(f"{tmp_path}/base.json")
+    assert known is not None
+    assert known.files == {b"a": stamped(1, "a")}
+    base.write(f"{tmp_path}/base.json", later.replace(log=""))
+    known = base.read(f"{tmp_path}/base.json")
+    assert known is not None
+    assert known.files == later.files
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        {"files": [["../x", "file", 1, "0" * 64, 1, 2, 3]]},
+        {"files": [["a", "file", 1, "no hash", 1, 2, 3]]},
+        {"files": None},
+        {"removed": ["/etc/passwd"]},
+        {"removed": None},
+        {"removed": [1]},
+        {"refs": None},
+        {"refs": {"x": 1}},
+        {"checkin": "x"},
+        {"indexed_ns": -1},
+        {"log": None},
+    ],
+)
+def test_a_line_that_is_not_sound_ends_the_log(tmp_path: Path, fault: dict[str, Any]) -> None:
+    logged(tmp_path, *STEPS)
+    lines = (tmp_path / "base.log").read_bytes().splitlines()
+    lines[1] = json.dumps(json.loads(lines[1]) | fault).encode()
+    (tmp_path / "base.log").write_bytes(b"\n".join(lines) + b"\n")
+    found = base.read(f"{tmp_path}/base.json")
+    if fault == {"log": None}:  # somebody else's: passed over
+        assert found is not None
+        assert found.checkin == "3" * 64
+    else:
+        assert found == logged(tmp_path, *STEPS[:1])
+
+
+def test_a_file_that_was_young_when_it_was_indexed_does_not_look_old_by_a_later_line(
+    tmp_path: Path,
+) -> None:
+    young_ns = 2 * 10**9 - 1
+    last = logged(tmp_path, ({b"a": stamped(3, "c", 3 * 10**9 - 1)}, []), ({}, []))
+    value = json.loads((tmp_path / "base.json").read_text())
+    value["files"] = [["b", "file", 2, "b" * 64, OLD_NS, young_ns, 7]]
+    (tmp_path / "base.json").write_text(json.dumps(value))
+    known = base.read(f"{tmp_path}/base.json")
+    assert known is not None
+    assert known.indexed_ns == last.indexed_ns
+    for path, ctime_ns, size in ((b"a", 3 * 10**9 - 1, 3), (b"b", young_ns, 2)):
+
+        class Status:
+            st_size, st_mtime_ns, st_ino, st_ctime_ns = size, OLD_NS, 7, ctime_ns
+
+        assert not known.trusts(known.files[path], cast("os.stat_result", Status))
+
+
+def test_git_s_part_is_as_old_as_the_worktree_whatever_the_log_says(tmp_path: Path) -> None:
+    last = logged(tmp_path, *STEPS)
+    assert last.git_since_ns == 5
+    value = json.loads((tmp_path / "base.json").read_text())
+    del value["git"]["since_ns"]
+    (tmp_path / "base.json").write_text(json.dumps(value))
+    known = base.read(f"{tmp_path}/base.json")
+    assert known is not None
+    assert known.git_since_ns == 2 * 10**9
+    assert known.git_refs == {"refs/heads/trunk": "3"}

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from tests.slotgc.worktrees import Node, tree_of
+from tests.slotgc.worktrees import Node, Tree, tree_of
 from tests.swarm.benches import Bench, Edits, assert_clean, edit, without_git
 
 if TYPE_CHECKING:
@@ -72,29 +72,41 @@ KINDS: dict[str, Edits] = {
 }
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_after_a_commit_fossil_and_git_see_nothing_to_say(bench: Bench, kind: str) -> None:
+def test_after_a_commit_of_any_kind_fossil_and_git_see_nothing_to_say(bench: Bench) -> None:
     assert bench.tree.changes() == ()
-    edit(bench.wt, KINDS[kind])
-    proposal = bench.propose()
-    assert {one.path for one in proposal.changes} == set(KINDS[kind])
-    landed = bench.land(proposal)
-    bench.tree.landed(proposal, landed)
-    assert bench.tree.checkin == landed.checkin
-    assert_clean(bench)
-    assert without_git(tree_of(bench.wt)) == bench.tip_tree()
+    for kind, edits in KINDS.items():
+        before = bench.tip_tree()
+        edit(bench.wt, edits)
+        proposal = bench.propose()
+        assert {one.path for one in proposal.changes} == set(edits), kind
+        landed = bench.land(proposal)
+        bench.tree.landed(proposal, landed)
+        assert bench.tree.checkin == landed.checkin
+        assert_clean(bench)
+        assert without_git(tree_of(bench.wt)) == bench.tip_tree()
+        bench.elsewhere(undoing(before, edits))
+        bench.tree.update()
     bench.reopen()
     assert_clean(bench)
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_an_update_brings_what_others_did(bench: Bench, kind: str) -> None:
+def test_an_update_brings_whatever_others_did(bench: Bench) -> None:
     assert bench.tree.changes() == ()
-    tip = bench.elsewhere(KINDS[kind])
-    done = bench.tree.update()
-    assert (done.checkin, done.merged, done.conflicted) == (tip, (), ())
-    assert done.files == len(KINDS[kind])
-    assert without_git(tree_of(bench.wt)) == bench.tip_tree()
-    assert_clean(bench)
+    for kind, edits in KINDS.items():
+        before = bench.tip_tree()
+        tip = bench.elsewhere(edits, message=kind)
+        done = bench.tree.update()
+        assert (done.checkin, done.merged, done.conflicted) == (tip, (), ())
+        assert done.files == len(edits)
+        assert without_git(tree_of(bench.wt)) == bench.tip_tree()
+        assert_clean(bench)
+        bench.elsewhere(undoing(before, edits))
+        bench.tree.update()
+        assert without_git(tree_of(bench.wt)) == before
     bench.reopen()
     assert_clean(bench)
+
+
+def undoing(before: Tree, edits: Edits) -> Edits:
+    """Return what makes *before* again of what *edits* made of it."""
+    return {path: before.get(path) for path in edits}

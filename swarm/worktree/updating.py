@@ -11,8 +11,6 @@ import os
 import time
 from typing import NamedTuple
 
-from merge3 import Merge3
-
 from foundation.errors import Refused
 from foundation.record import Record
 from hub.commits import Conflict
@@ -258,8 +256,8 @@ class Planner:
         except merge.CannotMerge as error:
             if not self._markers or error.reason in (merge.BINARY, merge.TOO_LARGE):
                 return error.reason
-            names = (self._slot, f"trunk {self._to.hash[:10]}")
-            marked = with_markers(origin, content, theirs, *names)
+            names = {"mine_is": self._slot, "theirs_is": f"trunk {self._to.hash[:10]}"}
+            marked = merge.marked(origin, content, theirs, **names)
             plan.writes.append(Write(path, kind, marked, judged))
             plan.conflicted.append(path)
             return ""
@@ -299,20 +297,6 @@ def _merged_kind(was: tuple[str, str] | None, mine: str, theirs: str) -> str:
     if was is None:
         return ""
     return theirs if mine == was[0] else mine
-
-
-def with_markers(origin: bytes, mine: bytes, theirs: bytes, name: str, their_name: str) -> bytes:
-    """Return the merge of two versions of a text, with git's markers where they do not agree."""
-    merged = Merge3(_lines(origin), _lines(mine), _lines(theirs))
-    return b"".join(merged.merge_lines(name_a=name.encode(), name_b=their_name.encode()))
-
-
-def _lines(text: bytes) -> list[bytes]:
-    """Return the lines of *text*, the last one ended too: a marker needs a line of its own."""
-    lines = [line + b"\n" for line in text.split(b"\n")]
-    if lines[-1] == b"\n":
-        lines.pop()
-    return lines
 
 
 def refuse_what_is_in_the_way(plan: Plan) -> None:

@@ -1,15 +1,22 @@
 """The bus as the rest of the hub sees it: connect, publish until acknowledged, request, serve.
 
-Everything here outlives a connection, and ends when the bus is refused: what was asked is asked
-again, what was subscribed to is subscribed to again, and whoever listens at our address is told
-nothing before it has proved to be the server that we mean (ADR 0006, 0012).
+A layer over nats-py, because of what nats-py does on its own (measured, ADR 0006, 0012): it gives
+up after 60 reconnects, lets a request wait out its timeout when the connection is gone, shows a
+refused publish as a timeout, asks a server that refused its key for ever, and takes whoever
+listens at an address for the server that did. Everything here outlives a connection, and ends when
+the bus is refused: what was asked is asked again, what was subscribed to stays subscribed to, and
+whoever listens at our address is told nothing before it has proved to be the server that we mean.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+import nats.errors
+from nats.aio.client import Client
 
 from foundation import codec
 from foundation.atomic import read_bounded
@@ -17,28 +24,51 @@ from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.creds import read_seed
 from hub.nats import MAX_PAYLOAD_BYTES, config_path
 from hub.serving import AT_ONCE, Service
-from hub.wire import Message, Wire, connect_command, dial, publish_command, subscribe_command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Awaitable, Callable, Mapping
+
+    from nats.aio.msg import Msg
+    from nats.aio.subscription import Subscription
 
     from foundation.workspace import Workspace
     from hub.serving import Handler
 
 RECONNECT_WAIT_S = 0.1
-RECONNECT_AT_MOST_S = 1.0
 CONNECT_WITHIN_S = 5.0
 _DOUBTED_S = (0.02, 0.1, 0.3)
 ACKNOWLEDGED_WITHIN_S = 10.0
 LISTENING_WITHIN_S = 5.0
-_ATTEMPT_S = 2.0
+PING_EVERY_S = 20
+"""A connection whose server has answered nothing for three turns is given up."""
+CONGESTED_BYTES = 262_144
+"""While so much waits in this process to be written, nothing is written there twice."""
+_ATTEMPT_S = 2
 _CLOSED_WITHIN_S = 1.0
 _URL_LIMIT = 1024
 _CONFIG_LIMIT = 65_536
 _NAMED = b'\nserver_name: "'
 _UNAVAILABLE = 503
-_DENIED_PUBLISH = 'Permissions Violation for Publish to "'
-_DENIED_SUBSCRIPTION = 'Permissions Violation for Subscription to "'
+GARBLED = "Hub-Garbled"
+"""The only header of a message that arrived with a subject or headers that are no text."""
+_GARBLED_HEADERS = f"NATS/1.0\r\n{GARBLED}: 1\r\n\r\n".encode()
+_HEADER_BYTES = len("NATS/1.0\r\n\r\n")
+_FIELD_BYTES = len(": \r\n")
+_CLOCK_S = 0.001
+_DENIED_PUBLISH = "permissions violation for publish to "
+_DENIED_SUBSCRIPTION = "permissions violation for subscription to "
+_LOST = (
+    nats.errors.OutboundBufferLimitError,
+    nats.errors.ConnectionClosedError,
+    nats.errors.ConnectionDrainingError,
+    OSError,
+    RuntimeError,  # uvloop's word for a socket that is closed already
+)
+_IMPOSSIBLE = (
+    nats.errors.BadSubjectError,
+    nats.errors.BadHeaderError,
+    nats.errors.MaxPayloadError,
+)
 
 WRONG_LAST_SEQUENCE = 10071
 STREAM_NOT_FOUND = 10059
@@ -69,26 +99,83 @@ class Login(NamedTuple):
     """That of our server; "" accepts every one."""
 
 
-class _Asked:
-    """One request until it is answered: the same bytes, with the same inbox, however often."""
+class _ForeignServerError(nats.errors.Error):
+    """Another server than ours has our address."""
 
-    __slots__ = ("again", "answer", "command", "per_try_s", "subject", "unserved_waits")
+
+class _NoServerError(nats.errors.Error):
+    """Whoever has our address does not speak NATS."""
+
+
+class _Client(Client):
+    """nats-py's client, changed in three places."""
+
+    server_name = ""
+    server_id = ""
+
+    def _connect_command(self) -> bytes:
+        """Log in; to a server of another name than *server_name* say nothing.
+
+        A copied workspace has our keys, so its server would let us in.
+        """
+        info = self._server_info
+        if self.server_name and info.get("server_name") != self.server_name:
+            raise _ForeignServerError(f"a server named {info.get('server_name')}")
+        self.server_id = str(info.get("server_id", ""))
+        return super()._connect_command()
+
+    async def _process_connect_init(self) -> None:
+        """Exchange greetings; whatever a stranger says is an error that is tried again.
+
+        Any other exception would end nats-py's reconnecting without a word to anybody.
+        """
+        try:
+            await super()._process_connect_init()
+        except (OSError, nats.errors.Error) as error:
+            if "expecting INFO" not in str(error) and "json parse error" not in str(error):
+                raise
+            raise _NoServerError("the responder does not speak NATS") from error
+        except Exception as error:
+            raise _NoServerError(f"the responder does not speak NATS: {error}") from error
+
+    async def _process_msg(
+        self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
+    ) -> None:
+        """Take a message; if its subject or headers are no text, say so in place of the headers.
+
+        An exception here would end nats-py's reading without a word to anybody.
+        """
+        try:
+            await super()._process_msg(sid, subject, reply, data, headers)
+        except (UnicodeError, IndexError):
+            text = subject.decode("utf-8", "replace").encode()
+            await super()._process_msg(sid, text, reply, data, _GARBLED_HEADERS)
+
+
+class _Asked:
+    """One request until it is answered: the same message, with the same inbox, however often."""
+
+    __slots__ = ("again", "answer", "deadline_s", "error", "subject", "unserved_waits", "woken")
 
     def __init__(
-        self,
-        subject: str,
-        command: bytes,
-        answer: asyncio.Future[Message],
-        per_try_s: float | None,
-        *,
-        unserved_waits: bool,
+        self, subject: str, deadline_s: float, woken: asyncio.Future[None], *, unserved_waits: bool
     ) -> None:
         self.subject = subject
-        self.command = command
-        self.answer = answer
-        self.per_try_s = per_try_s
+        self.deadline_s = deadline_s
         self.unserved_waits = unserved_waits
+        self.answer: Msg | None = None
+        self.error: HubError | None = None
+        self.woken = woken
         self.again: asyncio.TimerHandle | None = None
+
+    def wake(self) -> None:
+        """Have :meth:`Bus.request` look at it: it is answered, too late or to be sent again."""
+        if not self.woken.done():
+            self.woken.set_result(None)
+
+    def fail(self, error: HubError) -> None:
+        self.error = error
+        self.wake()
 
 
 class Bus:
@@ -103,13 +190,16 @@ class Bus:
         """Why, if not by :meth:`close`: refused our key (``denied``), or another's server."""
         self._login = login
         self._loop = asyncio.get_running_loop()
+        self._client = _Client()
+        self._client.server_name = login.server_name
         self._inbox = f"_INBOX_{login.name}.{os.urandom(12).hex()}."
-        self._wire: Wire | None = None
+        self._failed_login: asyncio.Future[HubError] = self._loop.create_future()
+        self._opened = False
         self._connected = asyncio.Event()
-        self._reconnecting: asyncio.Task[None] | None = None
-        self._sid = 1
-        self._subjects: dict[int, str] = {1: f"{self._inbox}*"}
-        self._takers: dict[int, Callable[[Message], object]] = {1: self._take_answer}
+        """Set while there is a connection, and when there will not be one any more."""
+        self._losses = 0
+        self._flushes: set[asyncio.Task[None]] = set()
+        self._closing: asyncio.Task[None] | None = None
         self._denied: set[str] = set()
         self._numbered = 0
         self._asked: dict[str, _Asked] = {}
@@ -125,7 +215,7 @@ class Bus:
     @property
     def server_id(self) -> str:
         """The id of the server that we are connected to, "" while we are not."""
-        return "" if self._wire is None else self._wire.server_id
+        return self._client.server_id if self._is_connected() else ""
 
     # --- asking ----------------------------------------------------------------------------
 
@@ -176,7 +266,7 @@ class Bus:
         within_s: float = 5.0,
         per_try_s: float | None = None,
         unserved_waits: bool = True,
-    ) -> Message:
+    ) -> Msg:
         """Return the answer to a request.
 
         It is sent again whenever the connection was lost or nobody serves *subject*, by
@@ -191,26 +281,43 @@ class Bus:
                 (``bus-closed``).
         """
         self._check_open()
+        labels = _checked(subject, payload, headers)
+        loop = self._loop
         self._numbered += 1
         token = f"{self._numbered:x}"
-        command = self._command(subject, payload, self._inbox + token, headers)
-        answer: asyncio.Future[Message] = self._loop.create_future()
-        asked = _Asked(subject, command, answer, per_try_s, unserved_waits=unserved_waits)
+        asked = _Asked(
+            subject, loop.time() + within_s, loop.create_future(), unserved_waits=unserved_waits
+        )
         self._asked[token] = asked
-        deadline = self._loop.call_later(within_s, self._expire, asked, within_s)
-        self._send(asked)
+        sent = False
         try:
-            return await answer
+            while True:
+                if not (sent and self._client.pending_data_size > CONGESTED_BYTES):
+                    sent |= await self._publish(subject, payload, self._inbox + token, labels)
+                left_s = asked.deadline_s - loop.time()
+                wait_s = left_s if per_try_s is None or left_s < per_try_s else per_try_s
+                asked.again = loop.call_later(wait_s, asked.wake)
+                await asked.woken
+                asked.again.cancel()
+                if asked.answer is not None:
+                    return asked.answer
+                if asked.error is not None:
+                    raise asked.error
+                if loop.time() + _CLOCK_S >= asked.deadline_s:
+                    raise Unavailable(
+                        f"the bus did not answer {subject} within {within_s:g} s",
+                        reason="bus-timeout",
+                    )
+                asked.woken = loop.create_future()
         finally:
             del self._asked[token]
-            deadline.cancel()
             if asked.again is not None:
                 asked.again.cancel()
 
     def resend(self) -> None:
         """Send every request that waits for its answer again, now: somebody may serve again."""
         for asked in self._asked.values():
-            self._send(asked)
+            asked.wake()
 
     async def send(
         self,
@@ -227,11 +334,10 @@ class Bus:
                 (``bus-impossible``).
             Unavailable: there is no connection now.
         """
-        command = self._command(subject, payload, reply, headers)
-        if self._wire is None:
+        self._check_open()
+        if not await self._publish(subject, payload, reply, _checked(subject, payload, headers)):
             self._check_open()
             raise Unavailable(f"{subject}: the connection to the bus was lost", reason="bus-lost")
-        self._wire.write(command)
 
     # --- listening -------------------------------------------------------------------------
 
@@ -241,7 +347,7 @@ class Bus:
         Raises: as :meth:`subscribe`.
         """
         feed = Feed(self, f"_INBOX_{self._login.name}.{os.urandom(12).hex()}")
-        feed.sid = await self._listen(feed.inbox, feed.take, within_s)
+        feed.subscription = await self._listen(feed.inbox, feed.take, within_s)
         self._feeds.add(feed)
         return feed
 
@@ -263,7 +369,7 @@ class Bus:
                 (``bus-timeout``).
         """
         await self._listen(
-            subject, lambda one: callback(one.subject, one.data, one.headers), within_s
+            subject, lambda one: callback(one.subject, one.data, one.headers or {}), within_s
         )
 
     async def serve(
@@ -287,31 +393,25 @@ class Bus:
         self._services.append(service)
         await self._listen(subject, service.take, within_s)
 
-    def forget(self, feed: Feed) -> None:
+    async def forget(self, feed: Feed) -> None:
         """Let nothing more arrive in *feed*.
 
         Raises:
-            Unavailable: the connection is gone, and the subscription with it.
+            Unavailable: the bus is closed, and the subscription with it.
         """
         self._feeds.discard(feed)
-        self._subjects.pop(feed.sid, None)
-        self._takers.pop(feed.sid, None)
         self._check_open()
-        if self._wire is not None:
-            self._wire.write(f"UNSUB {feed.sid}\r\n".encode())
+        if feed.subscription is not None:
+            await _unsubscribe(feed.subscription)
 
     async def close(self) -> None:
         """End the connection, and what :meth:`serve` began."""
-        wire = self._wire
         self._shut(None)
         working = {task for service in self._services for task in service.cancel()}
-        if self._reconnecting is not None:
-            working.add(self._reconnecting)
+        if self._closing is not None:
+            working.add(self._closing)
         if working := {task for task in working if task is not asyncio.current_task()}:
             await asyncio.wait(working)
-        if wire is not None:
-            await asyncio.wait({wire.gone}, timeout=_CLOSED_WITHIN_S)
-            wire.abort()
 
     # --- the connection --------------------------------------------------------------------
 
@@ -320,76 +420,95 @@ class Bus:
 
         Raises: as :func:`connect`.
         """
-        try:
-            self._established(await self._dial())
-        except _ForeignServerError:
-            raise _foreign(self.url) from None
-        except ConnectionRefusedError as error:
-            raise _nobody(self.url, error) from None
-        except ConnectionError as error:
-            raise _kept_out(self.url, str(error)) from None
-        except (OSError, ValueError, OverflowError) as error:
-            raise _nobody(self.url, error) from None
-
-    async def _dial(self) -> Wire:
-        login = self._login
-
-        def greet(info: dict[str, Any]) -> bytes:
-            # A copied workspace has our keys, so its server would let us in.
-            if login.server_name and info.get("server_name") != login.server_name:
-                raise _ForeignServerError(f"a server named {info.get('server_name')}")
-            return connect_command(info, seed=login.seed, name=login.name)
-
-        return await dial(
-            self.url,
-            greet,
-            on_message=self._take,
-            on_error=self._complained,
-            on_lost=self._lost,
+        opening = asyncio.ensure_future(
+            self._client.connect(
+                self.url,
+                name=self._login.name,
+                nkeys_seed_str=self._login.seed,
+                max_reconnect_attempts=-1,
+                reconnect_time_wait=RECONNECT_WAIT_S,  # type: ignore[arg-type] # a float serves
+                connect_timeout=_ATTEMPT_S,
+                ping_interval=PING_EVERY_S,
+                # What cannot be sent now is sent again by whoever asks.
+                pending_size=0,
+                error_cb=self._on_error,
+                disconnected_cb=self._on_lost,
+                reconnected_cb=self._on_connected,
+                closed_cb=self._on_closed,
+            )
         )
+        try:
+            # On its own nats-py asks a server that refused it again, for ever.
+            waits: set[asyncio.Future[Any]] = {opening, self._failed_login}
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+            if not opening.done():
+                raise self._failed_login.result()
+            opening.result()
+            if not self._client.is_connected:
+                raise _kept_out(self.url, "it ended the connection")
+            await self._client.subscribe(f"{self._inbox}*", cb=self._take_answer)
+        except BaseException as error:
+            opening.cancel()
+            await asyncio.wait({opening})
+            await self.close()
+            if isinstance(error, nats.errors.Error | OSError | ValueError):
+                raise _nobody(self.url, error) from None
+            raise
+        self._opened = True
+        self._connected.set()
 
-    def _established(self, wire: Wire) -> None:
-        if wire.gone.done():
-            raise ConnectionError(wire.error or "it ended the connection")
-        self._wire = wire
-        for sid, subject in self._subjects.items():
-            wire.write(subscribe_command(subject, sid))
+    async def _on_connected(self) -> None:
         self._connected.set()
         self.resend()
 
-    async def _reconnect(self) -> None:
-        wait_s = RECONNECT_WAIT_S
-        while True:
-            await asyncio.sleep(wait_s)
-            wait_s = min(wait_s * 1.2, RECONNECT_AT_MOST_S)
-            try:
-                async with asyncio.timeout(_ATTEMPT_S):
-                    self._established(await self._dial())
-            except _ForeignServerError:
-                self._shut(_foreign(self.url))
-            except ConnectionError as error:
-                if not _refuses(str(error)):
-                    continue
-                self._shut(_kept_out(self.url, str(error)))
-            except (OSError, ValueError, OverflowError):
-                continue
-            return
-
-    def _lost(self, wire: Wire) -> None:
-        """Note that *wire* has ended; begin to look for the next one."""
-        if wire is not self._wire:
-            return
-        self._wire = None
-        self._connected.clear()
+    async def _on_lost(self) -> None:
+        self._losses += 1
+        if not self.closed.is_set():
+            self._connected.clear()
+        for flush in self._flushes:
+            flush.cancel()
         for feed in self._feeds:
             feed.lose()
-        if self.closed.is_set():
-            return
-        if _refuses(wire.error):
+
+    async def _on_closed(self) -> None:
+        """Note that nats-py gave up, if not because we told it to."""
+        self._shut(_kept_out(self.url, _words(self._client.last_error)))
+
+    async def _on_error(self, error: Exception) -> None:
+        """Find out whom *error* concerns: who asked for what was denied, or the login."""
+        text = _words(error)
+        if not self._opened:
+            # A server that is slow to greet is given all the time that there is.
+            if not isinstance(error, TimeoutError) and not self._failed_login.done():
+                self._failed_login.set_result(_why_not(self.url, error))
+        elif isinstance(error, _ForeignServerError):
+            self._shut(_foreign(self.url))
+        elif _refuses(text):
             # Asking a server that has forgotten our key again and again leads nowhere.
-            self._shut(_kept_out(self.url, wire.error))
-        else:
-            self._reconnecting = self._loop.create_task(self._reconnect())
+            self._shut(_kept_out(self.url, text))
+        elif text.startswith((_DENIED_PUBLISH, _DENIED_SUBSCRIPTION)):
+            self._deny(text)
+        elif not isinstance(error, nats.errors.Error | OSError):
+            self._loop.call_exception_handler(
+                {"message": "what arrived on the bus met a bug", "exception": error}
+            )
+        if not self._client.is_connected:
+            self._drop_transport()
+
+    def _drop_transport(self) -> None:
+        """Close the socket of an attempt that failed: nats-py forgets it at the next one."""
+        if (transport := self._client._transport) is not None:  # noqa: SLF001 - has no other way
+            transport.close()  # type: ignore[no-untyped-call]
+
+    def _deny(self, text: str) -> None:
+        """Tell who asks what *text* denies. nats-py has put it in lower case."""
+        denied = text.partition('"')[2].partition('"')[0]
+        if text.startswith(_DENIED_SUBSCRIPTION):
+            self._denied.add(denied)
+            return
+        for asked in self._asked.values():
+            if asked.subject.lower() == denied:
+                asked.fail(Refused(f"this key may not publish to {asked.subject}", reason="denied"))
 
     def _shut(self, error: HubError | None) -> None:
         """Be closed for good, because of *error* or by :meth:`close`."""
@@ -398,18 +517,33 @@ class Bus:
         self.closed_because = error
         self.closed.set()
         self._connected.set()  # whoever waits for that sees that we are closed
-        if self._reconnecting is not None and self._reconnecting is not asyncio.current_task():
-            self._reconnecting.cancel()
-        if self._wire is not None:
-            self._wire.close()
-            self._wire = None
         for feed in self._feeds:
             feed.lose()
         for service in self._services:
             service.cancel()
         for asked in self._asked.values():
-            if not asked.answer.done():
-                asked.answer.set_exception(self._closed_error())
+            asked.fail(self._closed_error())
+        if self._client._flush_queue is not None:  # noqa: SLF001 - else it asserts that it began
+            self._closing = self._loop.create_task(self._close_client())
+
+    async def _close_client(self) -> None:
+        for _ in range(2):
+            try:
+                async with asyncio.timeout(_CLOSED_WITHIN_S):
+                    await self._client.close()
+                break
+            except (OSError, RuntimeError):  # a timeout too; uvloop's word for a closed socket
+                # It had something to send and nobody to send it to, and stopped half way. What
+                # it wanted to send is gone now, so the second time it gets to its end.
+                self._client._status = Client.DISCONNECTED  # noqa: SLF001 - else it does nothing
+        # Cancelled while it closed a connection that was refused, it takes that for done.
+        self._drop_transport()
+        await asyncio.sleep(0)
+        for flush in self._flushes:
+            flush.cancel()
+
+    def _is_connected(self) -> bool:
+        return self._connected.is_set() and not self.closed.is_set() and self._client.is_connected
 
     def _check_open(self) -> None:
         if self.closed.is_set():
@@ -419,112 +553,102 @@ class Bus:
         why = f": {self.closed_because}" if self.closed_because else ""
         return Unavailable(f"the connection to the bus is closed{why}", reason="bus-closed")
 
-    async def _until_connected(self) -> Wire:
-        while self._wire is None:
+    async def _until_connected(self) -> None:
+        while not self._is_connected():
             self._check_open()
+            if self._connected.is_set():  # it is lost, and nats-py is about to say so
+                await asyncio.sleep(RECONNECT_WAIT_S)
             await self._connected.wait()
-        return self._wire
+
+    async def _round_trip(self) -> bool:
+        """Return once the server has read all that was sent; False: the connection was lost."""
+        losses = self._losses
+        # Its PING overtakes what its flusher has not written yet, the second one does not.
+        for _ in range(2):
+            # Never cancelled while there is a connection: the late PONG would end its reading.
+            flush = self._loop.create_task(self._client.flush(4 * PING_EVERY_S))
+            self._flushes.add(flush)
+            flush.add_done_callback(self._flushes.discard)
+            await asyncio.wait({flush})
+            if flush.cancelled() or flush.exception() is not None:
+                return False
+        return losses == self._losses and self._is_connected()
 
     # --- messages --------------------------------------------------------------------------
 
-    def _command(
-        self, subject: str, payload: bytes, reply: str, headers: Mapping[str, str] | None
-    ) -> bytes:
+    async def _publish(
+        self, subject: str, payload: bytes, reply: str, headers: dict[str, str] | None
+    ) -> bool:
+        """Hand a message to the connection; False: there is none."""
+        if not self._connected.is_set():
+            return False
         try:
-            return publish_command(subject, reply, payload, headers, limit=MAX_PAYLOAD_BYTES)
-        except ValueError as error:
-            raise Refused(f"{subject}: {error}", reason="bus-impossible") from None
+            await self._client.publish(subject, payload, reply=reply, headers=headers)
+        except _LOST:
+            return False
+        except _IMPOSSIBLE as error:
+            raise Refused(f"{subject}: {_words(error)}", reason="bus-impossible") from None
+        return True
 
-    def _send(self, asked: _Asked) -> None:
-        if asked.answer.done():
-            return
-        wire = self._wire
-        if wire is not None and not (wire.congested and asked.again is not None):
-            wire.write(asked.command)
-        if asked.per_try_s is not None:
-            self._send_again_in(asked, asked.per_try_s)
-
-    def _send_again_in(self, asked: _Asked, wait_s: float) -> None:
-        if asked.again is not None:
-            asked.again.cancel()
-        asked.again = self._loop.call_later(wait_s, self._send, asked)
-
-    def _expire(self, asked: _Asked, within_s: float) -> None:
-        if not asked.answer.done():
-            asked.answer.set_exception(
-                Unavailable(
-                    f"the bus did not answer {asked.subject} within {within_s:g} s",
-                    reason="bus-timeout",
-                )
-            )
-
-    def _take(self, sid: int, message: Message) -> None:
-        take = self._takers.get(sid)
-        if take is not None:
-            take(message)
-
-    def _take_answer(self, message: Message) -> None:
+    async def _take_answer(self, message: Msg) -> None:
         asked = self._asked.get(message.subject[len(self._inbox) :])
-        if asked is None or asked.answer.done():
+        if asked is None:
             return
-        if message.data or message.headers.get("Status") != "503":
-            asked.answer.set_result(message)
-        elif asked.unserved_waits:
-            self._send_again_in(asked, RECONNECT_WAIT_S)  # nobody serves it, not yet or not now
-        else:
-            asked.answer.set_exception(
-                Unavailable(f"nobody serves {asked.subject}", reason="bus-unserved")
-            )
+        if message.data or (message.headers or {}).get("Status") != "503":
+            asked.answer = message
+            asked.wake()
+        elif not asked.unserved_waits:
+            asked.fail(Unavailable(f"nobody serves {asked.subject}", reason="bus-unserved"))
+        elif asked.again is not None:
+            # Nobody serves it, not yet or not now.
+            asked.again.cancel()
+            again_s = min(asked.deadline_s, self._loop.time() + RECONNECT_WAIT_S)
+            asked.again = self._loop.call_at(again_s, asked.wake)
 
-    def _answer_to(self, inbox: str, payload: bytes) -> None:
+    async def _answer_to(self, inbox: str, payload: bytes) -> None:
         """Send an answer; without a connection nobody waits for it: who asks will ask again."""
-        if self._wire is not None:
-            self._wire.write(self._command(inbox, payload, "", None))
+        await self._publish(inbox, payload, "", _checked(inbox, payload, None))
 
-    def _complained(self, text: str) -> None:
-        """Tell whoever asked for, or subscribed to, what *text* of the server denies."""
-        if text.startswith(_DENIED_PUBLISH):
-            denied = text[len(_DENIED_PUBLISH) :].partition('"')[0]
-            for asked in self._asked.values():
-                if asked.subject == denied and not asked.answer.done():
-                    asked.answer.set_exception(
-                        Refused(f"this key may not publish to {denied}", reason="denied")
-                    )
-        elif text.startswith(_DENIED_SUBSCRIPTION):
-            self._denied.add(text[len(_DENIED_SUBSCRIPTION) :].partition('"')[0])
+    async def _subscribe(
+        self, subject: str, taken: Callable[[Msg], Awaitable[None]]
+    ) -> Subscription:
+        try:
+            return await self._client.subscribe(subject, cb=taken)
+        except _IMPOSSIBLE as error:
+            raise Refused(f"{subject}: {_words(error)}", reason="bus-impossible") from None
+        except _LOST:
+            self._check_open()
+            raise Unavailable(f"{subject}: the connection was lost", reason="bus-lost") from None
 
     async def _listen(
-        self, subject: str, take: Callable[[Message], object], within_s: float
-    ) -> int:
-        """Subscribe to *subject* for good; return its number once the server has."""
-        self._sid += 1
-        sid = self._sid
-        try:
-            command = subscribe_command(subject, sid)
-        except ValueError as error:
-            raise Refused(f"{subject}: {error}", reason="bus-impossible") from None
+        self, subject: str, take: Callable[[Msg], object], within_s: float
+    ) -> Subscription:
+        """Subscribe to *subject* for good; return once the server has."""
+
+        async def taken(message: Msg) -> None:
+            take(message)
+
+        subscription: Subscription | None = None
         try:
             async with asyncio.timeout(within_s):
-                wire = await self._until_connected()
-                self._subjects[sid] = subject
-                self._takers[sid] = take
-                wire.write(command)
-                while not await wire.ping():  # lost: the next connection begins with it
-                    wire = await self._until_connected()
+                await self._until_connected()
+                subscription = await self._subscribe(subject, taken)
+                while not await self._round_trip():  # lost: the next connection begins with it
+                    await self._until_connected()
         except BaseException as error:
-            self._subjects.pop(sid, None)
-            self._takers.pop(sid, None)
+            if subscription is not None:
+                await _unsubscribe(subscription)
             if isinstance(error, TimeoutError):
                 raise Unavailable(
                     f"no connection to the bus at {self.url} in {within_s:g} s",
                     reason="bus-timeout",
                 ) from None
             raise
-        if subject in self._denied:
-            self._denied.discard(subject)
-            del self._subjects[sid], self._takers[sid]
+        if subject.lower() in self._denied:
+            self._denied.discard(subject.lower())
+            await _unsubscribe(subscription)
             raise Refused(f"this key may not subscribe to {subject}", reason="denied")
-        return sid
+        return subscription
 
 
 class Feed:
@@ -533,11 +657,11 @@ class Feed:
     def __init__(self, bus: Bus, inbox: str) -> None:
         """Collect for *inbox* of *bus*; made by :meth:`Bus.feed`."""
         self.inbox = inbox
-        self.sid = 0
+        self.subscription: Subscription | None = None
         self._bus = bus
-        self._arrived: asyncio.Queue[Message | None] = asyncio.Queue()
+        self._arrived: asyncio.Queue[Msg | None] = asyncio.Queue()
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Msg) -> None:
         """Add *message*, as the connection does."""
         self._arrived.put_nowait(message)
 
@@ -545,15 +669,15 @@ class Feed:
         """Take no more messages.
 
         Raises:
-            Unavailable: the connection is gone, and the subscription with it.
+            Unavailable: the bus is closed, and the subscription with it.
         """
-        self._bus.forget(self)
+        await self._bus.forget(self)
 
     def lose(self) -> None:
         """Note that the connection was lost."""
         self._arrived.put_nowait(None)
 
-    async def next(self, within_s: float) -> Message | None:
+    async def next(self, within_s: float) -> Msg | None:
         """Return the next message; None if the connection was lost.
 
         Raises:
@@ -633,10 +757,6 @@ def read_url(workspace: Workspace) -> str:
         ) from None
 
 
-class _ForeignServerError(Exception):
-    """Another server than ours has our address."""
-
-
 def _server_name(workspace: Workspace) -> str:
     """Return the name that the hub gave its server, "" if it cannot be told.
 
@@ -650,6 +770,46 @@ def _server_name(workspace: Workspace) -> str:
         return ""
 
 
+def _checked(
+    subject: str, payload: bytes, headers: Mapping[str, str] | None
+) -> dict[str, str] | None:
+    """Return *headers* as nats-py wants them.
+
+    Raises:
+        Refused: the server would read something else, or end the connection for the size, in
+            which nats-py does not count the headers; or nats-py would change a header's value.
+    """
+    wrong = ""
+    size = len(payload)
+    labels = None
+    if headers:
+        labels = dict(headers)
+        size += _HEADER_BYTES
+        for name, value in labels.items():
+            size += len(name) + len(value.encode()) + _FIELD_BYTES
+            if not name or "\r" in value or "\n" in value:
+                wrong = f"no header: {name!r}: {value!r}"
+    if not subject or subject[0] == "." or subject[-1] == "." or ".." in subject:
+        wrong = f"{subject!r} is no subject"
+    if size > MAX_PAYLOAD_BYTES:
+        wrong = f"{size} bytes, of {MAX_PAYLOAD_BYTES} that the bus takes in a message"
+    if wrong:
+        raise Refused(f"{subject}: {wrong}", reason="bus-impossible")
+    return labels
+
+
+async def _unsubscribe(subscription: Subscription) -> None:
+    with suppress(nats.errors.Error, OSError, RuntimeError):  # then it is gone with the connection
+        await subscription.unsubscribe()
+
+
+def _words(error: Exception | None) -> str:
+    """Return the words of the server, or of nats-py, in *error*."""
+    if isinstance(error, nats.errors.AuthorizationError):
+        return "authorization violation"
+    return (str(error or "") or type(error).__name__).removeprefix("nats: ").strip("'")
+
+
 def _refuses(text: str) -> bool:
     """Tell whether the server's *text* means that it does not know our key (any more)."""
     return text.lower().startswith(("authorization violation", "user authentication"))
@@ -659,6 +819,15 @@ def _kept_out(url: str, text: str) -> HubError:
     if _refuses(text):
         return Refused(f"the server at {url} refused our key: {text}", reason="denied")
     return Unavailable(f"the server at {url} let us not in: {text}", reason="bus-failed")
+
+
+def _why_not(url: str, error: Exception) -> HubError:
+    """Return why the server at *url* let us not in at first."""
+    if isinstance(error, _ForeignServerError):
+        return _foreign(url)
+    if isinstance(error, _NoServerError) or not isinstance(error, nats.errors.Error):
+        return _nobody(url, error)
+    return _kept_out(url, _words(error))
 
 
 def _foreign(url: str) -> Unavailable:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from foundation import clock, codec
 from foundation.errors import NotRunning, Refused, Unavailable
 from foundation.record import Record
-from hub.bus import STREAM_NOT_FOUND, StreamRefused, connect
+from hub.bus import GARBLED, STREAM_NOT_FOUND, StreamRefused, connect
 from hub.output import envelope
 from hub.status import status_of
 from hub.trunk.streams import EVENTS
@@ -27,9 +27,10 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Generator, Mapping
     from typing import TextIO
 
+    from nats.aio.msg import Msg
+
     from foundation.workspace import Workspace
     from hub.bus import Bus, Feed
-    from hub.wire import Message
 
 VERB = "hub.events"
 
@@ -180,7 +181,8 @@ def local_time(text: str) -> str:
 def summary(event: Event) -> str:
     """Return what happened, in a few words."""
     data = event.data
-    spell = _SUMMARIES.get(event.kind) if event.subject.startswith(("hub.", "-")) else None
+    ours = event.subject.startswith(("hub.", "trunk.", "-"))
+    spell = _SUMMARIES.get(event.kind) if ours else None
     try:
         text = spell.format_map(_Said(data)) if spell else _pairs(data)
     except (ValueError, KeyError, TypeError, IndexError):
@@ -200,6 +202,8 @@ _SUMMARIES = {
     "failed": "{child} failed: {reason}",
     "events-lost": "{count} events were lost before they could be published",
     "store-damaged": "the event store lost messages: expected {expected}, found {found}",
+    "checkin": "{slot} {checkin:.10} {message} ({count} files)",
+    "forked": "trunk has several tips: {leaves}",
     MISSING: "events {first} to {last} are missing: the event store is damaged",
     UNREADABLE: "not an event ({bytes} bytes)",
 }
@@ -214,6 +218,8 @@ class _Said(dict[str, Any]):
             return f"was ended by signal {-value}" if value < 0 else f"exited with {value}"
         if isinstance(value, float):
             return round(value, 1)
+        if key == "message" and isinstance(value, str):
+            return value.partition("\n")[0]
         return _pairs(value) if isinstance(value, dict) else value
 
 
@@ -284,14 +290,14 @@ async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Ev
         complete = True
         async with aclosing(_messages(bus, after + 1, follow=follow)) as messages:
             async for message in messages:
-                seq, stored_ns = message.stored()
+                seq, stored = _stored(message)
                 if seq <= after:
                     continue
                 if seq > after + 1:
                     if seq != suspected:  # lost on the way, or from the store? Ask again.
                         suspected, complete = seq, False
                         break
-                    yield _missing(after + 1, seq - 1, clock.utc(stored_ns))
+                    yield _missing(after + 1, seq - 1, stored)
                 yield parse(message)
                 after = seq
         if complete:
@@ -300,7 +306,7 @@ async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Ev
             return
 
 
-async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Message]:
+async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Msg]:
     """Yield the stream's messages from sequence *start*; to its end, or with *follow* for ever.
 
     Raises:
@@ -344,7 +350,7 @@ async def _messages(bus: Bus, start: int, *, follow: bool) -> AsyncGenerator[Mes
             await bus.send(f"$JS.API.CONSUMER.DELETE.{EVENTS}.{name}", b"", reply=feed.inbox)
 
 
-async def _delivered(feed: Feed) -> Message | None:
+async def _delivered(feed: Feed) -> Msg | None:
     """Return the next message, None when the server has no more for this request."""
     while True:
         try:
@@ -362,12 +368,12 @@ async def _delivered(feed: Feed) -> Message | None:
             raise Unavailable(f"the bus ended the reading: {message.headers}", reason="bus-lost")
 
 
-def parse(message: Message) -> Event:
+def parse(message: Msg) -> Event:
     """Return the event in *message*; one of kind ``unreadable`` if there is none."""
-    seq, stored_ns = message.stored()
-    stored = clock.utc(stored_ns)
+    seq, stored = _stored(message)
     # A direct get can be made to answer into the stream; what it stores tells where it is from.
-    forged = "Nats-Stream" in (message.headers or {})
+    headers = message.headers or {}
+    forged = "Nats-Stream" in headers or GARBLED in headers
     body: dict[str, Any] = {}
     try:
         body = codec.loads_object(message.data)
@@ -384,6 +390,13 @@ def parse(message: Message) -> Event:
         kind=kind if isinstance(kind, str) else message.subject.partition(".event.")[2],
         data=content if isinstance(content, dict) else body,
     )
+
+
+def _stored(message: Msg) -> tuple[int, str]:
+    """Return where and when the stream stored *message*, which a consumer delivered."""
+    metadata = message.metadata
+    time = metadata.timestamp.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    return metadata.sequence.stream, time
 
 
 def _is_servers(body: Mapping[str, Any]) -> bool:

@@ -6,11 +6,11 @@ import asyncio
 from collections import deque
 from typing import TYPE_CHECKING
 
-from hub.wire import Message
-
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
     from typing import TypeAlias
+
+    from nats.aio.msg import Msg
 
     Handler: TypeAlias = Callable[[str, bytes, Mapping[str, str]], Awaitable[bytes | None]]
 
@@ -26,7 +26,10 @@ class Service:
     """
 
     def __init__(
-        self, handler: Handler, answer: Callable[[str, bytes], None], at_once: int = AT_ONCE
+        self,
+        handler: Handler,
+        answer: Callable[[str, bytes], Awaitable[None]],
+        at_once: int = AT_ONCE,
     ) -> None:
         """Have at most *at_once* calls of *handler* at work; *answer* sends to an inbox."""
         self._handler = handler
@@ -34,11 +37,11 @@ class Service:
         self._at_once = at_once
         self._loop = asyncio.get_running_loop()
         self._working: set[asyncio.Task[None]] = set()
-        self._waiting: deque[Message] = deque()
+        self._waiting: deque[Msg] = deque()
         self._waiting_bytes = 0
         self._ended = False
 
-    def take(self, message: Message) -> None:
+    def take(self, message: Msg) -> None:
         """Answer *message*, now or later."""
         if len(self._working) < self._at_once:
             self._begin(message)
@@ -54,7 +57,7 @@ class Service:
             task.cancel()
         return set(self._working)
 
-    def _begin(self, message: Message) -> None:
+    def _begin(self, message: Msg) -> None:
         task = self._loop.create_task(self._serve(message))
         self._working.add(task)
         task.add_done_callback(self._done)
@@ -66,12 +69,12 @@ class Service:
             self._waiting_bytes -= len(message.data)
             self._begin(message)
 
-    async def _serve(self, message: Message) -> None:
+    async def _serve(self, message: Msg) -> None:
         try:
-            answer = await self._handler(message.subject, message.data, message.headers)
+            answer = await self._handler(message.subject, message.data, message.headers or {})
             # Whoever asks names where the answer goes; into a stream or to a service it never does.
             if answer is not None and message.reply.startswith(INBOX):
-                self._answer(message.reply, answer)
+                await self._answer(message.reply, answer)
         except Exception as error:  # noqa: BLE001 - one request's bug is not the others' business
             self._loop.call_exception_handler(
                 {"message": f"a request on {message.subject} met a bug", "exception": error}

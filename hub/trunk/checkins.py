@@ -7,8 +7,8 @@ of the store for all); what was missed, as by a trunk that was killed, is read f
 
 An event is one JSON object::
 
-    {"kind": "checkin", "time": …, "checkin": HASH, "parent": HASH or "", "slot": NAME,
-     "message": TEXT, "files": [PATH, …], "count": N}
+    {"time": …, "kind": "checkin", "data": {"checkin": HASH, "parent": HASH or "", "slot": NAME,
+     "message": TEXT, "files": [PATH, …], "count": N}}
 
 MESSAGE and FILES are cut off where they are long; COUNT is how many files were changed.
 """
@@ -172,7 +172,7 @@ class Checkins:
     async def _tell_forks(self, bus: Bus) -> None:
         while self._forks:
             leaves = self._forks[0]
-            body = {"kind": "forked", "time": utc_now(), "leaves": list(leaves)}
+            body = {"time": utc_now(), "kind": "forked", "data": {"leaves": list(leaves)}}
             name = hashlib.sha256("".join(leaves).encode()).hexdigest()
             await bus.publish(FORKED, codec.dumps(body).encode(), msg_id=f"forked-{name}")
             self._forks.popleft()
@@ -241,9 +241,7 @@ def event(arrival: Arrival) -> bytes:
         if room < 0:
             break
         files.append(treepath.to_json(path))
-    body = {
-        "kind": "checkin",
-        "time": arrival.time,
+    data = {
         "checkin": arrival.checkin,
         "parent": arrival.parent,
         "slot": arrival.slot,
@@ -251,7 +249,7 @@ def event(arrival: Arrival) -> bytes:
         "files": files,
         "count": len(arrival.paths),
     }
-    return codec.dumps(body).encode()
+    return codec.dumps({"time": arrival.time, "kind": "checkin", "data": data}).encode()
 
 
 async def _stored(bus: Bus, request: dict[str, Any]) -> dict[str, Any] | None:
@@ -273,7 +271,8 @@ def _said(message: dict[str, Any]) -> tuple[str, str] | None:
         body = codec.loads_object(base64.b64decode(message.get("data", "")))
     except ValueError:
         return None
-    checkin, time = body.get("checkin"), body.get("time")
+    data, time = body.get("data"), body.get("time")
+    checkin = data.get("checkin") if isinstance(data, dict) else None
     return (checkin, time) if isinstance(checkin, str) and isinstance(time, str) else None
 
 

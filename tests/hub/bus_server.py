@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import select
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -74,6 +75,15 @@ class Server:
     def kill(self) -> None:
         self.process.kill()
         self.process.wait()
+
+    def freeze(self) -> None:
+        """Stop all its threads; on return none of them does anything."""
+        self.process.send_signal(signal.SIGSTOP)
+        tasks = list(Path(f"/proc/{self.process.pid}/task").glob("*/stat"))
+        eventually(lambda: all(" T " in one.read_text() for one in tasks))
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def stop(self) -> None:
         self.process.terminate()

@@ -160,6 +160,33 @@ def test_a_message_that_is_no_event_is_shown_as_such(tmp_path: Path) -> None:
     assert events[2].data == {"free": "form"}
 
 
+@pytest.mark.faults
+def test_a_message_that_is_no_text_is_shown_in_its_place_and_stops_no_reader(
+    tmp_path: Path,
+) -> None:
+    async def run() -> tuple[list[Event], list[Event]]:
+        async with await connect(server.workspace, "hub") as bus:
+            await ensure(bus, CONFIGS["EVENTS"])
+            await bus._client._send_command(b"PUB slot.s1.event.\xff 2\r\n{}\r\n")
+            for _ in range(300):
+                await bus.send("slot.s1.event.x", b'{"kind":"x"}')
+            await bus.publish("slot.s1.event.last", b"{}", msg_id="last")
+        following: list[Event] = []
+        async with aclosing(read(server.workspace, follow=True, find=read_url)) as events:
+            async with asyncio.timeout(20):
+                async for event in events:
+                    following.append(event)
+                    if event.kind == "last":
+                        break
+        return await collect(server.workspace), following
+
+    with Server(tmp_path) as server:
+        collected, following = asyncio.run(run())
+    kinds = [event.kind for event in collected]
+    assert kinds == ["unreadable"] + ["x"] * 300 + ["last"]
+    assert following == collected
+
+
 def test_a_position_beyond_the_end_is_refused(tmp_path: Path) -> None:
     with Server(tmp_path) as server:
         asyncio.run(publish(server.workspace, range(2)))
@@ -322,8 +349,12 @@ def test_following_prints_an_event_an_envelope_and_says_that_it_was_interrupted(
         assert first["schema"] == {"verb": "hub.events", "version": "v1"}
         assert set(first["data"]) == {"seq", "time", "subject", "kind", "data"}
         assert first["data"]["kind"] == "ready"
+        told = [first]
         asyncio.run(publish(hub.workspace, range(2, 3)))
-        assert _line(follower)["data"]["data"] == {"number": 2}
+        while told[-1]["data"]["data"] != {"number": 2}:  # a new trunk has a check-in to announce
+            told.append(_line(follower))
+        assert [line["data"]["seq"] for line in told] == list(range(1, len(told) + 1))
+        assert {line["data"]["kind"] for line in told} <= {"ready", "checkin", "x"}
         follower.send_signal(signal.SIGINT)
         assert follower.wait(10) == 130
         assert _stderr(follower) == b""
@@ -411,6 +442,11 @@ def test_a_stdout_that_takes_nothing_ends_it_in_at_most_a_line(hub: Hub, options
         ("stopping", {}, "stopping: ?"),
         ("stopping", {"reason": "a\x1b[31m\nb"}, "stopping: a?[31m?b"),
         ("ready", {"pid": [1], "took_ms": {"a": 1}}, "ready in a=1 ms: ? ? (pid [1])"),
+        (
+            "checkin",
+            {"checkin": "0123456789abcdef", "slot": "auth", "message": "Mend\n\nit", "count": 2},
+            "auth 0123456789 Mend (2 files)",
+        ),
         ("something-new", {"a": 1, "b": [2]}, "a=1 b=[2]"),
     ],
 )

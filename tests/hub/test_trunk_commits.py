@@ -146,12 +146,17 @@ def announced(workspace: Workspace) -> list[dict[str, Any]]:
     return asyncio.run(run())
 
 
+def checkin_of(event: dict[str, Any]) -> Any:
+    """Return which check-in *event* announces, None if it announces nothing."""
+    return event.get("data", {}).get("checkin")
+
+
 def assert_announced(workspace: Workspace) -> None:
     """Every check-in of the line has been announced once, in order."""
     with Repository(workspace.repository) as repository:
         line = [row.hash for row in repository.line()]
     eventually(lambda: len(announced(workspace)) >= len(line), 20)
-    assert [event["checkin"] for event in announced(workspace)] == line
+    assert [checkin_of(event) for event in announced(workspace)] == line
 
 
 # --- landing -------------------------------------------------------------------------------
@@ -173,14 +178,16 @@ def test_an_event_says_what_a_checkin_is(servers: Servers) -> None:
     assert_announced(servers.workspace)
     event = announced(servers.workspace)[-1]
     assert event == {
-        "kind": "checkin",
         "time": landed.time,
-        "checkin": landed.checkin,
-        "parent": landed.parent,
-        "slot": "auth",
-        "message": "m" * checkins.LONGEST_MESSAGE,
-        "files": ["README", "src/new"],
-        "count": 2,
+        "kind": "checkin",
+        "data": {
+            "checkin": landed.checkin,
+            "parent": landed.parent,
+            "slot": "auth",
+            "message": "m" * checkins.LONGEST_MESSAGE,
+            "files": ["README", "src/new"],
+            "count": 2,
+        },
     }
 
 
@@ -240,7 +247,7 @@ def test_registering_a_slot_makes_it_a_fossil_user_and_fences_the_leaf_before_it
     assert_sound(servers.workspace, [first, second])
     assert "New_Version" in Checkout(servers.fossil, tmp_path / "wt", "auth").commit("s", "stock\n")
     assert_announced(servers.workspace)
-    assert announced(servers.workspace)[-1]["slot"] == "auth"
+    assert announced(servers.workspace)[-1]["data"]["slot"] == "auth"
 
 
 def test_a_verify_that_fails_refuses_the_commit_with_its_output(servers: Servers) -> None:
@@ -345,8 +352,8 @@ def test_a_message_of_somebody_elses_is_not_taken_for_an_announcement(servers: S
     assert_announced(servers.workspace)
     asyncio.run(forge())
     (second,) = commit(servers.workspace, propose({"g": b"1"}))
-    eventually(lambda: announced(servers.workspace)[-1].get("checkin") == second.checkin)
-    told = [event.get("checkin") for event in announced(servers.workspace)]
+    eventually(lambda: checkin_of(announced(servers.workspace)[-1]) == second.checkin)
+    told = [checkin_of(event) for event in announced(servers.workspace)]
     assert told[-3:] == [first.checkin, None, second.checkin]
 
 
@@ -360,7 +367,7 @@ def test_a_forced_fork_is_an_event(servers: Servers, tmp_path: Path) -> None:
             except StreamRefused:
                 return 0
             body = codec.loads_object(base64.b64decode(answer["message"]["data"]))
-            return len(body["leaves"])
+            return len(body["data"]["leaves"])
 
     checkout = Checkout(servers.fossil, tmp_path / "stock")
     commit(servers.workspace, propose({"f": b"1"}))

@@ -1,7 +1,6 @@
 """Looking for what may differ from the base: by file status alone, no content is read.
 
-What git's ignore rules say of new files is git's to say: it is asked once, and only if there are
-new files.
+What git's ignore rules say of new files is git's to say, and only if there are new files.
 """
 
 from __future__ import annotations
@@ -11,10 +10,7 @@ import stat
 
 from foundation.errors import HubError, Refused
 from foundation.record import Record
-from foundation.spawn import find_program
-from hub import git as user_git
 from hub import manifest
-from hub.tool import Tool
 from slotgc import base, treepath
 from slotgc.beneath import INTO, BlockedError, enter
 from slotgc.work import Walk
@@ -24,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Sequence
 
     from slotgc.base import Base
+    from swarm.worktree.ignoring import Rules
 
 _DOT_GIT = b"/.git"
 
@@ -50,7 +47,7 @@ class Sight:
         self.skipped.append(Skipped(path=path, reason=reason))
 
 
-def everywhere(worktree: str, known: Base) -> Sight:
+def everywhere(worktree: str, known: Base, rules: Rules) -> Sight:
     """Look at the whole worktree.
 
     Raises:
@@ -69,11 +66,11 @@ def everywhere(worktree: str, known: Base) -> Sight:
     sight.missing += walk.missing()
     for words in walk.doubts:
         sight.skipped.append(Skipped(path=b"", reason=words))
-    _leave_out(sight, worktree)
+    _leave_out(sight, rules)
     return sight
 
 
-def at(worktree: str, known: Base, paths: Sequence[bytes]) -> Sight:
+def at(worktree: str, known: Base, paths: Sequence[bytes], rules: Rules) -> Sight:
     """Look at *paths* alone: files, directories with all in them, files that are gone.
 
     Raises:
@@ -81,7 +78,7 @@ def at(worktree: str, known: Base, paths: Sequence[bytes]) -> Sight:
             ``unfit-name``, ``ignored``, ``not-a-file``, ``nested-repository``).
     """
     if b"" in paths or b"." in paths:
-        return everywhere(worktree, known)
+        return everywhere(worktree, known, rules)
     sight = Sight()
     tree = os.open(worktree, INTO)
     try:
@@ -94,8 +91,8 @@ def at(worktree: str, known: Base, paths: Sequence[bytes]) -> Sight:
     _refuse_unfit(named, nested)
     below = Sight()
     below.new = {path: status for path, status in sight.new.items() if path not in set(named)}
-    _leave_out(below, worktree, nested)
-    hidden = ignored(worktree, named) if named else frozenset()
+    _leave_out(below, rules, nested)
+    hidden = rules.ignored(named)
     if hidden:
         raise Refused(
             f"{_shown(hidden)}: ignored by git; say so in .gitignore, or `git add -f` it in the "
@@ -222,7 +219,7 @@ def _refuse_unfit(named: Iterable[bytes], nested: tuple[bytes, ...]) -> None:
             )
 
 
-def _leave_out(sight: Sight, worktree: str, known: tuple[bytes, ...] = ()) -> None:
+def _leave_out(sight: Sight, rules: Rules, known: tuple[bytes, ...] = ()) -> None:
     """Leave out new files that trunk cannot hold or that git ignores.
 
     *known*: directories that are known to be git repositories, with a slash.
@@ -242,7 +239,7 @@ def _leave_out(sight: Sight, worktree: str, known: tuple[bytes, ...] = ()) -> No
             sight.skip(path, "is a socket, a pipe or a device")
         else:
             kept[path] = status
-    hidden = ignored(worktree, kept) if kept else frozenset()
+    hidden = rules.ignored(kept)
     sight.new = {path: status for path, status in kept.items() if path not in hidden}
 
 
@@ -257,34 +254,6 @@ def _nested(new: Iterable[bytes]) -> tuple[bytes, ...]:
                 break
             at_git = path.find(_DOT_GIT, at_git + 1)
     return tuple(sorted(found))
-
-
-def ignored(worktree: str, paths: Collection[bytes]) -> frozenset[bytes]:
-    """Return those of *paths* that git ignores; what is in its index it does not.
-
-    Raises:
-        HubError: git cannot say (``git-missing``, ``slot-git``).
-    """
-    program = find_program("git")
-    if program is None:
-        raise Refused(
-            "git is not installed, or not in PATH: it must say which new files it ignores",
-            reason="git-missing",
-        )
-    # By name: were the slot's own repository gone, git would look upward and find the user's.
-    where = {"GIT_DIR": f"{worktree}/.git", "GIT_WORK_TREE": worktree}
-    argv = [program, "-c", "core.fsmonitor=false", "check-ignore", "-z", "--stdin"]
-    asked = b"".join(path + b"\0" for path in paths)
-    with Tool(argv, env=user_git.environment() | where, cwd=worktree, stdin=asked) as tool:
-        answer = tool.stdout.read()
-        status = tool.wait()
-        if status not in (0, 1):  # 1: none is ignored
-            raise HubError(
-                f"git cannot say which files it ignores: {tool.said() or 'no reason given'}; "
-                f"is {worktree}/.git whole?",
-                reason="slot-git",
-            )
-    return frozenset(answer.split(b"\0")) - {b""}
 
 
 def _shown(paths: Collection[bytes]) -> str:

@@ -18,7 +18,7 @@ from hub.trunk import merge
 from slotgc import artifact, base, treepath
 from slotgc.beneath import INTO, BlockedError, enter
 from swarm.worktree.placing import Judged
-from swarm.worktree.sight import ignored
+from swarm.worktree.ignoring import ignored
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -176,6 +176,7 @@ class Worktree:
         try:
             self.settle()
         finally:
+            self._rules.close()
             self._checkout.close()
             self._ledger.close()
             if self._owns_repository:
@@ -245,9 +246,9 @@ class Worktree:
     def _read(self, reader: Reader, paths: Sequence[bytes] | None) -> list[Change]:
         seen_ns = time.time_ns()
         if paths is None:
-            found = sight.everywhere(self.directory, self.base)
+            found = sight.everywhere(self.directory, self.base, self._rules)
         else:
-            found = sight.at(self.directory, self.base, paths)
+            found = sight.at(self.directory, self.base, paths, self._rules)
         changes = reader.changes(found)
         self._ledger.refresh(reader.same, seen_ns)
         self.skipped = tuple(found.skipped)

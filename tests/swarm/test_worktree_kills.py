@@ -64,7 +64,7 @@ def run(bench: Bench, point: str, do: Callable[[Worktree], None]) -> int:
         "template.file",
         "template.planted",
         "template.made",
-        "copy.file",
+        "copy.directory",
         "worktree.copied",
         "worktree.planted",
         "base.written",

@@ -1,0 +1,178 @@
+"""What git's ignore rules say of new files: git's to say, asked without a new git each time.
+
+A commit of new files would else cost a process, several times as much as all the rest of it. So
+one ``git check-ignore`` stays and is asked again, as long as none of the files that it may have
+read its rules from has changed. It knows no index, so what it takes for ignored is asked of a
+fresh one, which leaves out what was added by force.
+"""
+
+from __future__ import annotations
+
+import os
+
+from foundation.errors import HubError, Refused
+from foundation.spawn import find_program
+from hub import git as user_git
+from hub.tool import Tool
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Collection, Iterator
+
+    Stamp = tuple[int, int, int, int] | None
+
+_AT_MOST = 64
+"""More paths at once are worth a process of their own; and fewer cannot fill a pipe."""
+_FIELDS = 4
+"""A record of ``check-ignore -v -n -z``: source, line, pattern, path; the first three empty if no
+pattern matches. Source: git-check-ignore(1)."""
+
+
+class Rules:
+    """The rules of one worktree. :meth:`close` ends the git that was asked."""
+
+    def __init__(self, worktree: str) -> None:
+        """Ask nothing yet."""
+        self._worktree = worktree
+        self._tool: Tool | None = None
+        self._questions = -1
+        self._read: dict[bytes, Stamp] = {}
+        self._shared: tuple[bytes, ...] = ()
+
+    def ignored(self, paths: Collection[bytes]) -> frozenset[bytes]:
+        """Return those of *paths* that git ignores; what is in its index it does not.
+
+        Raises:
+            HubError: git cannot say (``git-missing``, ``slot-git``).
+        """
+        if not paths:
+            return frozenset()
+        doubted = paths if len(paths) > _AT_MOST else self._matched(paths)
+        return ignored(self._worktree, doubted) if doubted else frozenset()
+
+    def close(self) -> None:
+        """End what was started."""
+        if self._tool is not None:
+            os.close(self._questions)
+            self._tool.__exit__(None, None, None)
+            self._tool = None
+
+    def _matched(self, paths: Collection[bytes]) -> Collection[bytes]:
+        """Return those of *paths* that match a pattern; all of them if nobody could say."""
+        stamps = {name: _stamp(name) for name in self._sources(paths)}
+        if self._tool is None or any(self._read.get(n, at) != at for n, at in stamps.items()):
+            self.close()
+            self._start()
+            stamps = {name: _stamp(name) for name in self._sources(paths)}
+        assert self._tool is not None
+        self._read |= stamps
+        try:
+            os.write(self._questions, b"".join(path + b"\0" for path in paths))
+            return [path for path in paths if self._next_matches()]
+        except OSError:
+            self.close()  # it ended: a fresh one says why
+            return paths
+
+    def _next_matches(self) -> bool:
+        """Read a record; tell whether a pattern matched.
+
+        Raises:
+            OSError: there is no record any more.
+        """
+        assert self._tool is not None
+        fields: list[bytes] = []
+        for _field in range(_FIELDS):
+            field = bytearray()
+            while (byte := self._tool.stdout.read(1)) != b"\0":
+                if not byte:
+                    raise OSError("git check-ignore ended")
+                field += byte
+            fields.append(bytes(field))
+        return bool(fields[2])
+
+    def _start(self) -> None:
+        program, env = _git(self._worktree)
+        # Before it is started: what changes from now on is seen.
+        self._shared = (*_shared(env), _excludes_file(program, env, self._worktree))
+        self._read = {name: _stamp(name) for name in self._sources(())}
+        read, self._questions = os.pipe2(os.O_CLOEXEC)
+        argv = [program, "-c", "core.fsmonitor=false", "check-ignore"]
+        argv += ["--no-index", "--verbose", "--non-matching", "-z", "--stdin"]
+        try:
+            self._tool = Tool(argv, env=env, cwd=self._worktree, stdin=read)
+        except BaseException:
+            os.close(self._questions)
+            raise
+        finally:
+            os.close(read)
+
+    def _sources(self, paths: Collection[bytes]) -> Iterator[bytes]:
+        """Yield the files that rules for *paths* may stand in."""
+        top = os.fsencode(self._worktree) + b"/"
+        yield top + b".git/info/exclude"
+        yield top + b".git/config"
+        yield from self._shared
+        above = {b""}
+        for path in paths:
+            while (path := path.rpartition(b"/")[0]) and path not in above:
+                above.add(path)
+        for directory in above:
+            yield top + (directory + b"/" if directory else b"") + b".gitignore"
+
+
+def ignored(worktree: str, paths: Collection[bytes]) -> frozenset[bytes]:
+    """Return those of *paths* that git ignores, asked of a git of its own.
+
+    Raises: as :meth:`Rules.ignored`.
+    """
+    program, env = _git(worktree)
+    argv = [program, "-c", "core.fsmonitor=false", "check-ignore", "-z", "--stdin"]
+    asked = b"".join(path + b"\0" for path in paths)
+    with Tool(argv, env=env, cwd=worktree, stdin=asked) as tool:
+        answer = tool.stdout.read()
+        status = tool.wait()
+        if status not in (0, 1):  # 1: none is ignored
+            raise HubError(
+                f"git cannot say which files it ignores: {tool.said() or 'no reason given'}; "
+                f"is {worktree}/.git whole?",
+                reason="slot-git",
+            )
+    return frozenset(answer.split(b"\0")) - {b""}
+
+
+def _git(worktree: str) -> tuple[str, dict[str, str]]:
+    program = find_program("git")
+    if program is None:
+        raise Refused(
+            "git is not installed, or not in PATH: it must say which new files it ignores",
+            reason="git-missing",
+        )
+    # By name: were the slot's own repository gone, git would look upward and find the user's.
+    where = {"GIT_DIR": f"{worktree}/.git", "GIT_WORK_TREE": worktree}
+    return program, user_git.environment() | where
+
+
+def _shared(env: dict[str, str]) -> Iterator[bytes]:
+    """Yield the user's own files of rules and configuration. Source: gitignore(5), git-config(1)."""
+    home = env.get("HOME", "")
+    for directory in {env.get("XDG_CONFIG_HOME") or f"{home}/.config", f"{home}/.config"}:
+        yield os.fsencode(f"{directory}/git/ignore")
+        yield os.fsencode(f"{directory}/git/config")
+    yield os.fsencode(f"{home}/.gitconfig")
+    yield b"/etc/gitconfig"
+
+
+def _excludes_file(program: str, env: dict[str, str], worktree: str) -> bytes:
+    argv = [program, "config", "--type=path", "-z", "--get", "core.excludesFile"]
+    with Tool(argv, env=env, cwd=worktree) as tool:
+        named = tool.stdout.read().rstrip(b"\0")
+        tool.wait()
+    return os.path.join(os.fsencode(worktree), named) if named else b"/dev/null"
+
+
+def _stamp(path: bytes) -> Stamp:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_mtime_ns, status.st_ctime_ns, status.st_size, status.st_ino

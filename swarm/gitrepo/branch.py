@@ -36,7 +36,10 @@ def read(at: Places) -> str:
     Raises:
         NotABranch: it is a symbolic reference, or damaged.
     """
-    content = read_small(NAME, at.heads).strip()
+    try:
+        content = read_small(NAME, at.heads).strip()
+    except OSError as error:
+        raise NotABranch(f"{REF}: {error.strerror}") from None
     if not content:
         if _stands(at):
             raise NotABranch(f"{REF} is no file with a commit's name")

@@ -193,6 +193,8 @@ class Index:
             )
             self._note_extended()
             return
+        if all(self._replace(path, raw) for path, raw in changes.items()):
+            return
         added = self._edit(changes)
         in_the_way: dict[bytes, None] = {}
         above = {
@@ -236,6 +238,20 @@ class Index:
     def _segment(self, path: bytes) -> int:
         """Return which segment has, or would have, the entries of *path*, of any stage."""
         return max(0, bisect_right(self._firsts, path + b"\0\3") - 1)
+
+    def _replace(self, path: bytes, raw: bytes | None) -> bool:
+        """Put *raw* where *path* has an entry of the same form; tell whether it has."""
+        if raw is None:
+            return False
+        number = self._segment(path)
+        body = self._bodies[number]
+        # Flags, path and NUL: what it matches by chance is aligned once in 2**60 times.
+        at = body.find(raw[self._name_at :].rstrip(b"\0") + b"\0") - self._name_at
+        if at < 0 or at % 8:
+            return False
+        self._bodies[number] = body[:at] + raw + body[at + len(raw) :]
+        self._sound_to = min(self._sound_to, number // _POINT_SEGMENTS + 1)
+        return True
 
     def _edit(self, changes: Mapping[bytes, bytes | None]) -> list[bytes]:
         """Replace, insert and remove; return the paths that had no entry of their own before."""

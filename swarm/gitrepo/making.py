@@ -11,6 +11,7 @@ import shutil
 
 from foundation.atomic import read_bounded, remove
 from foundation.errors import Refused
+from foundation.failpoint import hit
 from slotgc.treepath import CHECKOUT_FILES
 from swarm.gitrepo import branch, reading
 from swarm.gitrepo.places import LOCK, OURS
@@ -46,8 +47,8 @@ _ATTRIBUTES = b"""\
 def make(git: str, user_git: str, form: Format, head: str, who: Person, *, exact: bool) -> None:
     """Make the repository *git* (``WORKTREE/.git``), with our branch at commit *head* ("": none).
 
-    *user_git*: the directory of the user's repository. *exact*: see :func:`configuration`. HEAD is
-    written last: killed before that, it is no repository, and another call makes it.
+    *user_git*: the directory of the user's repository. *exact*: see :func:`configuration`. It is
+    no repository, to git or to another call of this, before :func:`finish`.
 
     Raises:
         Refused: there is a repository (``git-exists``).
@@ -76,6 +77,11 @@ def make(git: str, user_git: str, form: Format, head: str, who: Person, *, exact
         files[branch.REF] = head.encode() + b"\n"
     for name, content in files.items():
         _write(f"{git}/{name}", content)
+
+
+def finish(git: str) -> None:
+    """Give the repository *git*, now that all else is there, its HEAD: our branch."""
+    hit("gitrepo.made")
     _write(f"{git}/HEAD.new", f"ref: {branch.REF}\n".encode())
     os.rename(f"{git}/HEAD.new", f"{git}/HEAD")
 

@@ -56,7 +56,7 @@ def opened(worktree: str) -> Iterator[Places]:
             refs = _open("refs", fds, git)
             places = Places(git, _open("pack", fds, objects), _open("heads", fds, refs))
             os.stat(OURS, dir_fd=git)
-        except OSError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise Corrupt(
                 f"{worktree}/.git is not the repository that was made there "
                 f"({error.strerror}: {error.filename}): it must be made anew",

@@ -121,10 +121,12 @@ class GitRepo:
 
         *user_git*: the user's (``Workspace.git_dir()``), whose objects it shares. *entries*: the
         commit's files, as ``hub.git.Git.tree`` gives them. One without a stamp is not in the
-        worktree (a submodule, what seeding left out), and git will not miss it.
+        worktree (a submodule, what seeding left out), and git will not miss it. Whoever calls this
+        has the worktree alone; killed, it may be called again.
 
         Raises:
             Refused: there is one (``git-exists``), or its format is unknown to us.
+            Corrupt: the user's repository lacks the commit (``git-object``).
         """
         form = format_named(object_format)
         who = person(name)
@@ -143,6 +145,7 @@ class GitRepo:
             file.prepare(at, rows, time.time_ns(), alone=True)
             file.place(at)
             state.write(at.git, State(head, tree, ""))
+        making.finish(f"{worktree}/.git")
         return cls(worktree, name)
 
     @classmethod
@@ -204,12 +207,14 @@ class GitRepo:
         parent is what our branch is at, so a commit that the agent made there stays. The index
         changes for these paths alone, and only if HEAD is on our branch. *time_s*: seconds since
         the epoch; with the rest the same, the same commit. *author*: the slot by default. *mark*:
-        a line to find again in :attr:`mark`. Git's locks are waited for at most *wait_s*.
+        a line (ASCII, 300 at most) to find again in :attr:`mark`. Git's locks are waited for at
+        most *wait_s*.
 
         Raises:
             Corrupt: the repository is not there or is damaged: it must be made anew.
             OSError: it cannot be written; the commit waits, as for a lock.
         """
+        state.check_mark(mark)
         with opened(self.worktree) as at:
             self._accept(changes, message, time_s, author or person(self.name))
             self._mark = mark

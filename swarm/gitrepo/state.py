@@ -15,6 +15,7 @@ from swarm.gitrepo.places import OURS
 _NAME = f"{OURS}/state"
 _MAGIC = "bones git 1"
 _BLOCK = 512
+_LONGEST_MARK = 300
 _NAMES = frozenset((0, 40, 64))
 _DIGITS = frozenset("0123456789abcdef")
 
@@ -35,6 +36,7 @@ def read(git: int) -> State:
 
     Raises:
         Corrupt: nothing (``git-state``).
+        OSError: it cannot be read.
     """
     try:
         fd = os.open(_NAME, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=git)
@@ -48,7 +50,7 @@ def read(git: int) -> State:
             len(one) not in _NAMES or not _DIGITS.issuperset(one) for one in hashes
         ):
             raise ValueError("another form")
-    except (OSError, ValueError) as error:
+    except (FileNotFoundError, ValueError) as error:
         raise Corrupt(
             f"the state of a slot's git repository cannot be used ({error}): it must be made anew",
             reason="git-state",
@@ -57,17 +59,22 @@ def read(git: int) -> State:
 
 
 def write(git: int, state: State) -> None:
-    """Remember *state*.
-
-    Raises:
-        ValueError: the mark is too long, or no line of ASCII.
-    """
+    """Remember *state*, whose mark :func:`check_mark` has let pass."""
     text = "\n".join((_MAGIC, *state, "")).encode("ascii")
-    if len(text) > _BLOCK or "\n" in state.mark:
-        raise ValueError(f"{state.mark!r:.80} is no mark")
+    assert len(text) <= _BLOCK, state
     flags = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
     fd = os.open(_NAME, flags, 0o644, dir_fd=git)
     try:
         os.pwrite(fd, text.ljust(_BLOCK, b"\0"), 0)
     finally:
         os.close(fd)
+
+
+def check_mark(mark: str) -> None:
+    """Let *mark* pass, if it can be remembered.
+
+    Raises:
+        ValueError: it is too long, or no line of ASCII.
+    """
+    if len(mark) > _LONGEST_MARK or not mark.isascii() or "\n" in mark or "\0" in mark:
+        raise ValueError(f"{mark!r:.80} is no line of at most {_LONGEST_MARK} ASCII characters")

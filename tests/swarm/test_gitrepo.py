@@ -349,6 +349,22 @@ def test_a_repository_is_not_made_over_another(slot: Slot, repo: GitRepo) -> Non
     slot.assert_true()
 
 
+@pytest.mark.faults
+def test_a_making_that_is_killed_is_begun_anew(slot: Slot, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HUB_FAILPOINT", "gitrepo.made")
+    pid = os.fork()
+    if pid == 0:
+        slot.check_out(TREE)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -9
+    monkeypatch.delenv("HUB_FAILPOINT")
+    repo = slot.check_out(TREE)
+    slot.edit(b"README", b"changed\n")
+    slot.record(repo)
+    slot.assert_true()
+    slot.assert_sound()
+
+
 def test_a_missing_object_is_named(slot: Slot) -> None:
     repo = slot.check_out(TREE)
     shutil.rmtree(slot.user.root / ".git/objects/pack", ignore_errors=True)

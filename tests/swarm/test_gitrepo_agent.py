@@ -98,6 +98,20 @@ def test_a_branch_that_the_agent_removed_is_there_again(
     slot.assert_sound()
 
 
+def test_a_branch_that_is_none_is_left_alone_until_it_is_one(slot: Slot, repo: GitRepo) -> None:
+    slot.git("branch", "other")
+    slot.git("symbolic-ref", "refs/heads/trunk", "refs/heads/other")
+    slot.edit(b"a/x", b"2\n")
+    done = slot.record(repo)
+    assert done.commit == ""
+    assert "refs/heads/trunk" in done.why
+    assert slot.git("symbolic-ref", "refs/heads/trunk") == b"refs/heads/other\n"
+    slot.git("symbolic-ref", "--delete", "refs/heads/trunk")
+    assert repo.flush().commit == repo.head()
+    slot.assert_true()
+    slot.assert_sound()
+
+
 def test_a_base_that_the_agent_had_git_forget_is_not_built_upon(slot: Slot, repo: GitRepo) -> None:
     slot.write(b"deep/in/here", b"1\n")
     slot.record(repo)

@@ -21,6 +21,11 @@ import time
 import traceback
 from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
+# nats-py imports some of its parts when it first needs them; an upgrade under a running hub
+# must not load new modules into old code, so all are loaded before we are ready.
+import nats.js.api
+import nats.js.client
+import nkeys
 import uvloop
 
 from foundation import codec
@@ -40,6 +45,8 @@ from hub.trunk.writer import Reports, Writer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
+
+LOADED = (nats.js.api, nats.js.client, nkeys)
 
 READY = b"trunk ready\n"
 RETRY_S = 0.1

@@ -175,7 +175,7 @@ def test_a_branch_off_trunk_is_stored_anywhere(server: FossilServer) -> None:
         assert ledger.position(branch.hash).on_trunk is False
 
 
-def test_a_stock_push_that_would_fork_is_refused_in_words(
+def test_a_stock_push_that_would_fork_is_refused_until_it_is_a_branch(
     server: FossilServer, tmp_path: Path
 ) -> None:
     password = Path(password_path(server.workspace, "operator")).read_text().strip()
@@ -205,9 +205,20 @@ def test_a_stock_push_that_would_fork_is_refused_in_words(
     push(server, one, content=b"1")
     assert "server says: 400" in stock("push", url)
     assert tip(server) == one.hash
+    stock("amend", "current", "--branch", "mine")  # the way out: what is no fork is stored
+    stock("push", url)
+    assert tip(server) == one.hash
+    with Repository(server.workspace.repository) as repository:
+        assert repository.leaves() == [one.hash]
+        assert repository.forks() == 0
     stock("pull", url)
-    stock("merge", one.hash)  # what a person does then does not help: the fork itself would come
-    assert "server says: 400" in stock("push", url)
+    stock("update", one.hash)
+    stock("merge", "mine")
+    assert "New_Version" in stock("commit", "-m", "merged")
+    stock("push", url)
+    with Repository(server.workspace.repository) as repository:
+        assert repository.tip().comment == "merged"
+        assert "mine" in {path.decode() for path in repository.files(repository.tip().hash)}
 
 
 def test_without_the_guard_the_server_stores_forks(seeded: Path) -> None:

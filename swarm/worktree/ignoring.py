@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 
+from foundation.atomic import write_all
 from foundation.errors import HubError, Refused
 from foundation.spawn import find_program
 from hub import git as user_git
@@ -67,7 +68,7 @@ class Rules:
         assert self._tool is not None
         self._read |= stamps
         try:
-            os.write(self._questions, b"".join(path + b"\0" for path in paths))
+            write_all(self._questions, b"".join(path + b"\0" for path in paths))
             return [path for path in paths if self._next_matches()]
         except OSError:
             self.close()  # it ended: a fresh one says why
@@ -153,7 +154,7 @@ def _git(worktree: str) -> tuple[str, dict[str, str]]:
 
 
 def _shared(env: dict[str, str]) -> Iterator[bytes]:
-    """Yield the user's own files of rules and configuration. Source: gitignore(5), git-config(1)."""
+    """Yield the user's own files of rules. Source: gitignore(5), git-config(1)."""
     home = env.get("HOME", "")
     for directory in {env.get("XDG_CONFIG_HOME") or f"{home}/.config", f"{home}/.config"}:
         yield os.fsencode(f"{directory}/git/ignore")

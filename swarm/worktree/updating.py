@@ -17,8 +17,8 @@ from hub.commits import Conflict
 from hub.trunk import merge
 from slotgc import artifact, base, treepath
 from slotgc.beneath import INTO, BlockedError, enter
-from swarm.worktree.placing import Judged
 from swarm.worktree.ignoring import ignored
+from swarm.worktree.placing import Judged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -27,6 +27,7 @@ from swarm.gitrepo.repo import File
 from swarm.worktree import gitside, making, sight, updating
 from swarm.worktree.checkout import Checkout, VFile
 from swarm.worktree.gitside import GitSide
+from swarm.worktree.ignoring import Rules
 from swarm.worktree.ledger import Ledger
 from swarm.worktree.placing import Judged, Placer
 from swarm.worktree.reading import Reader
@@ -84,6 +85,7 @@ class Worktree:
         self._repository = repository
         self._owns_repository = owns
         self._ledger = ledger
+        self._rules = Rules(self.directory)
         self._checkout = Checkout(self.directory)
         self._git = GitSide(self.directory, slot)
         self._behind = False

@@ -53,7 +53,9 @@ class Bench:
             self._open = None
 
     def reopen(self) -> Worktree:
-        """Take the worktree up as after a kill: nothing was closed."""
+        """Take the worktree up as after a kill: nothing was closed but by the kernel."""
+        if self._open is not None:
+            self._open._rules.close()
         self._open = None
         return self.tree
 

@@ -75,18 +75,21 @@ def _open(path: str, fds: list[int], dir_fd: int | None = None) -> int:
 
 
 def try_lock(git: int, name: str) -> bool:
-    """Take git's lock *name* (``index.lock``), as seen from ``.git``; False if another has it."""
+    """Take git's lock *name* (``index.lock``), as seen from ``.git``; False if another has it.
+
+    Who takes it removes it.
+    """
     try:
         os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
     except FileExistsError:
-        if not unlock(git, name):  # one of ours, from a process that was killed
+        if not clear_lock(git, name):
             return False
         os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
     return True
 
 
-def unlock(git: int, name: str) -> bool:
-    """Let go of a lock, if it is ours; tell whether it was."""
+def clear_lock(git: int, name: str) -> bool:
+    """Remove a lock of ours that a killed process has left; False if there is one of git's."""
     try:
         there = os.stat(name, dir_fd=git, follow_symlinks=False)
     except FileNotFoundError:

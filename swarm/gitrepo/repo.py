@@ -32,7 +32,7 @@ from swarm.gitrepo.indexfile import LOCK as INDEX_LOCK
 from swarm.gitrepo.indexfile import IndexFile
 from swarm.gitrepo.objects import BLOB, COMMIT, TREE, format_named
 from swarm.gitrepo.packs import Packs
-from swarm.gitrepo.places import opened, try_lock, unlock
+from swarm.gitrepo.places import clear_lock, opened, try_lock
 from swarm.gitrepo.reading import ObjectReader
 from swarm.gitrepo.state import State
 from swarm.gitrepo.trees import Tree
@@ -92,7 +92,7 @@ class GitRepo:
         with opened(worktree) as at:
             self._state = state.read(at.git)
             for lock in (INDEX_LOCK, branch.LOCK):
-                unlock(at.git, lock)
+                clear_lock(at.git, lock)
         self._form = format_named("sha256" if len(self._state.tree) == 64 else "sha1")  # noqa: PLR2004
         self._objects = ObjectReader(f"{worktree}/.git/objects", self._form)
         self._packs = Packs(self._form)
@@ -302,9 +302,9 @@ class GitRepo:
                     branch.write(at, new)
                     hit("gitrepo.branch-moved")
             finally:
-                unlock(at.git, INDEX_LOCK)
+                os.unlink(INDEX_LOCK, dir_fd=at.git)
         finally:
-            unlock(at.git, branch.LOCK)
+            os.unlink(branch.LOCK, dir_fd=at.git)
         hit("gitrepo.unlocked")
         self._log(at, tip, chain, head=on_head)
         return self._finish(at, new, why)

@@ -14,8 +14,9 @@ from operator import is_not
 from foundation.atomic import write_all
 from foundation.failpoint import hit
 from slotgc.base import TICK_NS
-from swarm.gitrepo.index import Index, NeedsGit, Stamp, smudged, stamp_of
+from swarm.gitrepo.index import Stamp, smudged, stamp_of
 from swarm.gitrepo.places import OURS, cut, open_spare
+from swarm.gitrepo.segments import Index, NeedsGit
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

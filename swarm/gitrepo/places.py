@@ -77,7 +77,7 @@ def _open(path: str, fds: list[int], dir_fd: int | None = None) -> int:
 def try_lock(git: int, name: str) -> bool:
     """Take git's lock *name* (``index.lock``), as seen from ``.git``; False if another has it.
 
-    Who takes it removes it.
+    Who takes it lets go of it.
     """
     try:
         os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
@@ -86,6 +86,14 @@ def try_lock(git: int, name: str) -> bool:
             return False
         os.link(LOCK, name, src_dir_fd=git, dst_dir_fd=git)
     return True
+
+
+def let_go(git: int, name: str) -> None:
+    """Let go of a lock that was taken; an agent may have removed it, as agents do."""
+    try:
+        os.unlink(name, dir_fd=git)
+    except FileNotFoundError:
+        pass
 
 
 def clear_lock(git: int, name: str) -> bool:

@@ -22,18 +22,19 @@ from foundation.failpoint import hit
 from foundation.spawn import find_program
 from hub import git
 from hub.tool import Tool
-from slotgc import treepath
 from slotgc.base import EXEC, FILE, LINK
 from swarm.gitrepo import branch, index, making, state
 from swarm.gitrepo.branch import NotABranch
 from swarm.gitrepo.commits import Draft, Person
-from swarm.gitrepo.index import NeedsGit, Owner, Stamp
+from swarm.gitrepo.index import Owner, Stamp
 from swarm.gitrepo.indexfile import LOCK as INDEX_LOCK
 from swarm.gitrepo.indexfile import IndexFile
+from swarm.gitrepo.names import is_possible
 from swarm.gitrepo.objects import BLOB, COMMIT, TREE, format_named
 from swarm.gitrepo.packs import Packs
-from swarm.gitrepo.places import clear_lock, opened, try_lock
+from swarm.gitrepo.places import clear_lock, let_go, opened, try_lock
 from swarm.gitrepo.reading import ObjectReader
+from swarm.gitrepo.segments import NeedsGit
 from swarm.gitrepo.state import State
 from swarm.gitrepo.trees import Tree
 
@@ -47,8 +48,6 @@ if TYPE_CHECKING:
 
 MODES = {FILE: 0o100644, EXEC: 0o100755, LINK: 0o120000}
 _TYPE, _REGULAR = 0o170000, 0o100000
-_NO_NAMES = frozenset((b"", b".", b".."))
-_GIT_NAMES = frozenset((b".git", b"git~1"))
 _RETRY_S = 0.001
 
 
@@ -302,9 +301,9 @@ class GitRepo:
                     branch.write(at, new)
                     hit("gitrepo.branch-moved")
             finally:
-                os.unlink(INDEX_LOCK, dir_fd=at.git)
+                let_go(at.git, INDEX_LOCK)
         finally:
-            os.unlink(branch.LOCK, dir_fd=at.git)
+            let_go(at.git, branch.LOCK)
         hit("gitrepo.unlocked")
         self._log(at, tip, chain, head=on_head)
         return self._finish(at, new, why)
@@ -370,24 +369,6 @@ class GitRepo:
         with Tool(argv, env=git.environment(), cwd=self.worktree) as tool:
             tool.stdout.read()
             tool.wait()  # what it could not do is seen when the index is read again
-
-
-def is_possible(path: bytes, kind: str | None = None) -> bool:
-    """Tell whether git can hold *path*: nothing in it may be taken for a repository.
-
-    Source: verify_path() in git's read-cache.c.
-    """
-    for name in path.split(b"/"):
-        if name in _NO_NAMES or _plain(name) in _GIT_NAMES:
-            return False
-    return path not in treepath.BOOKKEEPING and not (
-        kind == LINK and path.lower().endswith(b".gitmodules")
-    )
-
-
-def _plain(name: bytes) -> bytes:
-    """Return what a file system of Windows makes of a name."""
-    return name.partition(b":")[0].rstrip(b" .").lower()
 
 
 def _commits(form: Format, drafts: list[Draft], parent: str) -> list[tuple[bytes, bytes]]:

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swarm.gitrepo.index import Index, NeedsGit, Owner, Stamp, entry
+from swarm.gitrepo.index import Owner, Stamp, entry
 from swarm.gitrepo.objects import FORMATS
+from swarm.gitrepo.segments import Index, NeedsGit
 
 SHA1 = FORMATS["sha1"]
 _OWNER = Owner(1, 2, 3)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 
-from foundation.atomic import read_bounded
+from foundation.atomic import read_bounded, remove
 from foundation.errors import HubError, Refused
 from foundation.record import Record
 from hub.commits import LARGEST_BYTES, Landed
@@ -25,6 +26,10 @@ if TYPE_CHECKING:
 IDS_KEPT = 100_000
 """Commits that are recognised when they are asked for again: hours of them, and a request is
 repeated for minutes."""
+
+
+SPOOLED_NS = 86_400 * 10**9
+"""How long a content may wait in the spool for a commit that takes it to trunk."""
 
 
 class Arrival(Record):
@@ -137,6 +142,18 @@ class Head:
             message=row.comment,
             merged=tuple(merged),
         )
+
+    def unspool(self, names: Iterable[str]) -> None:
+        """Remove the contents *names* from the spool if trunk holds them."""
+        for name in names:
+            if self.ledger.holds(name):
+                remove(f"{self._spool}/{name}")
+
+    def sweep_spool(self, now_ns: int) -> None:
+        """Remove from the spool what nobody can be waiting for any more."""
+        for entry in os.scandir(self._spool):
+            if entry.stat(follow_symlinks=False).st_mtime_ns < now_ns - SPOOLED_NS:
+                remove(entry.path)
 
     def _read_tip(self) -> Tip:
         row = self.repository.tip()

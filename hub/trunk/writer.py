@@ -162,6 +162,7 @@ class Writer:
                 ):
                     self._login = xfer.read_login(self._workspace, head.ledger.project_code())
                     self._recover(head)
+                    head.sweep_spool(time.time_ns())
                     self._reports.opened()
                     while not self._ended:
                         self._turn(head)
@@ -289,6 +290,8 @@ class Writer:
             if isinstance(one, Planned)
         }
         head.remember((commit_id, checkin) for checkin, commit_id in ids.items())
+        for asked in batch:
+            head.unspool(asked.proposal.spooled)
         self._reports.arrived([_arrival(one) for one in planned])
         return [_answered(one) for one in outcomes]
 

@@ -189,7 +189,17 @@ def test_a_large_content_goes_before_its_checkin(
     assert [size > writing.ALONE_BYTES for size in bodies] == [True, True, False]
     tree = files(server.workspace)
     assert (tree["large"], tree["spooled"]) == (large, spooled)
+    assert os.listdir(server.workspace.spool) == []
     assert_sound(server.workspace, [landed])
+
+
+def test_what_nobody_fetched_from_the_spool_for_a_day_is_removed(server: FossilServer) -> None:
+    for name, age_s in (("old", 86_500), ("young", 0)):
+        path = Path(server.workspace.spool, name)
+        path.write_bytes(b"x")
+        os.utime(path, (time.time() - age_s,) * 2)
+    with RunningWriter(server.workspace):
+        assert os.listdir(server.workspace.spool) == ["young"]
 
 
 # --- refusals ------------------------------------------------------------------------------

@@ -66,6 +66,7 @@ def make(
             time_s=gitside.seconds(tip.time),
             refs={},
         )
+    repository.forget()
     hit("worktree.planted")
     head, refs = gitside.references(worktree)
     return Base(

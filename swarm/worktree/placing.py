@@ -17,7 +17,13 @@ from slotgc.beneath import INTO, BlockedError, enter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
+    from typing import Self
+
     from slotgc.base import Row
+
+_MAKE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
+_MOST_OPEN = 128
 
 EXECUTABLE, PLAIN = 0o777, 0o666
 """Permissions of what is made, less the umask."""
@@ -90,9 +96,8 @@ class Placer:
         if kind == base.LINK:
             os.symlink(content, temporary, dir_fd=self._scratch)
         else:
-            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
             mode = EXECUTABLE if kind == base.EXEC else PLAIN
-            fd = os.open(temporary, flags, mode, dir_fd=self._scratch)
+            fd = os.open(temporary, _MAKE, mode, dir_fd=self._scratch)
             try:
                 write_all(fd, content)
             finally:
@@ -216,34 +221,65 @@ def _changed(path: bytes) -> Unavailable:
     )
 
 
-def plant(top: bytes, path: bytes, kind: str, content: bytes, mtime_ns: int) -> os.stat_result:
-    """Make the file *path* below *top*, a directory that nobody else knows yet; return its status.
+class Planter:
+    """Makes files in a directory that nobody else knows yet, by names in open directories."""
 
-    What is at *path* already is replaced.
-    """
-    full = top + b"/" + path
-    try:
-        return _plant(full, kind, content, mtime_ns)
-    except FileNotFoundError:
-        os.makedirs(os.path.dirname(full), exist_ok=True)
-    except FileExistsError:
-        os.unlink(full)
-    return _plant(full, kind, content, mtime_ns)
+    def __init__(self, worktree: str) -> None:
+        """Open the directory *worktree*."""
+        self._top = os.fsencode(worktree)
+        self._directories: dict[bytes, int] = {}
 
+    def __enter__(self) -> Self:
+        return self
 
-def _plant(full: bytes, kind: str, content: bytes, mtime_ns: int) -> os.stat_result:
-    if kind == base.LINK:
-        os.symlink(content, full)
-        os.utime(full, ns=(mtime_ns, mtime_ns), follow_symlinks=False)
-        return os.lstat(full)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-    fd = os.open(full, flags, EXECUTABLE if kind == base.EXEC else PLAIN)
-    try:
-        write_all(fd, content)
-        os.utime(fd, ns=(mtime_ns, mtime_ns))
-        return os.fstat(fd)
-    finally:
-        os.close(fd)
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._forget()
+
+    def plant(self, path: bytes, kind: str, content: bytes, mtime_ns: int) -> os.stat_result:
+        """Make the file *path*, of that time; return its status.
+
+        Raises:
+            OSError: it cannot be made, or is there already.
+        """
+        below, _slash, name = path.rpartition(b"/")
+        parent = self._directories.get(below)
+        if parent is None:
+            parent = self._open(below)
+        times = (mtime_ns, mtime_ns)
+        if kind == base.LINK:
+            os.symlink(content, name, dir_fd=parent)
+            os.utime(name, ns=times, dir_fd=parent, follow_symlinks=False)
+            return os.lstat(name, dir_fd=parent)
+        mode = EXECUTABLE if kind == base.EXEC else PLAIN
+        fd = os.open(name, _MAKE, mode, dir_fd=parent)
+        try:
+            write_all(fd, content)
+            os.utime(fd, ns=times)
+            return os.fstat(fd)
+        finally:
+            os.close(fd)
+
+    def _open(self, below: bytes) -> int:
+        if len(self._directories) >= _MOST_OPEN:
+            self._forget()
+        full = self._top + b"/" + below
+        try:
+            fd = os.open(full, INTO)
+        except FileNotFoundError:
+            os.makedirs(full, exist_ok=True)
+            fd = os.open(full, INTO)
+        self._directories[below] = fd
+        return fd
+
+    def _forget(self) -> None:
+        for fd in self._directories.values():
+            os.close(fd)
+        self._directories.clear()
 
 
 def unplant(top: bytes, path: bytes) -> None:

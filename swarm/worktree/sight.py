@@ -80,12 +80,15 @@ def at(worktree: str, known: Base, paths: Sequence[bytes], rules: Rules) -> Sigh
     if b"" in paths or b"." in paths:
         return everywhere(worktree, known, rules)
     sight = Sight()
-    tree = os.open(worktree, INTO)
     try:
-        for path in paths:
-            _look_at(sight, tree, worktree, known, path)
-    finally:
-        os.close(tree)
+        tree = os.open(worktree, INTO)
+        try:
+            for path in paths:
+                _look_at(sight, tree, worktree, known, path)
+        finally:
+            os.close(tree)
+    except OSError as error:
+        raise HubError(f"{worktree} cannot be looked at: {error}", reason="worktree") from None
     named = sorted(path for path in paths if path in sight.new)
     nested = _around(worktree, paths)
     _refuse_unfit(named, nested)

@@ -21,12 +21,13 @@ from foundation import atomic, codec
 from foundation.errors import Corrupt, HubError
 from foundation.failpoint import hit
 from foundation.lock import try_lock
+from hub.repository import Repository
 from slotgc import base, treepath
 from slotgc.removal import remove_tree
 from swarm.worktree import checkout, gitside
 from swarm.worktree.checkout import VFile
 from swarm.worktree.copying import copy_tree
-from swarm.worktree.placing import plant, unplant
+from swarm.worktree.placing import Planter, unplant
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from typing import Any, Self
 
     from foundation.workspace import Workspace
-    from hub.repository import Difference, Entry, Repository
+    from hub.repository import Difference, Entry
     from slotgc.base import Base, Row
 
     Progress = Callable[..., None]
@@ -76,6 +77,16 @@ class Template:
     def close(self) -> None:
         """Let go of it."""
         os.close(self._lock)
+
+
+def prepare(workspace: Workspace) -> None:
+    """Make a template now, if there is none that will do, so that no join has to.
+
+    Raises:
+        HubError: none can be made.
+    """
+    with Repository(workspace.repository) as repository:
+        hold(workspace, repository, lambda **_progress: None).close()
 
 
 def hold(workspace: Workspace, repository: Repository, progress: Progress) -> Template:
@@ -270,21 +281,21 @@ def plant_all(
     progress: Progress,
 ) -> None:
     """Make *entries* in *worktree*, a directory that nobody else knows; enter them in *rows*."""
-    top = os.fsencode(worktree)
     paths: dict[str, list[bytes]] = {}
     for path, entry in entries.items():
         paths.setdefault(entry.hash, []).append(path)
     done = 0
-    for name, content in repository.contents(paths):
-        for path in paths[name]:
-            kind = entries[path].kind
-            status = plant(top, path, kind, content, mtime_ns)
-            stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
-            rows[path] = (kind, status.st_size, name, *stamps)
-            done += 1
-            if done % _TELL_EVERY == 0:
-                progress(phase="writing files", done=done, total=len(entries))
-                hit("template.file")
+    with Planter(worktree) as planter:
+        for name, content in repository.contents(paths):
+            for path in paths[name]:
+                kind = entries[path].kind
+                status = planter.plant(path, kind, content, mtime_ns)
+                stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+                rows[path] = (kind, status.st_size, name, *stamps)
+                done += 1
+                if done % _TELL_EVERY == 0:
+                    progress(phase="writing files", done=done, total=len(entries))
+                    hit("template.file")
 
 
 def apply(

@@ -95,6 +95,8 @@ class Worktree:
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the latest look at the worktree left out, and why."""
+        self.trouble = ""
+        """Why not all could be written down that is known, in words; then more counts as work."""
 
     # --- making and reviving -----------------------------------------------------------------
 
@@ -269,10 +271,8 @@ class Worktree:
         """Have the base know that *proposal* is on trunk as *landed*.
 
         What trunk merged is brought in, unless the file has changed since it was proposed: then
-        its base stays what it was.
-
-        Raises:
-            OSError: it cannot be written down; in memory it is so nevertheless.
+        its base stays what it was. It has landed, whatever goes wrong here: that is told in
+        :attr:`trouble`.
         """
         asked = self._asked
         if asked is None or asked.id != proposal.id:
@@ -290,13 +290,17 @@ class Worktree:
         refs = self._record_in_git(rows, removed, proposal, landed, checkin, asked.seen_ns)
         hit("landed.git")
         self._behind |= follows
-        self._ledger.change(
-            checkin=checkin,
-            indexed_ns=asked.seen_ns,
-            rows=rows,
-            removed=removed,
-            refs=refs,
-        )
+        try:
+            self._ledger.change(
+                checkin=checkin,
+                indexed_ns=asked.seen_ns,
+                rows=rows,
+                removed=removed,
+                refs=refs,
+            )
+            self.trouble = self._git.trouble
+        except OSError as error:
+            self.trouble = str(error)
         hit("landed.logged")
 
     def _record_in_git(
@@ -313,8 +317,12 @@ class Worktree:
         files: dict[bytes, File | None] = dict.fromkeys(removed)
         for path, row in rows.items():
             content = proposal.contents.get(row[2])
-            if content is None:
-                content = self._repository.content(row[2])
+            try:
+                if content is None:
+                    content = self._repository.content(row[2])
+            except HubError as error:
+                self._git.trouble = str(error)
+                return {}  # caught up when the slot is taken up again
             files[path] = File(row[0], content, gitside.stamp(row, seen_ns))
         return self._git.record(
             files,
@@ -346,7 +354,10 @@ class Worktree:
         if not landed.merged:
             return {}
         rows: dict[bytes, Row | None] = {}
-        placer = Placer(self.directory, f"{self._slot_directory}/wt.new")
+        try:
+            placer = Placer(self.directory, f"{self._slot_directory}/wt.new")
+        except OSError:
+            return {path: None for path, _kind, _name in landed.merged}
         try:
             for path, kind, name in landed.merged:
                 rows[path] = None
@@ -393,16 +404,16 @@ class Worktree:
         """Have the check-out know *rows*; if it cannot be now, it is mended later."""
         young_ns = time.time_ns() - _YOUNG_NS
         files = {}
-        for path, row in rows.items():
-            rid = self._repository.rid(row[2])
-            if rid is None:
-                self._doubtful = True
-                return
-            settled = max(row[3], row[4]) < young_ns
-            files[path] = VFile(rid, row[0], row[3] // _SECOND_NS if settled else 0)
         try:
+            for path, row in rows.items():
+                rid = self._repository.rid(row[2])
+                if rid is None:
+                    self._doubtful = True
+                    return
+                settled = max(row[3], row[4]) < young_ns
+                files[path] = VFile(rid, row[0], row[3] // _SECOND_NS if settled else 0)
             self._checkout.record(files, list(removed))
-        except (Unavailable, Corrupt):
+        except HubError:
             self._doubtful = True
 
     def settle(self) -> None:

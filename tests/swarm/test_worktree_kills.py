@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import threading
 import traceback
@@ -206,6 +207,27 @@ def test_what_git_s_own_lock_kept_from_git_is_brought_later(bench: Bench) -> Non
     lock.unlink()
     bench.tree.settle()
     assert_clean(bench, but=STORED)
+
+
+def test_a_commit_that_cannot_be_written_down_has_landed_all_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.tree.changes() == ()
+
+    def full(_fd: int, _line: bytes) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("swarm.worktree.ledger.write_all", full)
+        edit(bench.wt, {b"README": Node(b"mine\n")})
+        bench.commit()
+        assert "No space left" in bench.tree.trouble
+        assert bench.tree.changes() == ()
+        assert bench.work().exists()  # it is on trunk, but this janitor cannot know
+    edit(bench.wt, {b"README": Node(b"more\n")})
+    bench.commit()
+    assert bench.tree.trouble == ""
+    assert_clean(bench)
 
 
 @pytest.mark.parametrize("torn", [1, 20, -1])

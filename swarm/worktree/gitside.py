@@ -8,15 +8,16 @@ caught up, or made anew, when there is time.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from calendar import timegm
 from typing import NamedTuple
 
-from foundation.atomic import read_bounded, write_file
 from foundation.errors import Corrupt, HubError, Refused
 from foundation.failpoint import hit
 from hub.git import Git
 from slotgc import history
+from slotgc.beneath import enter
 from swarm.gitrepo import state
 from swarm.gitrepo.index import Stamp
 from swarm.gitrepo.objects import COMMIT, format_named
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     from swarm.gitrepo.objects import Format
 
 REF = "refs/heads/trunk"
+_ALTERNATES = "alternates"
+_LONGEST = 1 << 16
 _SEED = "session base: "
 _SHA256_DIGITS = 64
 _MOST_STEPS = 8
@@ -57,14 +60,28 @@ class GitSide:
         self._worktree = worktree
         self._name = name
         self._repo: GitRepo | None = None
+        self._damaged = False
         self.trouble = ""
         """Why it is not as it should be, in words."""
         self._open()
 
-    @property
     def is_gone(self) -> bool:
-        """Whether there is no repository that we could use."""
-        return self._repo is None
+        """Tell whether there is no repository of ours any more: it must be made anew.
+
+        One that only cannot be used now is not gone.
+        """
+        if self._repo is None and not self._damaged:
+            self._open()
+        git = f"{self._worktree}/.git"
+        try:
+            return (
+                self._damaged
+                or not stat.S_ISDIR(os.lstat(git).st_mode)
+                or not stat.S_ISREG(os.lstat(f"{git}/{OURS}/state").st_mode)
+                or not os.path.lexists(f"{git}/HEAD")
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            return True
 
     @property
     def mark(self) -> Mark:
@@ -112,30 +129,26 @@ class GitSide:
             return {}
         return self._noted(before, done.commit, done.why, refs)
 
-    def is_there(self) -> bool:
-        """Tell whether the repository is there and ours still."""
-        git = f"{self._worktree}/.git"
-        return (
-            self._repo is not None
-            and os.path.exists(f"{git}/HEAD")
-            and os.path.exists(f"{git}/{OURS}/state")
-        )
-
     def share(self, user_git: str) -> None:
         """Find the user's objects at *user_git*: the workspace may have been moved.
 
         Raises:
-            OSError: it cannot be written.
+            HubError, OSError: it cannot be written.
         """
-        path = f"{self._worktree}/.git/objects/info/alternates"
         objects = os.path.realpath(f"{user_git}/objects")
         wanted = quote(os.fsencode(objects)) + b"\n"
-        try:
-            if read_bounded(path, 1 << 16) == wanted:
-                return
-        except (FileNotFoundError, ValueError):
-            pass
-        write_file(path, wanted, mode=0o644, durable=False)
+        with opened(self._worktree) as at:  # by no link: it might lead to the user's
+            info, _name = enter(at.git, b"objects/info/.")
+            try:
+                if _content(_ALTERNATES, info) == wanted:
+                    return
+                flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW
+                fd = os.open(f"{_ALTERNATES}.new", flags, 0o644, dir_fd=info)
+                with os.fdopen(fd, "wb") as file:
+                    file.write(wanted)
+                os.rename(f"{_ALTERNATES}.new", _ALTERNATES, src_dir_fd=info, dst_dir_fd=info)
+            finally:
+                os.close(info)
         self._open()
 
     def _noted(self, before: str, after: str, why: str, refs: Mapping[str, str]) -> dict[str, str]:
@@ -178,14 +191,27 @@ class GitSide:
         return False
 
     def _open(self) -> None:
+        self._repo = None
         try:
             self._repo = GitRepo(self._worktree, self._name)
+            self.trouble = ""
         except (HubError, OSError) as error:
             self._fail(error)
 
     def _fail(self, error: Exception) -> None:
-        self._repo = None
+        """Note that something went wrong; a damaged repository is not used any more."""
         self.trouble = str(error)
+        if isinstance(error, Corrupt):
+            self._repo, self._damaged = None, True
+
+
+def _content(name: str, directory: int) -> bytes:
+    try:
+        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
+    except FileNotFoundError:
+        return b""
+    with os.fdopen(fd, "rb") as file:
+        return file.read(_LONGEST)
 
 
 def form_of(name: str) -> Format:

@@ -312,8 +312,6 @@ class Worktree:
         checkin: str,
         seen_ns: int,
     ) -> dict[str, str]:
-        if self._git.is_gone:
-            return {}
         files: dict[bytes, File | None] = dict.fromkeys(removed)
         for path, row in rows.items():
             content = proposal.contents.get(row[2])
@@ -507,7 +505,7 @@ class Worktree:
 
     def _take_git_up(self) -> None:
         """Have git find its objects again, and what it missed while nobody was there."""
-        if self._git.is_there():
+        if not self._git.is_gone():
             try:
                 self._git.share(self._workspace.git_dir())
             except OSError as error:
@@ -527,13 +525,13 @@ class Worktree:
     def _look_at_tools(self) -> None:
         """Notice what was done to the check-out and the repository; adopt it, or mend them."""
         self._look_at_checkout()
-        if not self._git.is_there():
+        if self._git.is_gone():
             self._make_git(self._repository.checkin(self.checkin))
 
     def _catch_git_up(self) -> None:
         """Let git have what the base has and it has not; make a new one if there is none."""
         at = self._repository.checkin(self.checkin)
-        if not self._git.is_there():
+        if self._git.is_gone():
             self._make_git(at)
             return
         paths = gitside.missing(self._repository, self._git.mark, self._slot, self.base)

@@ -232,6 +232,20 @@ def test_a_lost_git_repository_is_made_anew_before_git_finds_the_user_s(
         assert_clean(bench)
 
 
+def test_a_git_directory_that_leads_to_the_user_s_is_not_followed(bench: Bench) -> None:
+    before = git_state(bench.root)
+    shutil.rmtree(bench.wt / ".git")
+    (bench.wt / ".git").symlink_to(bench.root / ".git")
+    edit(bench.wt, {b"README": Node(b"mine\n")})
+    bench.commit()
+    bench.reopen()
+    assert bench.tree.changes() == ()
+    assert git(bench, "show", "HEAD:README") == "mine\n"
+    assert git_state(bench.root) == before
+    assert not (bench.root / ".git/objects/info/alternates").exists()
+    assert not (bench.root / ".git/bones").exists()
+
+
 # --- what a commit takes ---------------------------------------------------------------------
 
 

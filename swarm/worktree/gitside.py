@@ -61,6 +61,8 @@ class GitSide:
         self._name = name
         self._repo: GitRepo | None = None
         self._damaged = False
+        self._branch = f"{worktree}/.git/{REF}"
+        self._tip: tuple[str, tuple[int, ...]] | None = None
         self.trouble = ""
         """Why it is not as it should be, in words."""
         self._open()
@@ -110,7 +112,7 @@ class GitSide:
         if self._repo is None:
             return {}
         try:
-            before = self._repo.head()
+            before = self._head(self._repo)
             done = self._repo.record(files, message, time_s=time_s, mark=" ".join(mark))
         except (HubError, OSError, ValueError) as error:
             self._fail(error)
@@ -122,7 +124,7 @@ class GitSide:
         if self._repo is None or not self._repo.waits:
             return {}
         try:
-            before = self._repo.head()
+            before = self._head(self._repo)
             done = self._repo.flush()
         except (HubError, OSError, ValueError) as error:
             self._fail(error)
@@ -151,8 +153,15 @@ class GitSide:
                 os.close(info)
         self._open()
 
+    def _head(self, repo: GitRepo) -> str:
+        """Return where our branch is; it is only read if somebody has written it since we did."""
+        if self._tip is None or self._tip[1] != _stamp_of(self._branch):
+            return repo.head()
+        return self._tip[0]
+
     def _noted(self, before: str, after: str, why: str, refs: Mapping[str, str]) -> dict[str, str]:
         self.trouble = why
+        self._tip = (after, _stamp_of(self._branch)) if after else None
         known = refs.get(REF, "")
         if after and (before == known or self._are_saved(after, known)):
             return {REF: after}
@@ -203,6 +212,14 @@ class GitSide:
         self.trouble = str(error)
         if isinstance(error, Corrupt):
             self._repo, self._damaged = None, True
+
+
+def _stamp_of(path: str) -> tuple[int, ...]:
+    try:
+        status = os.lstat(path)
+    except FileNotFoundError:
+        return ()
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _content(name: str, directory: int) -> bytes:

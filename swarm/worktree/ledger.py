@@ -16,7 +16,7 @@ from slotgc.base import Base
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from slotgc.base import Row
 
@@ -34,6 +34,7 @@ class Ledger:
         self._log_path = f"{slot}/{base.LOG_NAME}"
         self._log = -1
         self._log_bytes = 0
+        self._directories: set[bytes] | None = None
         self._whole = False
         """Whether base.json and its log say all that ``base`` does."""
         settled = known.settled()
@@ -48,6 +49,21 @@ class Ledger:
         """
         known = base.read(f"{slot}/{base.NAME}")
         return None if known is None else cls(slot, known)
+
+    def may_be_directory(self, path: bytes) -> bool:
+        """Tell whether the base may have files in a directory *path*; false is sure."""
+        if self._directories is None:
+            self._directories = set()
+            self._note_directories(self.base.files)
+        return path in self._directories
+
+    def _note_directories(self, paths: Iterable[bytes]) -> None:
+        """Learn of the directories that *paths* are in; those that empty stay, to cost nothing."""
+        known = self._directories
+        if known is not None:
+            for path in paths:
+                while (path := path.rpartition(b"/")[0]) and path not in known:  # noqa: PLW2901
+                    known.add(path)
 
     def close(self) -> None:
         """Write what the disk does not know yet, and let go."""
@@ -76,6 +92,7 @@ class Ledger:
             files.pop(path, None)
         kept = {path: base.settle(row, indexed_ns) for path, row in rows.items()}
         files.update(kept)
+        self._note_directories(kept)
         moved = refs or {}
         self.base = self.base.replace(
             checkin=checkin,
@@ -99,6 +116,7 @@ class Ledger:
             OSError: it cannot be written.
         """
         self.base = known.settled()
+        self._directories = None
         self.rewrite()
 
     def refresh(self, rows: Mapping[bytes, Row], seen_ns: int) -> None:

@@ -17,7 +17,7 @@ from slotgc.work import Walk
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Sequence
+    from collections.abc import Callable, Collection, Iterable, Sequence
 
     from slotgc.base import Base
     from swarm.worktree.ignoring import Rules
@@ -70,8 +70,16 @@ def everywhere(worktree: str, known: Base, rules: Rules) -> Sight:
     return sight
 
 
-def at(worktree: str, known: Base, paths: Sequence[bytes], rules: Rules) -> Sight:
+def at(
+    worktree: str,
+    known: Base,
+    paths: Sequence[bytes],
+    rules: Rules,
+    may_be_directory: Callable[[bytes], bool],
+) -> Sight:
     """Look at *paths* alone: files, directories with all in them, files that are gone.
+
+    *may_be_directory* is false of what surely is none in *known*, which saves a look at all of it.
 
     Raises:
         Refused: one is none, cannot be on trunk, or is ignored by git (``no-such-path``,
@@ -104,7 +112,7 @@ def at(worktree: str, known: Base, paths: Sequence[bytes], rules: Rules) -> Sigh
         )
     sight.new = {path: sight.new[path] for path in named} | below.new
     sight.skipped += below.skipped
-    _take_what_is_in_the_way(sight, known)
+    _take_what_is_in_the_way(sight, known, may_be_directory)
     return sight
 
 
@@ -172,7 +180,9 @@ def _take_known(sight: Sight, known: Base, path: bytes, status: os.stat_result) 
         sight.known[path] = status
 
 
-def _take_what_is_in_the_way(sight: Sight, known: Base) -> None:
+def _take_what_is_in_the_way(
+    sight: Sight, known: Base, may_be_directory: Callable[[bytes], bool]
+) -> None:
     """Take along what the base has where a new file needs a directory, or is one's successor.
 
     Trunk cannot have a file and a directory of the same name.
@@ -186,7 +196,9 @@ def _take_what_is_in_the_way(sight: Sight, known: Base) -> None:
             above = above.rpartition(b"/")[0]
             if above in known.files:
                 gone.add(above)
-    gone.update(_below(known, sight.new))
+    successors = [path for path in sight.new if may_be_directory(path)]
+    if successors:
+        gone.update(_below(known, successors))
     sight.missing = sorted(gone)
 
 

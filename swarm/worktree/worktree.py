@@ -252,7 +252,9 @@ class Worktree:
         if paths is None:
             found = sight.everywhere(self.directory, self.base, self._rules)
         else:
-            found = sight.at(self.directory, self.base, paths, self._rules)
+            found = sight.at(
+                self.directory, self.base, paths, self._rules, self._ledger.may_be_directory
+            )
         changes = reader.changes(found)
         self._ledger.refresh(reader.same, seen_ns)
         self.skipped = tuple(found.skipped)

@@ -62,7 +62,7 @@ class Ledger:
         known = self._directories
         if known is not None:
             for path in paths:
-                while (path := path.rpartition(b"/")[0]) and path not in known:  # noqa: PLW2901
+                while (path := path.rpartition(b"/")[0]) and path not in known:
                     known.add(path)
 
     def close(self) -> None:

@@ -51,8 +51,10 @@ class Reader:
         """Files that only looked changed, as they look now."""
         self.rows: dict[bytes, Row] = {}
 
-    def changes(self, sight: Sight) -> list[Change]:
+    def changes(self, sight: Sight, *, named: bool) -> list[Change]:
         """Return what *sight* comes to, by path.
+
+        A file that cannot be read is left out, unless it was *named*.
 
         Raises:
             Refused: a file is too large, or cannot be read (``too-large``, ``unreadable``).
@@ -67,10 +69,11 @@ class Reader:
                     continue  # it has come and gone
                 change = self._gone(path)
             except OSError as error:
-                raise Refused(
-                    f"{treepath.show(path)} cannot be read: {error.strerror or error}",
-                    reason="unreadable",
-                ) from None
+                words = f"cannot be read: {error.strerror or error}"
+                if named:
+                    raise Refused(f"{treepath.show(path)} {words}", reason="unreadable") from None
+                sight.skip(path, words)
+                continue
             if change is not None:
                 found.append(change)
         found.sort(key=lambda one: one.path)

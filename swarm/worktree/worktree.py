@@ -255,7 +255,7 @@ class Worktree:
             found = sight.at(
                 self.directory, self.base, paths, self._rules, self._ledger.may_be_directory
             )
-        changes = reader.changes(found)
+        changes = reader.changes(found, named=paths is not None)
         self._ledger.refresh(reader.same, seen_ns)
         self.skipped = tuple(found.skipped)
         return changes

@@ -13,6 +13,7 @@ import pytest
 from foundation.errors import HubError, Refused
 from hub.commits import LARGEST_BYTES, new_id
 from hub.repository import Repository
+from slotgc import artifact
 from tests.slotgc.worktrees import Node, tree_of
 from tests.swarm.benches import Bench, assert_clean, edit, git, without_git
 
@@ -300,15 +301,12 @@ def test_a_file_in_a_directory_s_place_takes_the_directory_along(bench: Bench) -
         (b"sub/.fslckout", "unfit-name"),
         (b".bones/x", "unfit-name"),
         (b"socket", "not-a-file"),
-        (b"secret", "unreadable"),
         (b"nested/file", "nested-repository"),
         (b"huge", "too-large"),
     ],
 )
 def test_what_cannot_be_on_trunk_is_refused_by_name(bench: Bench, path: bytes, reason: str) -> None:
     awkward(bench)
-    if reason == "unreadable" and os.geteuid() == 0:
-        pytest.skip("root reads everything")
     with pytest.raises(Refused) as caught:
         bench.propose(path)
     assert caught.value.reason == reason
@@ -321,7 +319,6 @@ def awkward(bench: Bench) -> None:
         {
             b"sub/.fslckout": Node(b"x"),
             b".bones/x": Node(b"x"),
-            b"secret": Node(b"x", 0o000),
             b"nested/file": Node(b"x"),
         },
     )
@@ -337,12 +334,29 @@ def awkward(bench: Bench) -> None:
 def test_a_commit_of_everything_says_what_it_leaves_out(bench: Bench) -> None:
     awkward(bench)
     (bench.wt / "huge").unlink()
-    (bench.wt / "secret").unlink()
     edit(bench.wt, {b"fine": Node(b"x")})
     assert [one.path for one in bench.propose().changes] == [b"fine"]
     left = {one.path: one.reason for one in bench.tree.skipped}
     assert set(left) == {b".bones/x", b"sub/.fslckout", b"nested", b"socket"}
     bench.land(bench.propose())
+
+
+def test_a_file_that_cannot_be_read_holds_up_nothing_but_itself(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    edit(bench.wt, {b"secret": Node(b"s"), b"README": Node(b"s"), b"fine": Node(b"x")})
+    real = artifact.open_regular
+
+    def closed(path: bytes | str, *, dir_fd: int | None = None) -> int:
+        if os.path.basename(os.fsencode(path)) in (b"secret", b"README"):
+            raise PermissionError(13, "Permission denied")  # root would not be denied it
+        return real(path, dir_fd=dir_fd)
+
+    monkeypatch.setattr(artifact, "open_regular", closed)
+    assert [one.path for one in bench.propose().changes] == [b"fine"]
+    assert {one.path for one in bench.tree.skipped} == {b"secret", b"README"}
+    with pytest.raises(Refused, match="secret cannot be read: Permission denied"):
+        bench.propose(b"secret", b"fine")
 
 
 def test_there_is_nothing_to_commit_where_nothing_differs(bench: Bench) -> None:

@@ -112,6 +112,13 @@ class IndexFile:
         hit("gitrepo.index-written")
         self._index, self._young = index, young
 
+    def warm(self, at: Places) -> None:
+        """Read the index, for the next :meth:`prepare`.
+
+        Raises: as :meth:`prepare`.
+        """
+        self._read(at)
+
     def restamp(self, at: Places, stamps: Mapping[bytes, Stamp], owner: Owner, now_ns: int) -> None:
         """Give the index of a copied worktree the stamps of the copies; nobody else has it yet.
 

@@ -219,6 +219,20 @@ class GitRepo:
             self._mark = mark
             return self._flush(at, wait_s)
 
+    def warm(self) -> None:
+        """Read now what the first record would have to.
+
+        Raises:
+            Corrupt, OSError: as :meth:`record`.
+        """
+        with opened(self.worktree) as at:
+            try:
+                self._index.warm(at)
+            except (NeedsGit, ValueError):
+                pass  # the first record says so
+        if self._tree is None:
+            self._tree = self._load_tree()
+
     def flush(self, *, wait_s: float = 0.0) -> Recorded:
         """Do what is left of former records, if git's locks are free within *wait_s*.
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 
-from foundation.atomic import write_all
+from foundation.atomic import read_bounded, write_all
 from foundation.errors import HubError, Refused
 from foundation.spawn import find_program
 from hub import git as user_git
@@ -18,12 +18,13 @@ from hub.tool import Tool
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
     Stamp = tuple[int, int, int, int] | None
 
 _AT_MOST = 64
 """More paths at once are worth a process of their own; and fewer cannot fill a pipe."""
+_LONGEST_BYTES = 1 << 20
 _FIELDS = 4
 """A record of ``check-ignore -v -n -z``: source, line, pattern, path; the first three empty if no
 pattern matches. Source: git-check-ignore(1)."""
@@ -50,6 +51,15 @@ class Rules:
             return frozenset()
         doubted = paths if len(paths) > _AT_MOST else self._matched(paths)
         return ignored(self._worktree, doubted) if doubted else frozenset()
+
+    def warm(self) -> None:
+        """Have a git ready for the first question.
+
+        Raises:
+            HubError, OSError: it cannot be started.
+        """
+        if self._tool is None:
+            self._start()
 
     def close(self) -> None:
         """End what was started."""
@@ -94,7 +104,9 @@ class Rules:
     def _start(self) -> None:
         program, env = _git(self._worktree)
         # Before it is started: what changes from now on is seen.
-        self._shared = (*_shared(env), _excludes_file(program, env, self._worktree))
+        self._shared = tuple(_shared(env))
+        if _may_name_another(self._sources(())):
+            self._shared += (_excludes_file(program, env, self._worktree),)
         self._read = {name: _stamp(name) for name in self._sources(())}
         read, self._questions = os.pipe2(os.O_CLOEXEC)
         argv = [program, "-c", "core.fsmonitor=false", "check-ignore"]
@@ -161,6 +173,20 @@ def _shared(env: dict[str, str]) -> Iterator[bytes]:
         yield os.fsencode(f"{directory}/git/config")
     yield os.fsencode(f"{home}/.gitconfig")
     yield b"/etc/gitconfig"
+
+
+def _may_name_another(configurations: Iterable[bytes]) -> bool:
+    """Tell whether one of them may name a file of rules, itself or by including another."""
+    for path in configurations:
+        try:
+            text = read_bounded(os.fsdecode(path), _LONGEST_BYTES).lower()
+        except FileNotFoundError:
+            continue
+        except (OSError, ValueError):
+            return True
+        if b"excludesfile" in text or b"include" in text:
+            return True
+    return False
 
 
 def _excludes_file(program: str, env: dict[str, str], worktree: str) -> bytes:

@@ -331,7 +331,9 @@ def missing(repository: Repository, mark: Mark, slot: str, known: Base) -> set[b
     except HubError:
         since = repository.line()
         begun = since[0].hash
-    paths = {path for path, _old, _new in repository.difference(begun, known.checkin)}
+    paths: set[bytes] = set()
+    if begun != known.checkin:
+        paths = {path for path, _old, _new in repository.difference(begun, known.checkin)}
     for one in since:
         if one.user == slot:
             paths |= {path for path, _old, _new in repository.changes(one.hash)}

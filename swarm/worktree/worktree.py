@@ -14,28 +14,27 @@ import stat
 import time
 from typing import NamedTuple
 
-from foundation.errors import Corrupt, HubError, Refused, Unavailable
+from foundation.errors import Corrupt, HubError, Refused
 from foundation.failpoint import hit
 from hub.commits import Conflicted, Proposal
 from hub.repository import Repository
 from hub.wording import several
-from slotgc import artifact, base, treepath
-from slotgc.beneath import INTO, BlockedError, enter
+from slotgc import treepath
 from slotgc.leaf import slot_directory
 from slotgc.removal import remove_tree
 from swarm.gitrepo.repo import File
 from swarm.worktree import gitside, making, sight, updating
-from swarm.worktree.checkout import Checkout, VFile
-from swarm.worktree.gitside import GitSide
 from swarm.worktree.ignoring import Rules
+from swarm.worktree.incoming import bring_in
 from swarm.worktree.ledger import Ledger
-from swarm.worktree.placing import Judged, Placer
+from swarm.worktree.placing import Placer
 from swarm.worktree.reading import Reader
 from swarm.worktree.updating import Planner, Updated
+from swarm.worktree.upkeep import Upkeep
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from foundation.workspace import Workspace
     from hub.commits import Change, Landed
@@ -44,10 +43,6 @@ if TYPE_CHECKING:
     from swarm.worktree.sight import Skipped
     from swarm.worktree.template import Progress
     from swarm.worktree.updating import Plan
-
-_YOUNG_NS = 2_000_000_000
-"""A file changed twice within a second looks the same to Fossil: one that young it must read."""
-_SECOND_NS = 1_000_000_000
 
 
 def silent(*, phase: str, done: int = 0, total: int = 0) -> None:
@@ -80,18 +75,14 @@ class Worktree:
         self._workspace = workspace
         self._slot = slot
         self._slot_directory = slot_directory(workspace, slot)
+        self._scratch = f"{self._slot_directory}/wt.new"
         self.directory = f"{self._slot_directory}/wt"
         """Where the files are."""
         self._repository = repository
         self._owns_repository = owns
         self._ledger = ledger
         self._rules = Rules(self.directory)
-        self._checkout = Checkout(self.directory)
-        self._git = GitSide(self.directory, slot)
-        self._behind = False
-        """The check-out is not at the base's check-in."""
-        self._doubtful = False
-        """It may not have the base's files."""
+        self._upkeep = Upkeep(workspace, slot, self._slot_directory, repository, ledger)
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the latest look at the worktree left out, and why."""
@@ -167,8 +158,7 @@ class Worktree:
         try:
             ledger = Ledger.read(directory) or making.from_checkout(directory, trunk)
             worktree = cls(workspace, slot, trunk, ledger, owns=repository is None)
-            worktree._look_at_checkout()
-            worktree._take_git_up()
+            worktree._upkeep.take_up()
         except BaseException:
             if repository is None:
                 trunk.close()
@@ -178,13 +168,18 @@ class Worktree:
     def close(self) -> None:
         """Write what the disk does not know yet, and let go of every file."""
         try:
-            self.settle()
+            self._upkeep.close()
+            self._ledger.close()
+        except OSError as error:
+            self.trouble = str(error)
         finally:
             self._rules.close()
-            self._checkout.close()
-            self._ledger.close()
             if self._owns_repository:
                 self._repository.close()
+
+    def settle(self) -> None:
+        """Do what may wait until nobody does: :meth:`swarm.worktree.upkeep.Upkeep.settle`."""
+        self._upkeep.settle()
 
     @property
     def base(self) -> Base:
@@ -204,7 +199,7 @@ class Worktree:
         Raises:
             HubError: as :meth:`propose`.
         """
-        self._look_at_tools()
+        self._upkeep.look()
         reader = Reader(self.directory, self.base, self._workspace.spool, None)
         changes = self._read(reader, paths)
         self.settle()
@@ -229,7 +224,7 @@ class Worktree:
             Unavailable: a file is being written all the time (``being-written``).
             HubError: the worktree cannot be looked at.
         """
-        self._look_at_tools()
+        self._upkeep.look()
         reader = Reader(self.directory, self.base, self._workspace.spool, self._repository.has)
         seen_ns = time.time_ns()
         changes = self._read(reader, paths)
@@ -280,18 +275,23 @@ class Worktree:
         if asked is None or asked.id != proposal.id:
             asked = self._unasked(proposal)
         self._asked = None
-        merged = self._bring_in(landed, asked)
+        merged = bring_in(
+            landed.merged,
+            asked.rows,
+            self._repository,
+            self.directory,
+            self._scratch,
+        )
         rows = {path: row for path, row in asked.rows.items() if path not in merged}
         rows.update({path: row for path, row in merged.items() if row is not None})
         removed = [one.path for one in proposal.changes if not one.kind and one.path not in merged]
         follows = landed.new and landed.parent == self.checkin
         hit("landed.merged")
-        self._record(rows, removed)
+        self._upkeep.record(rows, removed, moved=follows)
         hit("landed.checkout")
         checkin = landed.checkin if follows else self.checkin
         refs = self._record_in_git(rows, removed, proposal, landed, checkin, asked.seen_ns)
         hit("landed.git")
-        self._behind |= follows
         try:
             self._ledger.change(
                 checkin=checkin,
@@ -300,7 +300,7 @@ class Worktree:
                 removed=removed,
                 refs=refs,
             )
-            self.trouble = self._git.trouble
+            self.trouble = self._upkeep.trouble
         except OSError as error:
             self.trouble = str(error)
         hit("landed.logged")
@@ -320,16 +320,14 @@ class Worktree:
             try:
                 if content is None:
                     content = self._repository.content(row[2])
-            except HubError as error:
-                self._git.trouble = str(error)
+            except HubError:
                 return {}  # caught up when the slot is taken up again
             files[path] = File(row[0], content, gitside.stamp(row, seen_ns))
-        return self._git.record(
+        return self._upkeep.commit_to_git(
             files,
             landed.message,
             mark=gitside.Mark(landed.checkin, checkin),
             time_s=gitside.seconds(landed.time),
-            refs=self.base.git_refs,
         )
 
     def _unasked(self, proposal: Proposal) -> Asked:
@@ -349,239 +347,6 @@ class Worktree:
             rows[one.path] = (one.kind, size, one.hash, 0, 0, 0)
         return Asked(proposal.id, rows, self.base.indexed_ns)
 
-    def _bring_in(self, landed: Landed, asked: Asked) -> dict[bytes, Row | None]:
-        """Write what trunk merged; return the rows, None for what was not to be touched."""
-        if not landed.merged:
-            return {}
-        rows: dict[bytes, Row | None] = {}
-        try:
-            placer = Placer(self.directory, f"{self._slot_directory}/wt.new")
-        except OSError:
-            return {path: None for path, _kind, _name in landed.merged}
-        try:
-            for path, kind, name in landed.merged:
-                rows[path] = None
-                judged = self._judged(path, asked.rows.get(path))
-                if judged is None:
-                    continue
-                try:
-                    if kind:
-                        content = self._repository.content(name)
-                        rows[path] = placer.write(path, kind, content, judged)
-                    else:
-                        placer.delete(path, judged)
-                except (OSError, HubError):
-                    continue  # somebody was faster, or the disk is full: it stays a change
-        finally:
-            placer.close()
-        return rows
-
-    def _judged(self, path: bytes, was: Row | None) -> Judged | None:
-        """Return what is at *path* if it is *was* (None: nothing), None if it is not."""
-        tree = os.open(self.directory, INTO)
-        try:
-            parent, last = enter(tree, path)
-        except (FileNotFoundError, BlockedError):
-            return Judged(None, "", 0) if was is None else None
-        finally:
-            os.close(tree)
-        try:
-            status = os.lstat(last, dir_fd=parent)
-            kind = base.kind_of(status.st_mode)
-            if was is None or kind != was[0] or status.st_size != was[1]:
-                return None
-            if artifact.of_entry(last, kind, dir_fd=parent) != was[2]:
-                return None
-            return Judged(status, was[2], 0)
-        except FileNotFoundError:
-            return Judged(None, "", 0) if was is None else None
-        except OSError:
-            return None
-        finally:
-            os.close(parent)
-
-    def _record(self, rows: Mapping[bytes, Row], removed: Iterable[bytes]) -> None:
-        """Have the check-out know *rows*; if it cannot be now, it is mended later."""
-        young_ns = time.time_ns() - _YOUNG_NS
-        files = {}
-        try:
-            for path, row in rows.items():
-                rid = self._repository.rid(row[2])
-                if rid is None:
-                    self._doubtful = True
-                    return
-                settled = max(row[3], row[4]) < young_ns
-                files[path] = VFile(rid, row[0], row[3] // _SECOND_NS if settled else 0)
-            self._checkout.record(files, list(removed))
-        except HubError:
-            self._doubtful = True
-
-    def settle(self) -> None:
-        """Do what may wait until nobody does: move the check-out to the base's check-in.
-
-        And what git had to wait for. 1 ms for a thousand files; nothing where there is nothing.
-        """
-        self._know(self._git.flush(self.base.git_refs))
-        try:
-            if self._doubtful:
-                self._mend_checkout()
-            elif self._behind:
-                rid = self._repository.checkin(self.checkin).rid
-                self._checkout.move(self.checkin, rid)
-            self._behind = self._doubtful = False
-        except Unavailable:
-            return  # a stock command is at it
-        except Corrupt:
-            self._doubtful = True  # look() finds it damaged, and another one is made
-
-    # --- the check-out -----------------------------------------------------------------------
-
-    def _look_at_checkout(self) -> None:
-        """Notice what stock fossil did: adopt where it went, mend what is gone."""
-        if self._checkout.is_untouched():
-            return
-        seen = self._checkout.look()
-        if seen is None or seen.repository != self._workspace.repository:
-            self._doubtful = True
-        elif seen.checkin != seen.left:
-            if self._is_on_trunk(seen.checkin):
-                self._adopt(seen.checkin)
-            else:
-                self._doubtful = True
-        elif seen.checkin != self.checkin and not self._behind:
-            self._doubtful = True  # somebody was killed between one and the other
-        self.settle()
-
-    def _is_on_trunk(self, checkin: str) -> bool:
-        try:
-            self._repository.line(after=checkin)
-        except Refused:
-            return False
-        return True
-
-    def _adopt(self, checkin: str) -> None:
-        """Let the base be *checkin*, to which stock fossil has moved the check-out.
-
-        It leaves no row of another check-in behind. So what differs from it is the slot's.
-        """
-        rows: dict[bytes, Row] = {}
-        for path, (kind, name) in self._repository.files(checkin).items():
-            was = self.base.files.get(path)
-            if was is None or (was[0], was[2]) != (kind, name):
-                rows[path] = (kind, self._repository.size(name), name, 0, 0, 0)
-            else:
-                rows[path] = was
-        self._repository.forget()
-        self._ledger.become(self.base.replace(checkin=checkin, files=rows))
-        hit("adopt.based")
-        self._mend_checkout()
-        self._catch_git_up()
-
-    def _mend_checkout(self) -> None:
-        """Make the check-out what the base is; make one if there is none."""
-        rid = self._repository.checkin(self.checkin).rid
-        seen = self._checkout.look()
-        if seen is None or seen.repository != self._workspace.repository:
-            making.replace_checkout(
-                self._slot_directory, self._workspace, self._repository, self.base, rid, self._slot
-            )
-            self._checkout.close()
-            self._checkout.look()
-            return
-        there = self._checkout.files()
-        changed: dict[bytes, VFile] = {}
-        for path, row in self.base.files.items():
-            one = there.pop(path, None)
-            content_rid = self._rid(row[2])
-            if content_rid is not None and one != (content_rid, row[0]):
-                changed[path] = VFile(content_rid, row[0], 0)
-        if changed or there:
-            self._checkout.record(changed, list(there))
-        if seen.checkin != self.checkin or seen.left != self.checkin:
-            self._checkout.move(self.checkin, rid)
-
-    def _rid(self, name: str) -> int | None:
-        return self._repository.rid(name)
-
-    # --- git ---------------------------------------------------------------------------------
-
-    def _take_git_up(self) -> None:
-        """Have git find its objects again, and what it missed while nobody was there."""
-        if not self._git.is_gone():
-            try:
-                self._git.share(self._workspace.git_dir())
-            except OSError as error:
-                raise HubError(
-                    f"{self.directory}/.git cannot be used: {error}", reason="slot-git"
-                ) from None
-            self._know(self._git.left(self.base.git_refs))
-        self._catch_git_up()
-
-    def _know(self, refs: Mapping[str, str]) -> None:
-        """Write down where our references are now."""
-        if refs:
-            self._ledger.change(
-                checkin=self.checkin, indexed_ns=self.base.indexed_ns, rows={}, refs=refs
-            )
-
-    def _look_at_tools(self) -> None:
-        """Notice what was done to the check-out and the repository; adopt it, or mend them."""
-        self._look_at_checkout()
-        if self._git.is_gone():
-            self._make_git(self._repository.checkin(self.checkin))
-
-    def _catch_git_up(self) -> None:
-        """Let git have what the base has and it has not; make a new one if there is none."""
-        at = self._repository.checkin(self.checkin)
-        if self._git.is_gone():
-            self._make_git(at)
-            return
-        paths = gitside.missing(self._repository, self._git.mark, self._slot, self.base)
-        if not paths:
-            return
-        self._bring_git(at, paths)
-
-    def _bring_git(self, at: CheckinRow, paths: Collection[bytes]) -> None:
-        """Let git have what the base has at *paths*."""
-        files = self.base.files
-        rows = {path: files[path] for path in paths if path in files}
-        removed = [path for path in paths if path not in files]
-        refs = self._git.record(
-            gitside.contents(self._repository, rows, removed, self.base.indexed_ns),
-            gitside.words(at),
-            mark=gitside.Mark(at.hash, self.checkin),
-            time_s=gitside.seconds(at.time),
-            refs=self.base.git_refs,
-        )
-        self._know(refs)
-
-    def _make_git(self, at: CheckinRow) -> None:
-        try:
-            if os.path.isdir(f"{self.directory}/.git/objects"):
-                # It may be the agent's. Beside the worktree it counts as work.
-                aside = f"{self._slot_directory}/git-{time.time_ns()}"
-                os.rename(f"{self.directory}/.git", aside)
-            else:
-                _remove(f"{self.directory}/.git")
-            gitside.make(
-                self._workspace,
-                self._repository,
-                self.directory,
-                self._slot,
-                at=at,
-                rows=self.base.files,
-                seen_ns=self.base.indexed_ns,
-            )
-        except OSError as error:
-            raise HubError(
-                f"{self.directory}/.git cannot be made: {error}", reason="slot-git"
-            ) from None
-        self._git = GitSide(self.directory, self._slot)
-        head, refs = gitside.references(self.directory)
-        self._ledger.become(
-            self.base.replace(git_head=head, git_refs=refs, git_since_ns=time.time_ns())
-        )
-
     # --- update ------------------------------------------------------------------------------
 
     def update(self, *, markers: bool = False) -> Updated:
@@ -595,9 +360,10 @@ class Worktree:
                 halfway, and the next goes on.
             HubError: it cannot be done.
         """
-        self._look_at_tools()
+        self._upkeep.look()
         to = self._repository.tip()
         previous = self.checkin
+        seen_ns = time.time_ns()
         planner = Planner(self.directory, self.base, self._repository, self._slot)
         plan = planner.plan(to, markers=markers)
         self._repository.forget()
@@ -605,7 +371,7 @@ class Worktree:
         if plan.conflicts:
             raise Conflicted(tuple(plan.conflicts))
         try:
-            self._carry_out(plan, to)
+            self._carry_out(plan, to, seen_ns)
         except OSError as error:
             raise HubError(
                 f"{self.directory} is updated in part ({error}): update again", reason="worktree"
@@ -619,8 +385,7 @@ class Worktree:
             conflicted=tuple(plan.conflicted),
         )
 
-    def _carry_out(self, plan: Plan, to: CheckinRow) -> None:
-        seen_ns = time.time_ns()
+    def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int) -> None:
         rows: dict[bytes, Row] = {}
         removed = []
         for path, entry in plan.base.items():
@@ -633,7 +398,7 @@ class Worktree:
             if path in rows and path not in plan.merged:
                 stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
                 rows[path] = (*rows[path][:3], *stamps)
-        placer = Placer(self.directory, f"{self._slot_directory}/wt.new")
+        placer = Placer(self.directory, self._scratch)
         try:
             for path, judged in plan.deletes:
                 placer.delete(path, judged)
@@ -653,10 +418,9 @@ class Worktree:
         hit("update.written")
         self._ledger.change(checkin=to.hash, indexed_ns=seen_ns, rows=rows, removed=removed)
         hit("update.based")
-        self._record(rows, removed)
+        self._upkeep.record(rows, removed, moved=True)
         hit("update.checkout")
-        self._behind = True
-        self._bring_git(to, plan.base.keys())
+        self._upkeep.update_git(to, plan.base.keys())
         self.settle()
 
     def _write(self, placer: Placer, plan: Plan, one: updating.Write) -> Row:
@@ -668,16 +432,6 @@ class Worktree:
             assert entry is not None
             content = self._repository.content(entry.hash)
         return placer.write(one.path, one.kind, content, one.judged)
-
-
-def _remove(path: str) -> None:
-    """Remove a directory with all in it, or whatever else *path* is."""
-    try:
-        os.unlink(path)
-    except FileNotFoundError:
-        return
-    except (IsADirectoryError, PermissionError):
-        remove_tree(path)
 
 
 def _tidy(directory: str) -> None:

@@ -69,6 +69,9 @@ class Link:
         self._has_bus = asyncio.Event()
         self._wanted = asyncio.Event()
         self._waiting = 0
+        self._leaving = False
+        self._revoked = asyncio.Event()
+        """Set when the bus refuses our key although, or because, we are leaving."""
         self._keeping: asyncio.Task[None] | None = None
 
     async def register(self, epoch: int, within_s: float) -> None:
@@ -156,14 +159,27 @@ class Link:
                 pass
 
     async def leave(self, within_s: float) -> None:
-        """Have trunk revoke this leaf's key.
+        """Have trunk revoke this leaf's key; from now on nobody is told that it was.
+
+        The bus may drop our connection before the answer has come by it: a key that it refuses
+        then is one that trunk has revoked.
 
         Raises: as :meth:`register`.
         """
+        self._leaving = True
         body = {"v": _VERSION, "slot": self._slot, "epoch": self.epoch}
         payload = codec.dumps(body).encode()
-        answer = await self.request(f"{LEAVE}.{self._slot}", payload, within_s=within_s)
-        _checked(LEAVE, answer)
+        loop = asyncio.get_running_loop()
+        asking = loop.create_task(self.request(f"{LEAVE}.{self._slot}", payload, within_s=within_s))
+        dropped = loop.create_task(self._revoked.wait())
+        try:
+            await asyncio.wait({asking, dropped}, return_when=asyncio.FIRST_COMPLETED)
+            if not dropped.done():
+                _checked(LEAVE, asking.result())
+        finally:
+            for task in (asking, dropped):
+                task.cancel()
+            await asyncio.wait({asking, dropped})
 
     async def _register(self, within_s: float) -> None:
         loop = asyncio.get_running_loop()
@@ -201,6 +217,9 @@ class Link:
                 self._on_superseded(error)
                 return
             except Refused as error:
+                if error.reason == "denied" and self._leaving:
+                    self._revoked.set()
+                    return
                 self._note(str(error))
                 if error.reason == "denied" and not await self._known_again():
                     return
@@ -217,7 +236,10 @@ class Link:
         try:
             await self._register(_MOVED_EVERY_S)
         except LeaseLost as error:
-            self._on_superseded(error)
+            if self._leaving:  # it began meanwhile
+                self._revoked.set()
+            else:
+                self._on_superseded(error)
             return False
         except (HubError, OSError) as error:
             self._note(str(error))

@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -15,14 +15,17 @@ import owner
 import swarm
 from foundation.errors import HubError, LeaseLost, NotRunning, Refused, Unavailable
 from foundation.workspace import Workspace
+from hub.bus import Bus
 from slotgc.leaf import DEAD, LIVE, look
-from swarm.leaf.joining import LEASE_VARIABLE, lease_path
-from swarm.leaf.link import Link
+from swarm.leaf.joining import LEASE_VARIABLE, join_lease, lease_path
+from swarm.leaf.link import LEAVE, Link
 from swarm.slot import Slot
 from tests.support import eventually, free_port, is_gone, kill
 from tests.swarm.leaves import LOADED, events_of, join_and_die, lone_leaf, say
 
 if TYPE_CHECKING:
+    from nats.aio.msg import Msg
+
     from tests.support import Hub
 
 pytestmark = pytest.mark.real
@@ -294,3 +297,31 @@ def test_what_a_leaf_does_not_understand_is_refused_and_does_it_no_harm(swarm_hu
     assert reason(b'{"v":1,"verb":"commit"}\n') == "protocol"
     assert reason(b"x" * 300_000) == "protocol"
     assert slot.status()["phase"] == "ready"
+
+
+def test_a_leaf_whose_key_is_revoked_as_it_leaves_has_left(
+    swarm_hub: Hub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server may drop it before trunk's answer has come through."""
+    workspace = Workspace(str(swarm_hub.root))
+    lost: list[LeaseLost] = []
+    request = Bus.request
+
+    async def without_an_answer(bus: Bus, subject: str, *args: Any, **options: Any) -> Msg:
+        answer = await request(bus, subject, *args, **options)
+        if subject.startswith(LEAVE):
+            await asyncio.Event().wait()
+        return answer
+
+    async def leave() -> None:
+        link = Link(workspace, "alpha", on_change=print, on_superseded=lost.append)
+        with join_lease(workspace, "alpha", "") as mine:
+            await link.register(mine.epoch, 10)
+            await link.begin(10)
+            await link.leave(10)
+        await link.end()
+
+    workspace.make_bones()
+    monkeypatch.setattr(Bus, "request", without_an_answer)
+    asyncio.run(leave())
+    assert lost == []

@@ -161,6 +161,7 @@ class Leaf:
         self.begin(self.events.keep())
         self.begin(self._watch_lease())
         self.begin(self._watch_place())
+        self._verbs.settle_soon()
         await self._server.begin(listener)
 
     def info(self) -> dict[str, Any]:

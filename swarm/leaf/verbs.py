@@ -114,6 +114,8 @@ class Verbs:
         Raises: as :meth:`swarm.leaf.committing.Committer.commit`.
         """
         leaf = self._leaf
+        if self._settling is not None:
+            self._settling.cancel()
         async with leaf.order:
             leaf.check()
             try:
@@ -122,7 +124,7 @@ class Verbs:
                 named = [treepath.to_json(one.path) for one in error.conflicts[:_NAMED]]
                 leaf.events.announce("conflict", paths=named, count=len(error.conflicts))
                 raise
-            self._settle_soon()
+            self.settle_soon()
             if client is not None and client.gone.done():
                 leaf.committer.untold = landed, files
         return {
@@ -135,8 +137,11 @@ class Verbs:
             "new": landed.new,
         }
 
-    def _settle_soon(self) -> None:
-        """Have the check-out follow once nobody commits any more: a pause will do for all."""
+    def settle_soon(self) -> None:
+        """Have the check-out follow once nobody commits any more: a pause will do for all.
+
+        And what the next commit needs be at hand.
+        """
         if self._settling is not None:
             self._settling.cancel()
         self._settling = asyncio.get_running_loop().call_later(
@@ -148,6 +153,7 @@ class Verbs:
             try:
                 self._leaf.check()
                 self._leaf.worktree.settle()
+                self._leaf.worktree.warm()
             except (HubError, OSError) as error:
                 self._leaf.note("warning", "not-settled", error=str(error))
 

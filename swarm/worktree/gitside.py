@@ -119,6 +119,15 @@ class GitSide:
             return {}
         return self._noted(before, done.commit, done.why, refs)
 
+    def warm(self) -> None:
+        """Read ahead what the first :meth:`record` needs.
+
+        Raises:
+            HubError, OSError: it cannot be read.
+        """
+        if self._repo is not None:
+            self._repo.warm()
+
     def flush(self, refs: Mapping[str, str]) -> dict[str, str]:
         """Write what had to wait; return as :meth:`record` does."""
         if self._repo is None or not self._repo.waits:

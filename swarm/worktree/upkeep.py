@@ -122,6 +122,14 @@ class Upkeep:
         except Corrupt:
             self._doubtful = True  # look() finds it damaged, and another one is made
 
+    def warm(self) -> None:
+        """Read ahead what the first :meth:`record` needs.
+
+        Raises:
+            HubError, OSError: it cannot be read.
+        """
+        self._git.warm()
+
     # --- after a commit or an update ---------------------------------------------------------
 
     def record(self, rows: Mapping[bytes, Row], removed: Collection[bytes], *, moved: bool) -> None:

@@ -181,6 +181,14 @@ class Worktree:
         """Do what may wait until nobody does: :meth:`swarm.worktree.upkeep.Upkeep.settle`."""
         self._upkeep.settle()
 
+    def warm(self) -> None:
+        """Read and start ahead what a first commit needs; what fails now is told then."""
+        try:
+            self._rules.warm()
+            self._upkeep.warm()
+        except (HubError, OSError):
+            pass
+
     @property
     def base(self) -> Base:
         """What the worktree last agreed on with trunk; not to be changed."""

@@ -79,7 +79,7 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 |---|---|
 | 0 | ok; `status`: healthy |
 | 1 | failed; `commit`, `update`, `revert`: others have changed the same; `doctor`: there is a problem; `gc`, `swarm reap`: a slot could not be cleaned up; `reap`, `down`: something survives |
-| 2 | the command line is wrong; `reap`, `down`, `purge`: without `--yes`, and nobody here to ask |
+| 2 | the command line is wrong; `reap`, `swarm reap`, `down`, `purge`: without `--yes`, and nobody here to ask |
 | 3 | no hub runs here, no leaf serves the slot, or this machine is not set up |
 | 4 | `status`: something holds the hub's socket and does not answer |
 | 5 | `status`: starting, stopping, degraded or failed; `status --all`: one is not healthy |

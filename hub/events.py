@@ -182,7 +182,8 @@ def summary(event: Event) -> str:
     """Return what happened, in a few words."""
     data = event.data
     ours = event.subject.startswith(("hub.", "trunk.", "-"))
-    spell = _SUMMARIES.get(event.kind) if ours else None
+    known = _SUMMARIES if ours else _OF_SLOTS if event.subject.startswith("slot.") else {}
+    spell = known.get(event.kind)
     try:
         text = spell.format_map(_Said(data)) if spell else _pairs(data)
     except (ValueError, KeyError, TypeError, IndexError):
@@ -202,10 +203,21 @@ _SUMMARIES = {
     "failed": "{child} failed: {reason}",
     "events-lost": "{count} events were lost before they could be published",
     "store-damaged": "the event store lost messages: expected {expected}, found {found}",
-    "checkin": "{slot} {checkin:.10} {message} ({count} files)",
+    "checkin": "{slot} {checkin:.10} {message} ({counted})",
     "forked": "trunk has several tips: {leaves}",
     MISSING: "events {first} to {last} are missing: the event store is damaged",
     UNREADABLE: "not an event ({bytes} bytes)",
+}
+
+
+_OF_SLOTS = {
+    "joined": "joined at {checkin:.10} (pid {pid}) {task}",
+    "updated": "updated to {checkin:.10}",
+    "conflict": "refused, others have changed the same in {counted}: {paths}",
+    "run-started": "runs {argv} (pid {pid})",
+    "run-ended": "the agent {status}",
+    "closed": "closed ({result}) {summary}",
+    "left": "its leaf ended, the slot stays",
 }
 
 
@@ -213,7 +225,12 @@ class _Said(dict[str, Any]):
     """The fields of an event as its summary says them."""
 
     def __getitem__(self, key: str) -> Any:
+        if key == "counted":
+            count = super().get("count", "?")
+            return "1 file" if count == 1 else f"{count} files"
         value = super().get(key, "?")
+        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
+            return " ".join(value)
         if key == "status" and isinstance(value, int):
             return f"was ended by signal {-value}" if value < 0 else f"exited with {value}"
         if isinstance(value, float):

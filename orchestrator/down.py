@@ -299,7 +299,10 @@ def _process(member: Member, leaves: dict[str, Leaf]) -> Process:
         what = f"leaf of slot {slot}"
     elif member.role == "other":
         where = "" if member.near else " in a container"
-        what = f"{member.name}, started{where} for this workspace"
+        above = next((leaf.name for leaf in leaves.values() if leaf.pid == member.parent), "")
+        what = f"{member.name}, started{where} " + (
+            f"by the leaf of slot {above}" if above else "for this workspace"
+        )
     else:
         what = member.role
     return Process(pid=member.pid, what=what)

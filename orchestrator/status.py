@@ -51,6 +51,8 @@ class Status(Record):
         """Yield what needs a person, a line each, with the command that sees to it."""
         if self.hub.state in ("failed", "unknown"):
             yield f"hub: {self.hub.reason}"
+        elif self.hub.state == "stopped" and any(one.is_served for one in self.slots):
+            yield "slots wait for a hub: `bones up` starts it, `bones down` ends them"
         if self.trouble:
             yield self.trouble
         if self.forks:
@@ -125,6 +127,8 @@ def render(now: Status, *, as_json: bool) -> Shown:
 
 def _lines(now: Status, needs: list[str]) -> Iterator[str]:
     yield from hub_status(now.hub, as_json=False).stdout.splitlines()[:1]
+    if now.hub.state == "stopped":
+        yield "          `bones up` starts it"
     if now.hub.info is not None:
         yield f"          fossil {now.hub.info.fossil_url}  nats {now.hub.info.nats_url}"
     if now.tip is not None:

@@ -43,8 +43,11 @@ def log(
                 told = [_row(row) for row in rows]
                 output.print_data(verb, {"root": workspace.root, "checkins": told})
                 return 0
+            row = None
             for row in rows:
                 output.line(printable(_line(row)))
+            if row is None:
+                output.say(printable(f"no check-ins of slot {slot}"), program=render.PROGRAM)
     except HubError as error:
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
@@ -182,6 +185,7 @@ def events(
     *, root: str | None = None, after: int = 0, follow: bool = False, as_json: bool = False
 ) -> int:
     """Print what happened, as `hub events` does."""
+    verb = "hub.events" if as_json else "bones.events"
     try:
         workspace = Workspace.find(root_or_default(root))
         wait_for_trunk(workspace, TRUNK_WITHIN_S)
@@ -189,7 +193,7 @@ def events(
 
         print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
     except HubError as error:
-        return output.print_error("hub.events", error, as_json=as_json)
+        return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
         return 130
     return 0

@@ -19,12 +19,12 @@ from foundation.lock import try_lock
 from foundation.record import Record
 from foundation.workspace import Workspace
 from hub.fossil_repo import OPERATOR
-from hub.repository import Repository
 from slotgc import treepath
 from swarm import applied, fast_import, git_branch
 from swarm.applied import Step
 from swarm.git_branch import UserGit
 from swarm.git_tree import Kept
+from swarm.history import open_repository
 from swarm.trailers import message
 
 TYPE_CHECKING = False
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from hub.repository import CheckinRow, Difference
+    from hub.repository import CheckinRow, Difference, Repository
 
     Progress = Callable[[str, int, int], None]
     """Phase (``contents``, ``commits``), done, total."""
@@ -111,7 +111,7 @@ def apply(
         HubError: anything else; the branch is as it was.
     """
     workspace = Workspace.find(root)
-    with Repository(workspace.repository) as repository:
+    with open_repository(workspace.repository) as repository:
         lock = None if dry_run else _lock(workspace)
         try:
             return _Application(workspace, repository, branch, on_progress).run(dry_run=dry_run)

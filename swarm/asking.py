@@ -29,4 +29,10 @@ def agreed(lines: Iterable[str], *, as_json: bool) -> bool:
         )
     sys.stderr.write("bones: go on? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = ""
+    try:
+        answer = sys.stdin.readline()
+    finally:
+        if not answer:  # interrupted, or at the end: the line is still open
+            sys.stderr.write("\n")
+    return answer.strip().lower() in ("y", "yes")

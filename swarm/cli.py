@@ -216,8 +216,8 @@ def close(
 ) -> NoReturn:
     """End a slot; unsaved work is rescued.
 
-    Its leaf ends, its directory goes. Success needs a commit since the join, or
-    --no-artifact, and nothing left uncommitted. Closing a slot that is gone is no error.
+    Its leaf ends, its directory goes. Success needs a commit since the join and nothing
+    left uncommitted, or --no-artifact. Closing a slot that is gone is no error.
 
     Example:  bones swarm close --summary 'keys can be typed'
     """
@@ -244,7 +244,8 @@ def run(
         str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")
     ] = "",
     commit_on_exit: Annotated[
-        bool, typer.Option("--commit-on-exit", help="Commit what it leaves changed.")
+        bool,
+        typer.Option("--commit-on-exit", help="Commit what it leaves changed, however it ends."),
     ] = False,
     message: Annotated[
         str, typer.Option("--message", "-m", metavar="TEXT", help="Of that commit. [default: task]")

@@ -52,6 +52,11 @@ class SlotView(Record):
     has_work: bool = False
     """It is dead, and holds what is saved nowhere else."""
 
+    @property
+    def is_served(self) -> bool:
+        """Whether a leaf lives there, whatever it says."""
+        return self.commits != UNKNOWN or self.state == LIVE
+
 
 def look(workspace: Workspace, repository: Repository | None) -> list[SlotView]:
     """Return every slot of *workspace*, by name; how far behind, if there is a *repository*.

@@ -63,7 +63,7 @@ def joined(info: Mapping[str, Any], *, as_json: bool) -> Shown:
     """Show a slot that was joined: its worktree."""
     if as_json:
         return data("swarm.join", info)
-    how = "revived" if info["revived"] else "joined" if info["joined"] else "joined already"
+    how = "joined already" if not info["joined"] else "revived" if info["revived"] else "joined"
     label = f" ({info['task']})" if info["task"] else ""
     base = f" at check-in {info['checkin'][:SHORT]}" if info["checkin"] else ""
     return Shown(
@@ -89,7 +89,8 @@ def updated(done: Update, *, as_json: bool) -> Shown:
     news = "at the tip already" if done.previous == done.checkin else f"{files(done.files)} new"
     merged = f"merged with your changes: {_names(done.merged)}" if done.merged else ""
     marked = (
-        f"conflict markers in {_names(done.conflicted)}: choose, take them out, commit"
+        f"conflict markers in {_names(done.conflicted)} (none in what is no text, or deleted on "
+        "one side: that is as it was here): choose, take them out, commit"
         if done.conflicted
         else ""
     )

@@ -10,7 +10,6 @@ import sys
 from foundation.errors import HubError, Refused
 from hub import output
 from hub.commits import Conflicted
-from hub.render import printable
 from swarm import render
 from swarm.slot import join
 from swarm.verbs import Progress, show_conflict
@@ -21,6 +20,12 @@ if TYPE_CHECKING:
     from swarm.slot import Ran, Slot
 
 _SIGNALLED = 128
+_REFUSED = {
+    "no-artifact": "it has committed nothing (--commit-on-exit commits what an agent leaves, "
+    "--no-artifact lets one succeed without)",
+    "uncommitted": "it has left changes uncommitted (--commit-on-exit commits them)",
+}
+"""Why a success is refused: the leaf's own words are for who can still do something about it."""
 
 
 def run(
@@ -42,14 +47,22 @@ def run(
         joined = join(workspace_of(root).root, slot, task, progress=progress)
         progress.end()
         message = message or task or f"work of {slot}"
-        ran = joined.run(
-            command,
-            commit_on_exit=commit_on_exit,
-            message=message,
-            output=_tell if as_json else _show,
-        )
+        try:
+            ran = joined.run(
+                command,
+                commit_on_exit=commit_on_exit,
+                message=message,
+                output=_tell if as_json else _show,
+            )
+        except Refused as error:
+            if joined.info["joined"] and not keep:  # and nobody has worked in it since
+                output.show(render.closed(joined.close("fail", summary=str(error)), as_json=False))
+            raise
         if commit_on_exit and not ran.checkin:
             ran = ran.replace(checkin=_committed(joined, message))
+        if ran.checkin:
+            words = f"what the agent left is check-in {ran.checkin[: render.SHORT]}"
+            output.say(words, program=render.PROGRAM)
         code = ran.status if ran.status >= 0 else _SIGNALLED - ran.status
         refused = "" if keep else _close(joined, ran, artifact=not no_artifact)
     except Conflicted as error:
@@ -59,7 +72,9 @@ def run(
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
         output.say(
-            f"interrupted: the agent is ended, slot {slot} stays joined", program=render.PROGRAM
+            f"interrupted: the agent is ended, slot {slot} stays joined: the same again goes on, "
+            f"`bones swarm close --result fail --slot {slot}` ends it",
+            program=render.PROGRAM,
         )
         return 130
     finally:
@@ -71,7 +86,7 @@ def run(
         )
     elif refused:
         output.say(
-            printable(f"the agent ended well, but it was no success: {refused}"),
+            f"the agent ended with 0, but it was no success: {refused}",
             program=render.PROGRAM,
         )
     return code or (1 if refused else 0)
@@ -114,10 +129,11 @@ def _close(slot: Slot, ran: Ran, *, artifact: bool) -> str:
     try:
         done = slot.close("success", artifact=artifact, summary=summary)
     except Refused as error:
-        if error.reason not in ("no-artifact", "uncommitted"):
+        if error.reason not in _REFUSED:
             raise
-        done = slot.close("fail", summary=f"{summary}, but {error}")
+        why = _REFUSED[error.reason]
+        done = slot.close("fail", summary=f"{summary}, but {why}")
         output.show(render.closed(done, as_json=False))
-        return str(error)
+        return why
     output.show(render.closed(done, as_json=False))
     return ""

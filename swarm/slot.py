@@ -594,7 +594,7 @@ def _nursery(workspace: Workspace, timeout_s: float) -> LeafConnection:
         hub = contact(workspace)  # refuses a state that is not ours
         if hub is None:
             raise NotRunning(
-                f"no hub runs in {workspace.root}: `hub start --detach`", reason="not-running"
+                f"no hub runs in {workspace.root}: `bones up` starts one", reason="not-running"
             )
         with hub:
             connection = _connected(workspace.leaves_socket)

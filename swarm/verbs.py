@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 import sys
 
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, NotRunning, Refused
 from hub import output
 from hub.commits import Conflicted
+from hub.wording import several
+from slotgc import treepath
 from swarm import render
+from swarm.patience import Patience
 from swarm.slot import COMMIT_WITHIN_S, JOIN_WITHIN_S, Closed, slot_at
 from swarm.which import named_or_here, paths_in, slot_of, workspace_of
 
@@ -19,8 +22,8 @@ if TYPE_CHECKING:
 
     from swarm.slot import Result, Slot
 
-_MERGE = "`bones swarm update --markers` brings theirs in, with markers where both changed"
-_MARK = "`bones swarm update --markers` writes markers where both changed; or commit or undo yours"
+_MERGE = "`bones swarm update --markers{slot}` brings theirs in, with markers where both changed"
+_MARK = "`bones swarm update --markers{slot}` writes markers where both changed; or undo yours"
 
 
 def join(
@@ -64,16 +67,18 @@ def commit(
 ) -> int:
     """Land what a slot has changed, or only *files* of it, and print the check-in."""
     verb = "swarm.commit"
+    within_s = COMMIT_WITHIN_S if timeout_s is None else timeout_s
     try:
         found = slot_of(root, slot)
-        done = found.commit(
-            message,
-            paths_in(found, files),
-            timeout_s=COMMIT_WITHIN_S if timeout_s is None else timeout_s,
-        )
+        paths = paths_in(found, files)
+        with Patience(found, "not landed yet", within_s):
+            done = found.commit(message, paths, timeout_s=within_s)
     except Conflicted as error:
-        return show_conflict(verb, error, _MERGE, as_json=as_json)
+        return show_conflict(verb, error, _MERGE.format(slot=_naming(found)), as_json=as_json)
     except HubError as error:
+        if files and error.reason == "nothing-to-commit":
+            named = several([treepath.show(os.fsencode(name)) for name in files])
+            error = Refused(f"{error} at or below {named}", reason=error.reason)
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
         return _interrupted("it may land all the same; nothing lands twice: `bones swarm status`")
@@ -90,9 +95,11 @@ def update(
     """Bring trunk's tip into a slot's worktree."""
     verb = "swarm.update"
     try:
-        done = slot_of(root, slot).update(markers=markers)
+        found = slot_of(root, slot)
+        with Patience(found, "not updated yet", JOIN_WITHIN_S):
+            done = found.update(markers=markers)
     except Conflicted as error:
-        return show_conflict(verb, error, _MARK, as_json=as_json)
+        return show_conflict(verb, error, _MARK.format(slot=_naming(found)), as_json=as_json)
     except HubError as error:
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
@@ -149,15 +156,23 @@ def close(
     try:
         found = slot_of(root, slot)
         _leave(found)
-        done = found.close(result, artifact=not no_artifact, summary=summary)
+        with Patience(found, "not closed yet", COMMIT_WITHIN_S):
+            done = found.close(result, artifact=not no_artifact, summary=summary)
     except HubError as error:
         if slot and error.reason == "no-slot":  # closed before, and that is what was asked for
             gone = Closed(slot=slot, result=result)
             return output.show(render.closed(gone, as_json=as_json))
+        if error.reason == "leaf-dead":
+            error = NotRunning(f"{error}, `bones swarm reap` rescues them", reason=error.reason)
         return output.print_error("swarm.close", error, as_json=as_json)
     except KeyboardInterrupt:
         return _interrupted("`bones swarm close` again goes on")
     return output.show(render.closed(done, as_json=as_json))
+
+
+def _naming(slot: Slot) -> str:
+    """Return the option that names *slot*, "" where the current directory does."""
+    return "" if slot_at() == (slot.root, slot.name) else f" --slot {slot.name}"
 
 
 def _leave(slot: Slot) -> None:

@@ -9,6 +9,7 @@ from foundation.errors import HubError
 from hub import gc, output
 from hub.render import printable
 from hub.repository import Entry
+from hub.wording import several
 from slotgc import artifact, pruning, treepath
 from slotgc.hold import refuse_foreign
 from swarm import history, render
@@ -65,7 +66,9 @@ def diff(
         words = f"{now['more']} more changed files are too many to be told of: commit in parts"
         output.say(words, program=render.PROGRAM)
     elif not count and not as_json:
-        output.say(f"slot {found.name} has changed nothing", program=render.PROGRAM)
+        where = f" at or below {several(files)}" if files else ""
+        words = f"slot {found.name} has changed nothing{where}"
+        output.say(printable(words), program=render.PROGRAM)
     return 0
 
 
@@ -132,6 +135,9 @@ def reap(
         done = pruning.prune(workspace.root)
     except HubError as error:
         return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        output.say("interrupted: `bones swarm reap` again goes on", program=render.PROGRAM)
+        return 130
     if as_json:
         output.print_data(verb, {"dry_run": False, "root": workspace.root, **done.as_dict()})
     else:

@@ -447,12 +447,43 @@ def test_a_stdout_that_takes_nothing_ends_it_in_at_most_a_line(hub: Hub, options
             {"checkin": "0123456789abcdef", "slot": "auth", "message": "Mend\n\nit", "count": 2},
             "auth 0123456789 Mend (2 files)",
         ),
+        (
+            "checkin",
+            {"checkin": "0123456789abcdef", "slot": "auth", "message": "Mend", "count": 1},
+            "auth 0123456789 Mend (1 file)",
+        ),
         ("something-new", {"a": 1, "b": [2]}, "a=1 b=[2]"),
     ],
 )
 def test_a_summary_says_what_happened(kind: str, data: dict[str, Any], words: str) -> None:
     event = Event(seq=1, time="2026-01-01T00:00:00.000Z", subject="hub.event.x", kind=kind,
                   data=data)  # fmt: skip
+    assert summary(event) == words
+
+
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        (
+            "joined",
+            {"task": "keys", "pid": 7, "worktree": "/w", "checkin": "0123456789abcdef"},
+            "joined at 0123456789 (pid 7) keys",
+        ),
+        (
+            "conflict",
+            {"paths": ["a", "b c"], "count": 2},
+            "refused, others have changed the same in 2 files: a b c",
+        ),
+        ("run-started", {"pid": 8, "argv": ["sh", "-c", "x"]}, "runs sh -c x (pid 8)"),
+        ("run-ended", {"status": -9, "checkin": ""}, "the agent was ended by signal 9"),
+        ("closed", {"result": "fail", "summary": "gave up"}, "closed (fail) gave up"),
+        ("of-another", {"paths": ["a"]}, 'paths=["a"]'),
+    ],
+)
+def test_what_a_slot_announces_is_said_in_words(
+    kind: str, data: dict[str, Any], words: str
+) -> None:
+    event = Event(seq=1, time="", subject=f"slot.a.event.{kind}", kind=kind, data=data)
     assert summary(event) == words
 
 

@@ -166,13 +166,15 @@ def test_a_reader_of_a_diff_who_has_seen_enough_ends_it_without_a_word(
 
 
 def test_without_a_trunk_every_verb_names_the_way_to_one(repo: Path) -> None:
-    for words in (["log"], ["diff"], ["revert", "tip"]):
+    for words in (["log"], ["diff"], ["revert", "tip"], ["apply"]):
         done = bones(repo, *words)
         assert done.returncode == 1
         assert "bones up" in done.stderr
     status = bones(repo, "status")
     assert (status.returncode, status.stderr) == (3, "")
-    assert status.stdout.startswith(f"stopped   {repo}\n")
+    assert status.stdout.startswith(f"stopped   {repo}\n          `bones up` starts it\n")
+    events = bones(repo, "events")
+    assert (events.returncode, events.stderr[:6]) == (3, "bones:")
 
 
 def test_apply_says_what_is_new_and_where(seeded: Path, checkout: Checkout) -> None:
@@ -220,7 +222,8 @@ def test_status_says_on_one_screen_what_needs_a_person(seeded: Path, checkout: C
     assert "`bones swarm rescue ls`" in needs
     assert "2 check-ins not applied yet" in text
     assert told["tip"]["hash"] == tip
-    assert (told["unapplied"], len(told["rescues"]), len(told["needs"])) == (2, 1, 3)
+    assert "slots wait for a hub: `bones up`" in needs
+    assert (told["unapplied"], len(told["rescues"]), len(told["needs"])) == (2, 1, 4)
     assert told["hub"]["state"] == "stopped"
     by_name = {one["name"]: one for one in told["slots"]}
     assert by_name["dead"]["has_work"]

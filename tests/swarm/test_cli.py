@@ -128,6 +128,10 @@ def test_a_session_from_the_shell(ready: Path) -> None:
     first = bones(worktree / "src", "commit", "-m", "Only the new", "new")
     assert first.returncode == 0, first.stderr
     assert first.stderr == ""
+    same = bones(worktree / "src", "commit", "-m", "Again", "new")
+    assert same.returncode == 1
+    assert same.stderr.endswith(" at or below new\n")
+    assert " at or below src/new\n" in bones(worktree, "diff", "src/new").stderr
     everything = data_of(ok(worktree, "commit", "-m", "The rest", "--json"))
     assert everything["parent"] == first.stdout.rstrip("\n")
     assert (everything["slot"], everything["files"], everything["new"]) == ("auth", 2, True)
@@ -222,6 +226,8 @@ def test_a_conflict_names_each_path_both_versions_who_has_the_other_and_the_way_
 
     done = bones(ours, "commit", "-m", "Second")
     assert (done.returncode, done.stdout) == (1, "")
+    elsewhere = bones(ready, "commit", "-m", "Second", "--slot", "ours")
+    assert "`bones swarm update --markers --slot ours`" in elsewhere.stderr
     assert "src/a.py: " in done.stderr
     assert "README: " in done.stderr
     assert done.stderr.count(f"(slot theirs, check-in {landed[:10]})") == 2
@@ -323,6 +329,13 @@ def test_an_agent_is_run_in_its_slot_and_the_slot_closed_by_its_end(ready: Path)
     idle = bones(ready, "run", "--slot", "e", "--", "true")
     assert idle.returncode == 1
     assert "no success" in idle.stderr
+    assert "--no-artifact" in idle.stderr
+    lying = bones(ready, "run", "--slot", "e", "--", "sh", "-c", "echo x > x; exit 0")
+    assert lying.returncode == 1
+    assert "--commit-on-exit" in lying.stderr
+    fresh = bones(ready, "run", "--slot", "h", "--", "./no-such-program")
+    assert fresh.returncode == 1
+    assert "slot h closed (fail) and removed" in fresh.stderr
     ok(ready, "run", "--slot", "f", "--no-artifact", "--", "true")
     ok(ready, "run", "--slot", "g", "--keep", "--", "true")
     none = bones(ready, "run", "--slot", "g", "--", "no-such-program")
@@ -358,6 +371,7 @@ def test_an_interrupted_run_ends_its_agent(ready: Path) -> None:
     _out, said = running.communicate(timeout=30)
     assert running.returncode == 130, said
     assert "stays joined" in said
+    assert "`bones swarm close --result fail --slot auth`" in said
     eventually(lambda: not Path(f"/proc/{agent}").exists())
 
 
@@ -368,8 +382,11 @@ def test_while_the_hub_is_away_a_commit_waits_and_then_says_try_again(
     worktree = join(ready, "auth")
     (worktree / "f").write_text("x\n")
     assert hub.run("stop", "--force").returncode == 0
-    away = bones(worktree, "commit", "-m", "x", "--timeout", "0.5")
+    away = bones(worktree, "commit", "-m", "x", "--timeout", "1.5")
     assert away.returncode == 75, away.stderr
+    waiting, _why = away.stderr.splitlines()
+    assert waiting.startswith(f"bones: not landed yet: no hub runs in {ready}, `bones up` starts")
+    assert "joined already" in bones(ready, "join", "--slot", "auth").stderr
     assert bones(ready, "join", "--slot", "new").returncode == 3
     hub.start()
     hub.wait_ready()

@@ -56,7 +56,7 @@ def test_a_join_makes_a_slot_with_a_living_leaf_and_a_second_one_finds_it(swarm_
 
 
 def test_a_join_without_a_hub_names_the_way_out(hub: Hub) -> None:
-    with pytest.raises(NotRunning, match="hub start --detach"):
+    with pytest.raises(NotRunning, match="`bones up` starts one"):
         swarm.join(hub.root, "alpha")
 
 

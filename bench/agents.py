@@ -12,11 +12,10 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
 
+import owner
 from swarm.slot import Slot
 
-import owner
-
-_LETTERS = b"abcdefghijklmnopqrstuvwxyz"
+_LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
 
 
 def main(arguments: list[str]) -> None:
@@ -70,7 +69,7 @@ class Agent(ABC):
 
     def some_bytes(self) -> bytes:
         """Return 50 to 2,000 random letters."""
-        return bytes(self.dice.choices(_LETTERS, k=50 + self.dice.randrange(1950)))
+        return self.dice.randbytes(50 + self.dice.randrange(1950)).translate(_LETTERS)
 
     def report(self) -> dict[str, Any]:
         """Return what was measured, for JSON."""

@@ -46,6 +46,8 @@ WITHIN_S = 5.0
 
 _PROBES_LAST_S = 0.2
 _RETRY_S = 0.001
+_RETRY_AT_MOST_S = 0.02
+"""A hundred who ask every millisecond leave whoever has the lock no processor to finish on."""
 
 
 def swarm_lock(workspace: Workspace, within_s: float = WITHIN_S) -> int:
@@ -57,6 +59,7 @@ def swarm_lock(workspace: Workspace, within_s: float = WITHIN_S) -> int:
         OSError: the lock file cannot be opened.
     """
     deadline_s = time.monotonic() + within_s
+    wait_s = _RETRY_S
     while True:
         if not is_own_directory(workspace.bones):
             raise _foreign(workspace.bones)
@@ -71,7 +74,8 @@ def swarm_lock(workspace: Workspace, within_s: float = WITHIN_S) -> int:
                 f"`fuser {workspace.swarm_lock}`",
                 reason="swarm-busy",
             )
-        time.sleep(_RETRY_S)
+        time.sleep(wait_s)
+        wait_s = min(wait_s * 1.5, _RETRY_AT_MOST_S)
 
 
 def refuse_foreign(workspace: Workspace) -> None:

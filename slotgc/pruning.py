@@ -10,21 +10,23 @@ anything else             is not judged          stays
 ========================  =====================  =================================================
 
 A slot is judged in place, without a lock, because that may take a second. Then, under the locks
-(:class:`slotgc.hold.Claim`), its leaf is judged once more, whoever works in it is looked for, and
-the directory is renamed away: :mod:`slotgc.passage` says what follows. A clean one is judged a
-second time there, by its content: somebody may have written in between, or left no trace of it.
+(:class:`slotgc.hold.Claim`), its leaf is judged once more, and the directory is renamed away:
+:mod:`slotgc.passage` says what follows. Whoever works in it is looked for there once more, and has
+it back. A clean one is judged a second time, by its content: somebody may have written in between,
+or left no trace of it.
 """
 
 from __future__ import annotations
 
 import os
+import time
 
 from foundation.errors import HubError, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
 from slotgc import account, passage, rescue, work
-from slotgc.hold import WITHIN_S, Claim
+from slotgc.hold import WITHIN_S, Claim, swarm_lock
 from slotgc.leaf import DEAD, UNBORN, Leaf, look, look_all
 from slotgc.removal import remove_tree
 from slotgc.use import in_use, sightings
@@ -35,6 +37,9 @@ if TYPE_CHECKING:
 
 _ONE_WITHIN_S = 30.0
 """How long one slot waits for swarm.lock: a hundred agents may close theirs at once."""
+
+_SEEN_FOR_S = 1.0
+"""Who was seen longer ago is looked for again: what is taken from somebody must be put back."""
 
 REMOVE, RESCUE, KEEP = "remove", "rescue", "keep"
 
@@ -104,9 +109,12 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
     _go_on(workspace, pruned)
     leaves, seen = _look(workspace)
+    seen_s = time.monotonic()
     patience_s = WITHIN_S
     for leaf in leaves:
         try:
+            if time.monotonic() - seen_s > _SEEN_FOR_S and _is_dead(leaf):
+                seen, seen_s = sightings(), time.monotonic()
             verdict = _verdict(workspace, leaf, seen, clean_only=clean_only)
             hit("gc.judged")
             _carry_out(workspace, verdict, pruned, patience_s)
@@ -195,18 +203,20 @@ def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned, patience_
     taken = _take(workspace, verdict.name, pruned, clean=clean, patience_s=patience_s)
     if taken is None:
         return
-    name, claimed = taken
+    name, claimed, looked = taken
     hit("gc.taken")
     try:
-        _settle(workspace, name, pruned, looked=True)
+        _settle(workspace, name, pruned, looked=looked)
     finally:
         os.close(claimed)
 
 
 def _take(
     workspace: Workspace, slot: str, pruned: Pruned, *, clean: bool, patience_s: float
-) -> tuple[str, int] | None:
-    """Rename *slot* away under the locks; return its new name and its claim, None if it stays.
+) -> tuple[str, int, bool] | None:
+    """Rename *slot* away under the locks; None if it stays.
+
+    Else its new name, its claim, and whether nobody works in it there.
 
     Raises:
         OSError, HubError: it stays.
@@ -216,9 +226,8 @@ def _take(
         hit("gc.locked")
         if not os.path.lexists(source):
             return None  # another pass was faster
-        user = "" if not _is_dead(claim.leaf) else in_use(source)
-        if user or not _is_dead(claim.leaf):
-            pruned.kept[slot] = user or claim.leaf.reason
+        if not _is_dead(claim.leaf):
+            pruned.kept[slot] = claim.leaf.reason
             return None
         claimed = passage.claim(source)
         if claimed is None:
@@ -230,20 +239,40 @@ def _take(
             account.disown(source)
             name = passage.new_name(workspace, slot)
             name = passage.JUDGING + name if clean else name
-            target = f"{workspace.rescue}/{name}"
-            os.rename(source, target)
-            hit("gc.renamed")
-            # Somebody may have come in between; now nobody can any more, by its path.
-            user = in_use(target)
-            if user:
-                os.rename(target, source)
-                os.close(claimed)
-                pruned.kept[slot] = user
-                return None
+            os.rename(source, f"{workspace.rescue}/{name}")
         except BaseException:
             os.close(claimed)
             raise
-    return name, claimed
+    try:
+        hit("gc.renamed")
+        # Somebody may have come in between; now nobody can any more, by its path. Without the
+        # lock: looking at every process takes longer than all that is done under it.
+        user = in_use(f"{workspace.rescue}/{name}")
+        if user and _put_back(workspace, slot, name):
+            os.close(claimed)
+            pruned.kept[slot] = user
+            return None
+    except BaseException:
+        os.close(claimed)
+        raise
+    return name, claimed, not user
+
+
+def _put_back(workspace: Workspace, slot: str, name: str) -> bool:
+    """Put what is called *name* back to be *slot*; False where that cannot be: it goes on there."""
+    try:
+        lock = swarm_lock(workspace)
+    except HubError:
+        return False
+    try:
+        if os.path.lexists(f"{workspace.swarm}/{slot}"):
+            return False  # somebody has joined a new one meanwhile
+        os.rename(f"{workspace.rescue}/{name}", f"{workspace.swarm}/{slot}")
+    except OSError:
+        return False
+    finally:
+        os.close(lock)
+    return True
 
 
 def _settle(workspace: Workspace, name: str, pruned: Pruned, *, looked: bool) -> None:

@@ -17,18 +17,21 @@ import pytest
 
 from foundation.process import Identity
 from foundation.workspace import Workspace
-from slotgc import base, passage, pruning
+from slotgc import base, passage, pruning, use
 from slotgc.hold import Claim, swarm_lock
 from slotgc.leaf import write_record
 from slotgc.pruning import PruneError, Verdict, plan, prune, prune_dead
 from slotgc.removal import remove_tree
 from slotgc.rescue import list_rescues
 from slotgc.restore import restore
+from slotgc.use import sightings
 from tests.slotgc.worktrees import CHECKIN, Node, Tree, age, make_slot, make_trunk, plant, tree_of
 from tests.support import CODE, git, run_python, stranger
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from slotgc.use import Sighting
 
 BASE: Tree = {
     b"a": Node(b"one\n"),
@@ -824,3 +827,39 @@ def test_removing_goes_on_past_what_it_cannot_remove(
         remove_tree(f"{tmp_path}/top")
     monkeypatch.undo()
     assert tree_of(tmp_path / "top") == {b"src/b": Node(b"two\n")}
+
+
+def test_whoever_makes_a_slot_need_not_wait_for_the_look_at_every_process(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(str(root))
+    looks = []
+
+    def look_with_the_lock(*seen: list[Sighting]) -> list[Sighting]:
+        os.close(swarm_lock(workspace, within_s=0))
+        looks.append(seen)
+        return sightings()
+
+    monkeypatch.setattr(use, "sightings", look_with_the_lock)
+    assert sorted(prune(str(root)).removed) == ["clean"]
+    assert looks
+
+
+def test_what_cannot_be_put_back_since_its_name_is_taken_becomes_a_rescue(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entered = []
+
+    def enter_and_join_anew() -> None:
+        [taken] = (root / ".bones/rescue").glob(".judging-clean-*")
+        entered.append(working_in(taken / "wt"))
+        entered[0].__enter__()
+        make_slot(root, "clean", {b"new": Node(b"1")})
+
+    at(monkeypatch, "gc.renamed", enter_and_join_anew)
+    try:
+        rescued = prune(str(root)).rescued["clean"]
+        assert os.path.isdir(root / ".bones/rescue" / rescued / "wt")
+        assert tree_of(root / ".bones/swarm/clean/wt") == {b"new": Node(b"1")}
+    finally:
+        entered[0].__exit__(None, None, None)

@@ -11,7 +11,8 @@ file that is not there; HASH is Fossil's SHA3-256 name of a content (of a link: 
 is neither among the contents nor spooled (``.orchestrator/spool/HASH``) must be on trunk already.
 
 An answer is one JSON object, ``{"v":1, …}`` with one of ``landed``, ``conflicts`` and ``error``
-(:func:`foundation.errors.to_wire`).
+(:func:`foundation.errors.to_wire`). Of conflicts there may be more than fit: ``left_out`` is how
+many are not told.
 """
 
 from __future__ import annotations
@@ -35,6 +36,9 @@ INLINE_BYTES = 512 * 1024
 """The most that travels in a request; what is more is spooled. The bus carries 1 MiB."""
 LARGEST_BYTES = 100 * 2**20
 """The largest content that trunk takes: Fossil holds three copies of one while it stores it."""
+
+TOLD_BYTES = 512 * 1024
+"""Of conflicts, so that the bus carries the answer."""
 
 KINDS = frozenset(("", "file", "exec", "link"))
 _ID_DIGITS = 32
@@ -106,20 +110,22 @@ class Conflicted(HubError):
 
     exit_code = 1
 
-    def __init__(self, conflicts: tuple[Conflict, ...]) -> None:
-        """Say where."""
+    def __init__(self, conflicts: tuple[Conflict, ...], left_out: int = 0) -> None:
+        """Say where; *left_out* more are not among *conflicts*."""
         shown = "; ".join(
             f"{treepath.show(one.path)}: {one.reason} ({one.theirs_slot or 'trunk'}, "
             f"{one.theirs_checkin[:10]})"
             for one in conflicts[:5]
         )
-        more = f" and {len(conflicts) - 5} more" if len(conflicts) > 5 else ""  # noqa: PLR2004
+        others = max(0, len(conflicts) - 5) + left_out
+        more = f" and {others} more" if others else ""
         super().__init__(
             f"{shown}{more}. Nothing was committed or touched: `bones swarm update --markers` "
             "brings trunk's version in, with markers where both changed",
             reason="conflict",
         )
         self.conflicts = conflicts
+        self.left_out = left_out
 
 
 def encode(proposal: Proposal) -> bytes:
@@ -200,7 +206,14 @@ def encode_answer(answer: Landed | tuple[Conflict, ...] | HubError) -> bytes:
     elif isinstance(answer, HubError):
         body["error"] = to_wire(answer)
     else:
-        body["conflicts"] = [conflict_json(one) for one in answer]
+        room, told = TOLD_BYTES, []
+        for one in answer:
+            value = conflict_json(one)
+            room -= len(codec.dumps(value)) + 1
+            if room < 0:
+                break
+            told.append(value)
+        body |= {"conflicts": told, "left_out": len(answer) - len(told)}
     return codec.dumps(body).encode()
 
 
@@ -217,7 +230,8 @@ def decode_answer(answer: bytes) -> Landed:
     if "error" in body:
         raise from_wire(body["error"])
     if "conflicts" in body:
-        raise Conflicted(tuple(conflict_from_json(one) for one in body["conflicts"]))
+        told = tuple(conflict_from_json(one) for one in body["conflicts"])
+        raise Conflicted(told, int(body.get("left_out", 0)))
     fields = dict(body["landed"])
     merged = tuple((treepath.from_json(row[0]), row[1], row[2]) for row in fields.pop("merged"))
     return Landed(**fields, merged=merged)

@@ -15,7 +15,7 @@ import pytest
 from foundation import codec
 from foundation.errors import HubError, LeaseLost, Refused
 from hub.bus import Bus, StreamRefused, connect
-from hub.commits import STARTED, SUBJECT, decode_answer, encode
+from hub.commits import STARTED, SUBJECT, Conflicted, decode_answer, encode
 from hub.creds import new_key
 from hub.repository import Repository
 from hub.trunk import accounts, checkins
@@ -201,6 +201,19 @@ def test_a_commit_asked_for_twice_at_once_lands_once(servers: Servers) -> None:
 def test_the_operator_may_commit(servers: Servers) -> None:
     (landed,) = commit(servers.workspace, propose({"f": b"1"}, slot="operator", epoch=0))
     assert_sound(servers.workspace, [landed])
+
+
+def test_conflicts_that_no_message_can_hold_are_answered(servers: Servers) -> None:
+    base = {f"f{n}": b"0" for n in range(4000)}
+    (first,) = commit(servers.workspace, propose(base))
+    other = propose(dict.fromkeys(base, b"1"), slot="b")  # both have added them
+    (told,) = commit(servers.workspace, other)
+    assert isinstance(told, Conflicted)
+    assert told.conflicts[0].theirs_checkin == first.checkin
+    assert told.left_out > 0
+    assert len(told.conflicts) + told.left_out == len(base)
+    assert f"and {len(base) - 5} more" in str(told)
+    assert_sound(servers.workspace, [first])
 
 
 def test_what_is_no_commit_or_in_anothers_name_is_refused(servers: Servers) -> None:

@@ -4,7 +4,9 @@ Stock Fossil stores whatever is pushed, forks too, and between a look at the tip
 somebody else may commit. So the repository carries a script that Fossil runs inside the
 transaction of every push, when all has been stored and before any of it counts (the setting
 ``xfer-push-script``, TH1). If a check-in that came is on trunk but its parent is not, or has
-another child there, the script ends the request and the transaction is rolled back.
+another child there, the script ends the request and the transaction is rolled back. So it does
+if a slot's commit, known by its id, would stand on a branch: its parent was on trunk when we
+looked, and somebody has moved it since.
 
 Triggers would reach stock's own ``fossil commit`` too, but Fossil opens a repository with
 triggers switched off (measured with 2.21). That commit looks before it leaps by itself, in its own
@@ -34,6 +36,14 @@ OR EXISTS (
   JOIN plink AS other ON other.pid=mine.pid AND other.isprim AND other.cid<>mine.cid
   JOIN tagxref AS t ON t.rid=other.cid AND t.tagtype>0 AND t.tagid=trunk.tagid
   WHERE mine.cid=blob.rid AND mine.isprim)
+UNION ALL
+SELECT 1 FROM json_each('["'||replace($uuids,' ','","')||'"]') AS came
+JOIN tag AS named ON named.tagname='commit-id'
+JOIN blob ON blob.uuid=came.value
+JOIN tagxref AS t ON t.rid=blob.rid AND t.tagtype>0 AND t.tagid=named.tagid
+WHERE NOT EXISTS (
+  SELECT 1 FROM tag AS trunk JOIN tagxref AS t ON t.tagid=trunk.tagid
+  WHERE trunk.tagname='sym-trunk' AND t.rid=blob.rid AND t.tagtype>0)
 LIMIT 1
 """
 # TH1 has no word for "refuse". These end the process in mid-transaction, the first of them with

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from datetime import UTC, datetime
 
 from foundation.atomic import read_bounded, remove
@@ -126,7 +127,6 @@ class Head:
                 reason="id-taken",
             )
         files = self.repository.files(checkin)
-        self.repository.forget()
         merged = []
         for change in proposal.changes:
             entry = files.get(change.path)
@@ -147,13 +147,19 @@ class Head:
         """Remove the contents *names* from the spool if trunk holds them."""
         for name in names:
             if self.ledger.holds(name):
-                remove(f"{self._spool}/{name}")
+                with suppress(OSError):  # the sweep tries again
+                    remove(f"{self._spool}/{name}")
 
     def sweep_spool(self, now_ns: int) -> None:
         """Remove from the spool what nobody can be waiting for any more."""
-        for entry in os.scandir(self._spool):
-            if entry.stat(follow_symlinks=False).st_mtime_ns < now_ns - SPOOLED_NS:
-                remove(entry.path)
+        try:
+            entries = list(os.scandir(self._spool))
+        except FileNotFoundError:
+            return
+        for entry in entries:
+            with suppress(OSError):  # gone meanwhile, or nothing that a leaf put there
+                if entry.stat(follow_symlinks=False).st_mtime_ns < now_ns - SPOOLED_NS:
+                    remove(entry.path)
 
     def _read_tip(self) -> Tip:
         row = self.repository.tip()

@@ -171,8 +171,8 @@ class Trunk:
         if accounts.damage:
             log("error", "accounts-damaged", error=accounts.damage)
         try:
+            self._accounts = accounts  # before the first commit arrives: it is the fence
             await requests.serve(bus, self._commits, accounts, self._users)
-            self._accounts = accounts
             await bus.send(STARTED, b"")
             closed = [asyncio.create_task(one.closed.wait()) for one in (bus, sys)]
             parts = [

@@ -8,6 +8,7 @@ a commit is answered only for what stands there (ADR 0011).
 
 from __future__ import annotations
 
+import os
 import sqlite3
 import threading
 import time
@@ -40,6 +41,8 @@ BATCH_COMMITS = 200
 BATCH_BYTES = 8 << 20
 ALONE_BYTES = 4 << 20
 """A content larger than this is pushed by itself, before the check-in that names it."""
+COMMIT_BYTES = 1 << 30
+"""The contents of one commit at most: trunk holds them all while it plans it."""
 LINGER_S = 0.002
 LINGER_SHARE, LINGER_AT_MOST_S = 0.15, 0.02
 """How long to wait, when several slots commit, for those of them that do not wait yet: they were
@@ -53,6 +56,9 @@ LEAST_FREE_BYTES = 64 << 20
 IDLE_S = 1.0
 """How often to look for stock commits when nobody asks for anything."""
 _REFUSALS = 3
+_SILENCES = 5
+"""How often the server may take a push and end without a word (60 s without one, too): some push
+may be what it ends of, and that one must not keep all others waiting for ever."""
 _ATTEMPTS = 3
 _WAIT_S, _WAIT_AT_MOST_S = 0.05, 1.0
 
@@ -68,7 +74,9 @@ class Asked(NamedTuple):
     ticket: object
     """Whatever the caller knows it by."""
     failures: list[str]
-    """Why it did not get anywhere before."""
+    """Why it did not get anywhere before; whatever has any is tried by itself."""
+    size: int = 0
+    """Bytes of its contents, those in the spool included."""
 
 
 class Reports(NamedTuple):
@@ -119,6 +127,8 @@ class Writer:
         self._ended = False
         self._batch: list[Asked] = []
         self._most = BATCH_COMMITS
+        self._gated = False
+        self._failures = 0
         self._active: dict[str, float] = {}
         self._stuck = ""
         self._away = ""
@@ -132,9 +142,19 @@ class Writer:
 
     def submit(self, proposal: Proposal, ticket: object) -> None:
         """Ask for *proposal*; the answer comes with *ticket*. From any thread."""
+        asked = Asked(proposal, ticket, [], self._size(proposal))
         with self._arrival:
-            self._waiting.append(Asked(proposal, ticket, []))
+            self._waiting.append(asked)
             self._arrival.notify()
+
+    def _size(self, proposal: Proposal) -> int:
+        size = sum(map(len, proposal.contents.values()))
+        for name in proposal.spooled:
+            try:
+                size += os.stat(f"{self._workspace.spool}/{name}").st_size
+            except OSError:
+                pass  # trunk has it by now, or planning says what is missing
+        return size
 
     def refuse(self, error: HubError) -> None:
         """Answer all that wait with *error*."""
@@ -162,13 +182,19 @@ class Writer:
                 ):
                     self._login = xfer.read_login(self._workspace, head.ledger.project_code())
                     self._recover(head)
+                    # What stands there may be of a trunk that was killed before it synced it,
+                    # and whoever asks for it again is told that it has landed.
+                    head.ledger.sync()
                     head.sweep_spool(time.time_ns())
                     self._reports.opened()
                     while not self._ended:
                         self._turn(head)
-                        self._stuck, wait_s = "", _WAIT_S
+                        self._stuck, self._failures, wait_s = "", 0, _WAIT_S
             except (HubError, sqlite3.Error, OSError) as error:
                 self._give_back(error)
+            except Exception as bug:  # noqa: BLE001 - told, and no reason to end all commits
+                self._reports.log("error", "bug", trace=traceback.format_exc())
+                self._give_back(bug)
             self._pause(wait_s)
             wait_s = min(2 * wait_s, 5 * _WAIT_AT_MOST_S)
 
@@ -176,7 +202,11 @@ class Writer:
         self._batch = self._take()
         if self._batch:
             began_s = time.monotonic()
-            self._answer(self._land(head, self._batch))
+            try:
+                self._answer(self._land(head, self._batch))
+            except NotStoredError as error:
+                self._put_back(error)
+            head.repository.forget()
             self._took_s = time.monotonic() - began_s
         self._look_around(head)
 
@@ -186,7 +216,8 @@ class Writer:
             self._arrival.wait_for(lambda: self._waiting or self._ended, IDLE_S)
             if not self._waiting:
                 return []
-        self._most = 1 if self._gate is not None and self._gate.is_closed() else BATCH_COMMITS
+        self._gated = self._gate is not None and self._gate.is_closed()
+        self._most = 1 if self._gated or self._waiting[0].failures else BATCH_COMMITS
         with self._arrival:
             batch = self._drain([])
         if self._most == 1:
@@ -213,10 +244,10 @@ class Writer:
                 self._drain(batch)
 
     def _drain(self, batch: list[Asked]) -> list[Asked]:
-        size = sum(_size(asked) for asked in batch)
+        size = sum(asked.size for asked in batch)
         while self._waiting and len(batch) < self._most and size < BATCH_BYTES:
             asked = self._waiting.popleft()
-            size += _size(asked)
+            size += asked.size
             batch.append(asked)
         return batch
 
@@ -231,16 +262,27 @@ class Writer:
             self._stuck = str(error)
             reason = error.reason if isinstance(error, HubError) else "repository"
             self._reports.log("error", "trunk-stuck", reason=reason, error=str(error))
+        answer = Unavailable(f"trunk cannot commit: {error}", reason="trunk-stuck")
+        if not self._batch:
+            self._failures += 1
+            if self._failures >= _ATTEMPTS:
+                self.refuse(answer)
+        hopeless = self._put_back(error)
+        if hopeless:
+            self._reports.answered([(asked, answer) for asked in hopeless])
+
+    def _put_back(self, error: Exception) -> list[Asked]:
+        """Let each of the batch be tried by itself, for one may be to blame for *error*.
+
+        Return those that were tried often enough.
+        """
         batch, self._batch = self._batch, []
         for asked in batch:
             asked.failures.append(str(error))
-        hopeless = [asked for asked in batch if len(asked.failures) >= _ATTEMPTS]
         with self._arrival:
             others = (asked for asked in reversed(batch) if len(asked.failures) < _ATTEMPTS)
             self._waiting.extendleft(others)
-        answer = Unavailable(f"trunk cannot commit: {error}", reason="trunk-stuck")
-        if hopeless:
-            self._reports.answered([(asked, answer) for asked in hopeless])
+        return [asked for asked in batch if len(asked.failures) >= _ATTEMPTS]
 
     def _pause(self, seconds: float) -> None:
         with self._arrival:
@@ -249,11 +291,15 @@ class Writer:
     # --- a batch ---------------------------------------------------------------------------
 
     def _land(self, head: Head, batch: Sequence[Asked]) -> list[Outcome]:
-        """Return what became of each of *batch*; what landed is safe."""
+        """Return what became of each of *batch*; what landed is safe.
+
+        Raises:
+            NotStoredError: Fossil does not take it, and one of several may be to blame.
+        """
         bugs: dict[str, Outcome] = {}
         room = self._room()
         while True:
-            self._reports.arrived(head.catch_up())
+            self._catch_up(head)
             plan = Plan(head.tip, head.store, now_ms=time.time_ns() // 1_000_000)
             try:
                 outcomes = [
@@ -279,8 +325,7 @@ class Writer:
                 if len(batch) == 1:
                     words = f"Fossil did not store the commit: {error}"
                     return [Unavailable(words, reason="commit-not-stored")]
-                # One of them may be what Fossil does not like.
-                return [self._land(head, [asked])[0] for asked in batch]
+                raise
             self._undo(plan, planned)
         head.ledger.sync()
         hit("trunk.synced")
@@ -299,7 +344,9 @@ class Writer:
         self, head: Head, plan: Plan, asked: Asked, room: HubError | None
     ) -> Planned | Outcome:
         proposal = asked.proposal
-        known = head.landed_before(proposal) or self._fence(proposal) or room
+        known = (
+            head.landed_before(proposal) or self._fence(proposal) or room or _too_large(asked.size)
+        )
         if known is not None:
             return known
         try:
@@ -309,8 +356,9 @@ class Writer:
         except Exception as bug:  # one commit's bug is not everybody's
             self._reports.log("error", "bug", trace=traceback.format_exc())
             raise _BugError(asked, bug) from bug
-        if isinstance(outcome, Planned) and self._gate is not None and self._most == 1:
-            refused = self._gate.judge(plan, outcome)
+        if isinstance(outcome, Planned) and self._gate is not None and self._gated:
+            # Another leaf may have taken the slot while the gate was at work.
+            refused = self._gate.judge(plan, outcome) or self._fence(proposal)
             if refused is not None:
                 plan.take_back(outcome)
                 return refused
@@ -338,17 +386,21 @@ class Writer:
             NotStoredError: Fossil does not take it.
         """
         assert self._login is not None
-        artifacts = []
-        for one in planned:
-            for name in one.send:
-                content = plan.contents[name]
-                if len(content) > ALONE_BYTES:
-                    self._push_alone(head, name, content)
-                else:
-                    artifacts.append((name, content))
-            artifacts.append((one.checkin.hash, one.checkin.manifest))
+        contents: list[tuple[str, bytes]] = []
+        size = 0
+        for name in [name for one in planned for name in one.send]:
+            content = plan.contents[name]
+            if len(content) > ALONE_BYTES:
+                self._push_ahead(head, [(name, content)])
+                continue
+            if size + len(content) > BATCH_BYTES:
+                self._push_ahead(head, contents)
+                contents, size = [], 0
+            contents.append((name, content))
+            size += len(content)
+        manifests = [(one.checkin.hash, one.checkin.manifest) for one in planned]
         checkins = [one.checkin.hash for one in planned]
-        body = xfer.message(self._login, artifacts)
+        body = xfer.message(self._login, contents + manifests)
         batch = Batch(planned[0].answer.parent, tuple(checkins), body)
         self._journal.record(batch)
         hit("trunk.journalled")
@@ -364,13 +416,17 @@ class Writer:
         return self._push(
             batch.body,
             stored=lambda: len(head.ledger.landed(batch.checkins)) == len(batch.checkins),
-            moved=lambda: bool(head.ledger.position(batch.parent).children),
+            moved=lambda: _has_moved(head, batch.parent),
         )
 
-    def _push_alone(self, head: Head, name: str, content: bytes) -> None:
+    def _push_ahead(self, head: Head, contents: Sequence[tuple[str, bytes]]) -> None:
+        """Push *contents* which no check-in names yet: a large one, or some of very many."""
         assert self._login is not None
-        body = xfer.message(self._login, [(name, content)])
-        self._push(body, stored=lambda: head.ledger.holds(name), moved=lambda: False)
+        self._push(
+            xfer.message(self._login, contents),
+            stored=lambda: all(head.ledger.holds(name) for name, _content in contents),
+            moved=lambda: False,
+        )
 
     def _push(self, body: bytes, *, stored: Callable[[], bool], moved: Callable[[], bool]) -> bool:
         """Push *body* until it is *stored*; return False if the tip has *moved* instead.
@@ -379,11 +435,17 @@ class Writer:
         becomes of an earlier one, it lands once.
 
         Raises:
-            NotStoredError: the server answers and does not store it.
+            NotStoredError: the server answers and does not store it, or ends of it.
         """
-        refusals, wait_s = 0, _WAIT_S
+        refusals, silences, wait_s = 0, 0, _WAIT_S
         while True:
-            reply, words = self._post(body)
+            reply: xfer.Reply | None = None
+            try:
+                reply = xfer.post(xfer.read_url(self._workspace), body)
+                words = f"HTTP status {reply.status}: {'; '.join(reply.errors) or 'no reason'}"
+            except OSError as error:
+                words = str(error)
+                silences += isinstance(error, xfer.SilentError)
             hit("trunk.posted")
             if stored():
                 if reply is not None and reply.missing:
@@ -396,20 +458,12 @@ class Writer:
                 self._note_away(words)
             else:
                 refusals += 1
-                if refusals == _REFUSALS:
-                    raise NotStoredError(words)
+            if refusals >= _REFUSALS or silences >= _SILENCES:
+                raise NotStoredError(words)
             if self._ended:
                 raise Unavailable("trunk is stopping", reason="stopping")
             self._pause(wait_s)
             wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
-
-    def _post(self, body: bytes) -> tuple[xfer.Reply | None, str]:
-        try:
-            reply = xfer.post(xfer.read_url(self._workspace), body)
-        except OSError as error:
-            return None, str(error)
-        said = "; ".join(reply.errors) or "it gave no reason"
-        return reply, f"HTTP status {reply.status}: {said}"
 
     def _note_away(self, words: str) -> None:
         """Say that the server is away, and why, or ("") that it is back; once each."""
@@ -433,18 +487,24 @@ class Writer:
             return
         missing = len(batch.checkins) - len(head.ledger.landed(batch.checkins))
         outcome = "had-landed"
-        if missing and head.ledger.position(batch.parent).children:
+        if missing and _has_moved(head, batch.parent):
             outcome = "superseded"
         elif missing:
             try:
                 outcome = "landed" if self._push_batch(head, batch) else "superseded"
             except NotStoredError as error:
                 outcome = f"not-stored: {error}"
-        head.ledger.sync()
         self._journal.clear()
         self._reports.log(
             "info", "journal", checkins=len(batch.checkins), missing=missing, outcome=outcome
         )
+
+    def _catch_up(self, head: Head) -> None:
+        """Follow what others have committed, once it is as safe as what we answer."""
+        arrivals = head.catch_up()
+        if arrivals:
+            head.ledger.sync()
+        self._reports.arrived(arrivals)
 
     def _look_around(self, head: Head) -> None:
         """Now and then, follow stock commits and see whether trunk is one line."""
@@ -456,7 +516,7 @@ class Writer:
         if version == self._version:
             return
         self._version = version
-        self._reports.arrived(head.catch_up())
+        self._catch_up(head)
         leaves = head.ledger.leaves()
         if len(leaves) > 1 and leaves != self._leaves:
             self._reports.log("error", "trunk-forked", leaves=leaves, line=head.tip.checkin)
@@ -464,8 +524,20 @@ class Writer:
         self._leaves = leaves
 
 
-def _size(asked: Asked) -> int:
-    return sum(map(len, asked.proposal.contents.values()))
+def _has_moved(head: Head, parent: str) -> bool:
+    """Tell whether trunk ends somewhere else than at *parent*, which it once ended at."""
+    position = head.ledger.position(parent)
+    return bool(position.children) or not position.on_trunk
+
+
+def _too_large(size: int) -> Refused | None:
+    if size <= COMMIT_BYTES:
+        return None
+    return Refused(
+        f"this commit has {size >> 20} MiB of contents, and trunk takes {COMMIT_BYTES >> 20} MiB "
+        "at once: commit some of its paths first",
+        reason="commit-too-large",
+    )
 
 
 def _answered(one: Planned | Any) -> Any:

@@ -32,6 +32,10 @@ _SERVER_CODE = b"0" * 40  # whose we are; nobody looks at it
 _HASH_DIGITS = 64
 
 
+class SilentError(ConnectionError):
+    """The server took a connection and gave no answer, or not all of one."""
+
+
 class Reply(NamedTuple):
     """What the server answered: a claim."""
 
@@ -101,7 +105,8 @@ def post(url: str, body: bytes) -> Reply:
     """Send *body* to the server at *url* and return its answer.
 
     Raises:
-        OSError: nobody answered, or not to the end; it may have been stored or not.
+        SilentError: whoever listens there gave no answer; it may have been stored or not.
+        OSError: nobody listens there.
     """
     host, _, port = url.rpartition("//")[2].rstrip("/").partition(":")
     if not port.isdigit():
@@ -114,13 +119,16 @@ def post(url: str, body: bytes) -> Reply:
     ).encode()
     with socket.create_connection((host, int(port)), CONNECTED_WITHIN_S) as connection:
         connection.settimeout(ANSWERED_WITHIN_S)
-        connection.sendall(head)
-        connection.sendall(body)
-        reply = bytearray()
-        while chunk := connection.recv(65_536):
-            reply += chunk
-            if len(reply) > REPLY_LIMIT:
-                break
+        try:
+            connection.sendall(head)
+            connection.sendall(body)
+            reply = bytearray()
+            while chunk := connection.recv(65_536):
+                reply += chunk
+                if len(reply) > REPLY_LIMIT:
+                    break
+        except OSError as error:
+            raise SilentError(f"{url} did not answer: {error}") from None
     return parse(bytes(reply))
 
 
@@ -128,12 +136,12 @@ def parse(reply: bytes) -> Reply:
     """Return what the HTTP response *reply* says.
 
     Raises:
-        ConnectionError: it is none, or was cut off.
+        SilentError: it is none, or was cut off.
     """
     head, separator, body = reply.partition(b"\r\n\r\n")
     words = head.split(None, 2)
     if not separator or len(words) < 2 or words[0][:5] != b"HTTP/" or not words[1].isdigit():  # noqa: PLR2004 - version, status
-        raise ConnectionError(f"the server answered {reply[:80]!r}")
+        raise SilentError(f"the server answered {reply[:80]!r}")
     errors, missing = [], []
     if head.lower().find(b"content-type: application/x-fossil") >= 0:
         for line in body.split(b"\n"):

@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import sqlite3
 import subprocess
 import threading
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from foundation.errors import HubError, LeaseLost, Refused, Unavailable
 from hub import fossil, place
-from hub.commits import Conflict, Landed
+from hub.commits import Conflict, Landed, new_id
+from hub.fossil_repo import HUB_USER
 from hub.repository import Repository
+from hub.seed import password_path
 from hub.trunk import writer as writing
 from hub.trunk import xfer
+from hub.trunk.gate import Gate
+from hub.trunk.head import Head
 from hub.trunk.journal import Batch, Journal
 from hub.trunk.ledger import Ledger, add_users
 from hub.trunk.planning import Plan
@@ -198,8 +204,11 @@ def test_what_nobody_fetched_from_the_spool_for_a_day_is_removed(server: FossilS
         path = Path(server.workspace.spool, name)
         path.write_bytes(b"x")
         os.utime(path, (time.time() - age_s,) * 2)
+    stranger = Path(server.workspace.spool, "directory")
+    stranger.mkdir()
+    os.utime(stranger, (0, 0))
     with RunningWriter(server.workspace):
-        assert os.listdir(server.workspace.spool) == ["young"]
+        assert sorted(os.listdir(server.workspace.spool)) == ["directory", "young"]
 
 
 # --- refusals ------------------------------------------------------------------------------
@@ -490,7 +499,7 @@ def test_a_torn_journal_is_kept_aside_and_stops_nothing(server: FossilServer) ->
     assert_sound(server.workspace, [landed])
 
 
-def _unsent(server: FossilServer) -> Batch:
+def _unsent(server: FossilServer, content: bytes = b"1") -> Batch:
     """Leave a batch of two check-ins in the journal, as a writer that was killed before sending."""
 
     class Killed(BaseException):
@@ -507,7 +516,7 @@ def _unsent(server: FossilServer) -> Batch:
             writer.writer._arrival.acquire()  # both in one batch
             for number in range(2):
                 writer.writer._waiting.append(
-                    writing.Asked(propose({f"f{number}": b"1"}), number, [])
+                    writing.Asked(propose({f"f{number}": content}), number, [])
                 )
             writer.writer._arrival.notify()
             writer.writer._arrival.release()
@@ -583,3 +592,254 @@ def test_a_tip_of_tomorrow_is_told_and_followed(
     assert second.time > first.time
     assert writer.events("clock-behind")[0]["ahead_ms"] > 3_600_000
     assert_sound(server.workspace, [first, second])
+
+
+# --- one bad commit, and all the others ----------------------------------------------------
+
+
+def together(writer: RunningWriter, *proposals: Proposal) -> list[Any]:
+    """Ask for *proposals* in one batch; return the answers."""
+    with writer.writer._arrival:
+        answers = [writer.ask(proposal) for proposal in proposals]
+    return [answer() for answer in answers]
+
+
+@pytest.mark.faults
+def test_a_damaged_content_stops_the_commit_that_needs_it_and_no_other(
+    server: FossilServer, writer: RunningWriter
+) -> None:
+    base = b"".join(b"line %d\n" % n for n in range(20))
+    first = writer.commit(propose({"f": base}))
+    second = writer.commit(propose({"f": base + b"theirs\n"}, base={"f": base}))
+    db = sqlite3.connect(server.workspace.repository, isolation_level=None)
+    (kept,) = db.execute("SELECT content FROM blob WHERE uuid=?", (name_of(base),)).fetchone()
+    db.execute("UPDATE blob SET content=x'00000006ff' WHERE uuid=?", (name_of(base),))
+    poison = propose({"f": b"mine\n" + base}, base={"f": base}, slot="poison")
+    sound = [propose({f"g{n}": b"1"}, slot=f"s{n}") for n in range(3)]
+    told = together(writer, sound[0], poison, *sound[1:])
+    db.execute("UPDATE blob SET content=? WHERE uuid=?", (kept, name_of(base)))
+    db.close()
+    assert isinstance(told[1], Unavailable)
+    assert name_of(base) in str(told[1])
+    assert_sound(server.workspace, [first, second, told[0], told[2], told[3]])
+
+
+class CrashingServer:
+    """A server in front of Fossil that ends of every request with ``poison`` in it."""
+
+    def __init__(self, server: FossilServer) -> None:
+        self._behind = server.port
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        port = self._listener.getsockname()[1]
+        Path(server.workspace.fossil_url).write_text(f"http://127.0.0.1:{port}\n")
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+        self._listener.close()
+
+    def _serve(self) -> None:
+        while True:
+            try:
+                asker, _address = self._listener.accept()
+            except OSError:
+                return
+            with asker, asker.makefile("rb") as stream:
+                head = b"".join(iter(stream.readline, b"\r\n"))
+                size = int(head.partition(b"Content-Length: ")[2].split()[0])
+                body = stream.read(size)
+                if b"poison" not in body:
+                    with socket.create_connection(("127.0.0.1", self._behind)) as fossil_server:
+                        fossil_server.sendall(head + b"\r\n" + body)
+                        while chunk := fossil_server.recv(65_536):
+                            asker.sendall(chunk)
+
+
+@pytest.mark.faults
+def test_a_commit_that_fossil_ends_of_keeps_no_other_waiting(
+    server: FossilServer, writer: RunningWriter
+) -> None:
+    with CrashingServer(server):
+        told = together(
+            writer, *(propose({f"f{n}": b"poison" if n == 1 else b"1"}) for n in range(3))
+        )
+    assert isinstance(told[1], Unavailable)
+    assert told[1].reason == "commit-not-stored"
+    assert_sound(server.workspace, [told[0], told[2]])
+
+
+@pytest.mark.faults
+def test_a_batch_in_the_journal_that_fossil_ends_of_is_given_up(server: FossilServer) -> None:
+    _unsent(server, b"poison")
+    with CrashingServer(server), RunningWriter(server.workspace) as writer:
+        assert writer.events("journal")[0]["outcome"].startswith("not-stored")
+        landed = writer.commit(propose({"f": b"1"}))
+    assert_sound(server.workspace, [landed])
+
+
+@pytest.mark.faults
+def test_a_bug_anywhere_in_the_writer_is_told_and_ends_nothing(
+    server: FossilServer, writer: RunningWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = Head.landed_before
+
+    def buggy(self: Head, proposal: Proposal) -> Any:
+        if proposal.slot == "poison":
+            raise KeyError("a bug")
+        return before(self, proposal)
+
+    monkeypatch.setattr(Head, "landed_before", buggy)
+    told = together(writer, propose({"f": b"1"}, slot="poison"), propose({"g": b"1"}))
+    assert isinstance(told[0], Unavailable)
+    assert "buggy" in writer.events("bug")[0]["trace"]
+    assert_sound(server.workspace, [told[1]])
+
+
+@pytest.mark.faults
+def test_who_asks_a_trunk_that_cannot_begin_is_told(server: FossilServer) -> None:
+    password = Path(password_path(server.workspace, HUB_USER))
+    kept = password.read_bytes()
+    password.unlink()
+    writer = RunningWriter(server.workspace)
+    asked = propose({"f": b"1"})
+    answer = writer.ask(asked)
+    writer._thread.start()
+    told = answer()
+    assert isinstance(told, Unavailable)
+    assert str(password) in str(told)
+    password.write_bytes(kept)
+    landed = writer.commit(asked.replace(id=new_id()))
+    writer.writer.stop()
+    writer._thread.join(20)
+    assert_sound(server.workspace, [landed])
+
+
+def test_many_contents_go_in_requests_of_a_bounded_size(
+    server: FossilServer, writer: RunningWriter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies: list[int] = []
+    post = xfer.post
+
+    def counted(url: str, body: bytes) -> xfer.Reply:
+        bodies.append(len(body))
+        return post(url, body)
+
+    monkeypatch.setattr(xfer, "post", counted)
+    monkeypatch.setattr(writing, "BATCH_BYTES", 200_000)
+    commits = []
+    for number in range(4):
+        content = {f"{number}/{n}": os.urandom(60_000) for n in range(8)}
+        for one in content.values():
+            Path(server.workspace.spool, name_of(one)).write_bytes(one)
+        asked = propose(content, slot=f"s{number}")
+        commits.append(asked.replace(contents={}, spooled=tuple(asked.contents)))
+    landed = together(writer, *commits)
+    assert max(bodies) < 220_000
+    assert len(files(server.workspace)) >= 32
+    assert_sound(server.workspace, landed)
+    monkeypatch.setattr(writing, "COMMIT_BYTES", 100_000)
+    refused = writer.commit(propose({"f": b"x" * 100_001}))
+    assert refused.reason == "commit-too-large"
+
+
+def test_a_leaf_that_was_superseded_while_the_gate_was_at_work_is_refused(
+    server: FossilServer, tmp_path: Path
+) -> None:
+    began = tmp_path / "began"
+    Path(server.workspace.root, "bones.toml").write_text(f'[trunk]\nverify = "touch {began}"\n')
+
+    def fence(proposal: Proposal) -> HubError | None:
+        superseded = proposal.slot == "a" and began.exists()
+        return LeaseLost("superseded", reason="superseded") if superseded else None
+
+    with RunningWriter(server.workspace, fence=fence, gate=Gate(server.workspace)) as writer:
+        refused = writer.commit(propose({"f": b"1"}, slot="a"))
+        landed = writer.commit(propose({"g": b"1"}, slot="b"))
+    assert isinstance(refused, LeaseLost)
+    assert_sound(server.workspace, [landed])
+
+
+def test_a_tip_that_is_moved_to_a_branch_between_the_look_and_the_push_is_let_go(
+    server: FossilServer,
+    writer: RunningWriter,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    checkout = Checkout(server, tmp_path / "stock")
+    moved = writer.commit(propose({"f": b"1"}))
+    post, raced = xfer.post, threading.Event()
+
+    def after_stock(url: str, body: bytes) -> xfer.Reply:
+        if not raced.is_set():
+            raced.set()
+            checkout("amend", moved.checkin, "--branch", "aside")
+        return post(url, body)
+
+    monkeypatch.setattr(xfer, "post", after_stock)
+    landed = writer.commit(propose({"g": b"1"}))
+    assert landed.parent == moved.parent
+    assert_sound(server.workspace, [landed])
+
+
+# --- on disk before it is told -------------------------------------------------------------
+
+
+@pytest.fixture
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """What was synced: file, and its size then."""
+    found: list[tuple[str, int]] = []
+    fdatasync = os.fdatasync
+
+    def noted(fd: int) -> None:
+        fdatasync(fd)
+        found.append((os.readlink(f"/proc/self/fd/{fd}"), os.fstat(fd).st_size))
+
+    monkeypatch.setattr(os, "fdatasync", noted)
+    return found
+
+
+@pytest.mark.faults
+def test_what_a_killed_trunk_had_pushed_is_synced_before_it_is_told(
+    server: FossilServer, synced: list[tuple[str, int]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        pass
+
+    def killed(_self: Ledger) -> None:
+        ended.set()
+        raise Killed
+
+    ended = threading.Event()
+    asked = propose({"f": b"1"})
+    with Ledger(server.workspace.repository) as reader:  # as a kill does: the log stays
+        assert reader.leaves()
+        with monkeypatch.context() as patched:
+            patched.setattr(threading, "excepthook", lambda _told: None)
+            with RunningWriter(server.workspace) as writer:
+                patched.setattr(Ledger, "sync", killed)
+                writer.ask(asked)
+                assert ended.wait(10)
+        del synced[:]
+        with RunningWriter(server.workspace) as writer:
+            landed = writer.commit(asked)
+        log = f"{server.workspace.repository}-wal"
+        assert (log, os.path.getsize(log)) in synced
+    assert_sound(server.workspace, [landed])
+
+
+def test_a_stock_commit_is_synced_before_it_is_told_or_built_upon(
+    server: FossilServer,
+    writer: RunningWriter,
+    synced: list[tuple[str, int]],
+    tmp_path: Path,
+) -> None:
+    Checkout(server, tmp_path / "stock").commit("f", "1\n")
+    eventually(lambda: bool(writer.arrivals))
+    log = f"{server.workspace.repository}-wal"
+    assert synced[-1] == (log, os.path.getsize(log))
+    assert writer.commit(propose({"f": b"1\n"})).new is False

@@ -33,6 +33,7 @@ HUB_WITHIN_S = 10.0
 """How long the hub may take to drain before it is ended by force."""
 GRACE_S = 5.0
 """How long leaves and what they started may take to end, all together."""
+_BY_LEAF = "started by the leaf of slot"
 _ANSWER_WITHIN_S = 1.0
 _PASSES = 3
 """What a process forked while it was being ended is found by looking again."""
@@ -44,6 +45,11 @@ class Process(Record):
     pid: int
     what: str
     """In words: ``leaf of slot alpha``, ``fossil``, ``sleep, started for this workspace``."""
+
+    @property
+    def is_aide(self) -> bool:
+        """Whether it is the git that a leaf asks: the leaf's own, for people."""
+        return self.what.startswith(f"git, {_BY_LEAF}")
 
 
 class SlotFate(Record):
@@ -300,8 +306,8 @@ def _process(member: Member, leaves: dict[str, Leaf]) -> Process:
     elif member.role == "other":
         where = "" if member.near else " in a container"
         above = next((leaf.name for leaf in leaves.values() if leaf.pid == member.parent), "")
-        what = f"{member.name}, started{where} " + (
-            f"by the leaf of slot {above}" if above else "for this workspace"
+        what = f"{member.name}, " + (
+            f"{_BY_LEAF} {above}" if above else f"started{where} for this workspace"
         )
     else:
         what = member.role

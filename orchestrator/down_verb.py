@@ -10,6 +10,7 @@ from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
+from hub.wording import several
 from orchestrator import down as ending
 from swarm.asking import agreed
 
@@ -96,10 +97,14 @@ def _asked(plan: Plan) -> Iterator[str]:
 
 def _planned(plan: Plan) -> Iterator[str]:
     for process in plan.processes:
-        yield f"end      {printable(process.what)} (pid {process.pid})"
+        if not process.is_aide:
+            yield f"end      {printable(process.what)} (pid {process.pid})"
+    ending = [slot.name for slot in plan.slots if slot.action == "end"]
+    if ending:
+        yield f"clean up {several(ending)}, once ended: what is unsaved is rescued"
     for slot in plan.slots:
-        action = "clean up" if slot.action == "end" else slot.action
-        yield f"{action:8} slot {printable(slot.name)}: {printable(slot.reason)}"
+        if slot.action != "end":
+            yield f"{slot.action:8} slot {printable(slot.name)}: {printable(slot.reason)}"
     if plan.hub:
         yield f"stop     the hub (pid {plan.hub})"
 
@@ -115,6 +120,8 @@ def _show(done: Down, *, keep_hub: bool) -> None:
 
 def _done(done: Down) -> Iterator[str]:
     for process in done.ended:
+        if process.is_aide:
+            continue
         yield f"ended    {process.what} (pid {process.pid})"
     for name in done.removed:
         yield f"removed  slot {name}"

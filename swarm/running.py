@@ -10,6 +10,7 @@ import sys
 from foundation.errors import HubError, Refused
 from hub import output
 from hub.commits import Conflicted
+from hub.render import printable
 from swarm import render
 from swarm.slot import join
 from swarm.verbs import Progress, show_conflict
@@ -43,6 +44,7 @@ def run(
     """Join a slot, run *command* in it, close it by how that ended; return the exit code."""
     verb = "swarm.run"
     progress = Progress()
+    ran = None
     try:
         joined = join(workspace_of(root).root, slot, task, progress=progress)
         progress.end()
@@ -57,7 +59,9 @@ def run(
         except Refused as error:
             if joined.info["joined"] and not keep:  # and nobody has worked in it since
                 output.show(render.closed(joined.close("fail", summary=str(error)), as_json=False))
-            raise
+            if error.reason == "not-executable":
+                error = _not_executable(command[0], joined, error)
+            raise error from None
         if commit_on_exit and not ran.checkin:
             ran = ran.replace(checkin=_committed(joined, message))
         if ran.checkin:
@@ -69,7 +73,14 @@ def run(
         way_out = f"slot {slot} stays: `bones swarm update --markers --slot {slot}`, then commit"
         return show_conflict(verb, error, way_out, as_json=as_json)
     except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
+        status = output.print_error(verb, error, as_json=as_json)
+        if ran is not None:
+            words = (
+                f"slot {slot} stays with what the agent left, in {joined.worktree}: mend and "
+                f"commit it there, or `bones swarm close --result fail --slot {slot}`"
+            )
+            output.say(printable(words), program=render.PROGRAM)
+        return status
     except KeyboardInterrupt:
         output.say(
             f"interrupted: the agent is ended, slot {slot} stays joined: the same again goes on, "
@@ -90,6 +101,12 @@ def run(
             program=render.PROGRAM,
         )
     return code or (1 if refused else 0)
+
+
+def _not_executable(program: str, slot: Slot, error: Refused) -> Refused:
+    why = str(error).rpartition(": ")[2]
+    place = f"with a / it is a path from {slot.worktree}" if "/" in program else "looked up on PATH"
+    return Refused(f"{program} cannot be run: {why} ({place})", reason=error.reason)
 
 
 def _show(lines: list[str]) -> None:

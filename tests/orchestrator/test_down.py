@@ -68,7 +68,7 @@ def test_down_ends_leaves_and_hub_rescues_the_work_and_proves_it(hub: Hub) -> No
         assert shown.returncode == 0
         assert f"end      leaf of slot busy (pid {busy.pid})" in shown.stdout
         assert f"(pid {agent.pid})" in shown.stdout
-        assert "clean up slot busy: " in shown.stdout
+        assert "clean up busy, once ended: " in shown.stdout
         assert "remove   slot clean: " in shown.stdout
         assert f"stop     the hub (pid {info['pid']})" in shown.stdout
         assert hub.status()["state"] in ("running", "degraded")

@@ -336,6 +336,14 @@ def test_an_agent_is_run_in_its_slot_and_the_slot_closed_by_its_end(ready: Path)
     fresh = bones(ready, "run", "--slot", "h", "--", "./no-such-program")
     assert fresh.returncode == 1
     assert "slot h closed (fail) and removed" in fresh.stderr
+    assert "./no-such-program cannot be run: No such file or directory (" in fresh.stderr
+    (ready / "bones.toml").write_text("[trunk]\nverify = 'echo untested; exit 1'\n")
+    unfit = bones(ready, "run", "--slot", "h", "--commit-on-exit", "--", "sh", "-c", "echo x > x")
+    assert unfit.returncode == 1
+    assert "untested" in unfit.stderr
+    assert "slot h stays with what the agent left" in unfit.stderr
+    (ready / "bones.toml").unlink()
+    ok(ready, "close", "--result", "fail", "--slot", "h")
     ok(ready, "run", "--slot", "f", "--no-artifact", "--", "true")
     ok(ready, "run", "--slot", "g", "--keep", "--", "true")
     none = bones(ready, "run", "--slot", "g", "--", "no-such-program")

@@ -14,14 +14,16 @@ from __future__ import annotations
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from hub.commits import Conflicted
     from swarm.following import events
     from swarm.slot import CheckIn, Closed, Slot, Update, join
 
-__all__ = ["CheckIn", "Closed", "Slot", "Update", "events", "join"]
+__all__ = ["CheckIn", "Closed", "Conflicted", "Slot", "Update", "events", "join"]
 
 _MODULES = {
     "CheckIn": "swarm.slot",
     "Closed": "swarm.slot",
+    "Conflicted": "hub.commits",
     "Slot": "swarm.slot",
     "Update": "swarm.slot",
     "events": "swarm.following",

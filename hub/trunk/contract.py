@@ -63,7 +63,7 @@ def _guards(workspace: Workspace) -> bool:
         pass
     scratch = f"{workspace.journal}/contract"
     shutil.rmtree(scratch, ignore_errors=True)
-    os.mkdir(scratch, 0o700)
+    os.makedirs(scratch, 0o700)
     try:
         works = attempt(binary, scratch)
     finally:

@@ -152,11 +152,8 @@ class Head:
 
     def sweep_spool(self, now_ns: int) -> None:
         """Remove from the spool what nobody can be waiting for any more."""
-        try:
-            entries = list(os.scandir(self._spool))
-        except FileNotFoundError:
-            return
-        for entry in entries:
+        os.makedirs(self._spool, mode=0o700, exist_ok=True)
+        for entry in list(os.scandir(self._spool)):
             with suppress(OSError):  # gone meanwhile, or nothing that a leaf put there
                 if entry.stat(follow_symlinks=False).st_mtime_ns < now_ns - SPOOLED_NS:
                     remove(entry.path)

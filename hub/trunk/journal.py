@@ -41,11 +41,12 @@ class Journal:
     """The journal of one workspace; one process at a time has it open."""
 
     def __init__(self, directory: str) -> None:
-        """Open the journal in *directory*, which exists.
+        """Open the journal in *directory*.
 
         Raises:
             OSError: it cannot be opened.
         """
+        os.makedirs(directory, mode=0o700, exist_ok=True)
         self.path = f"{directory}/batch"
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 

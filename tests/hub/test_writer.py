@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import sqlite3
@@ -20,8 +21,8 @@ from hub.commits import Conflict, Landed, new_id
 from hub.fossil_repo import HUB_USER
 from hub.repository import Repository
 from hub.seed import password_path
+from hub.trunk import contract, xfer
 from hub.trunk import writer as writing
-from hub.trunk import xfer
 from hub.trunk.gate import Gate
 from hub.trunk.head import Head
 from hub.trunk.journal import Batch, Journal
@@ -698,6 +699,18 @@ def test_a_bug_anywhere_in_the_writer_is_told_and_ends_nothing(
     assert isinstance(told[0], Unavailable)
     assert "buggy" in writer.events("bug")[0]["trace"]
     assert_sound(server.workspace, [told[1]])
+
+
+@pytest.mark.faults
+def test_removed_directories_are_made_anew(server: FossilServer) -> None:
+    workspace = server.workspace
+    shutil.rmtree(workspace.journal)
+    shutil.rmtree(workspace.spool)
+    contract.ensure(workspace, lambda *_told, **_fields: None)
+    shutil.rmtree(workspace.journal)
+    with RunningWriter(workspace) as writer:
+        assert_sound(workspace, [writer.commit(propose({"f": b"1"}))])
+    assert os.listdir(workspace.spool) == []
 
 
 @pytest.mark.faults

@@ -17,9 +17,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal
 
-    Role = Literal["hub", "fossil", "nats", "trunk", "preparation", "leaf", "other"]
+    Role = Literal["hub", "fossil", "nats", "trunk", "nursery", "preparation", "leaf", "other"]
 
-SERVERS = ("fossil", "nats", "trunk", "preparation")
+SERVERS = ("fossil", "nats", "trunk", "nursery", "preparation")
 """The roles that live below a hub: one without a hub above it is an orphan."""
 
 DELETED = " (deleted)"
@@ -40,10 +40,18 @@ def role_of(pid: int, *, hubs: bool) -> dict[str, Any] | None:
     served = _server(procfs.command_line(pid) or [], marked, home)
     if served is not None:
         role, root, evidence, expected = served
+        if role == "trunk" and _is_forked(pid):
+            role = "nursery"
         return _fields(root, role, evidence, anchor=f"/proc/{pid}/cwd", expected=expected)
     if marked:
         return _fields(marked, "other", f"carries {MARK}")
     return None
+
+
+def _is_forked(pid: int) -> bool:
+    """Tell whether *pid* shows the command line of its parent: it has executed none of its own."""
+    above = procfs.ancestors_of(pid)[:1]
+    return bool(above) and procfs.command_line(above[0]) == procfs.command_line(pid)
 
 
 def _fields(

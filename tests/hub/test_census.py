@@ -103,11 +103,13 @@ def test_every_process_of_a_hub_has_its_role(hub: Hub, how: str) -> None:
     else:
         hub.start()
     hub.wait_ready()
-    assert {role: pid for pid, role in roles(hub.root).items()} == hub.pids()
+    members = {role: pid for pid, role in roles(hub.root).items()}
+    assert members.pop("nursery") not in hub.pids().values()
+    assert members == hub.pids()
     with census(str(hub.root)) as found:
         (one,) = found.hubs()
         assert all(m.near and m.root == str(hub.root) for m in found.members)
-        assert [found.hub_above(m) for m in found.members if m is not one] == [one] * 3
+        assert [found.hub_above(m) for m in found.members if m is not one] == [one] * 4
         assert {whereabouts.find(m).kind for m in found.members} == {"there"}
     hub.stop()
     if running is not None:
@@ -121,7 +123,7 @@ def test_a_hub_started_from_another_workspaces_slot_counts_for_its_own(
 ) -> None:
     hub.start(**{MARK: str(tmp_path / "other")})
     hub.wait_ready()
-    assert sorted(roles(hub.root).values()) == ["fossil", "hub", "nats", "trunk"]
+    assert sorted(roles(hub.root).values()) == ["fossil", "hub", "nats", "nursery", "trunk"]
     assert roles(tmp_path / "other") == {}
 
 

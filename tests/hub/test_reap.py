@@ -93,7 +93,7 @@ def lose(hub: Hub, how: str) -> str:
     place.parent.mkdir(parents=True, exist_ok=True)
     hub.root.rename(place)
     if how == "replaced-by-another":
-        shutil.copytree(place, hub.root, symlinks=True, ignore=shutil.ignore_patterns("hub.sock"))
+        shutil.copytree(place, hub.root, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
     return str(place)
 
 
@@ -119,7 +119,7 @@ def test_a_hung_hub_that_lost_its_workspace_ends_with_all_its_servers(
         assert one["root"] == str(hub.root)
         assert reason in one["reason"]
         assert place in one["reason"]
-        assert set(one["gone"]) == set(hung["pids"].values())
+        assert set(one["gone"]) >= set(hung["pids"].values())
         assert one["survivors"] == []
     assert all(is_gone(pid) for pid in hung["pids"].values())
     assert not accepts(port_of(hung["nats_url"]))
@@ -134,7 +134,7 @@ def test_a_hub_that_does_not_obey_is_killed_with_its_servers(
     os.kill(hung["nats_pid"], signal.SIGSTOP)  # so that the supervisor waits for it, too
     delete(hub.root)
     (one,) = reap(str(hub.root.parent), grace_s=0.2)
-    assert set(one.gone) == set(hung["pids"].values())
+    assert set(one.gone) >= set(hung["pids"].values())
     assert all(is_gone(pid) for pid in hung["pids"].values())
     assert registry.entries() == ([], []), "a killed hub leaves its entry, and reap removes it"
 
@@ -252,7 +252,7 @@ def test_while_a_hub_drains_the_lock_of_another_workspace_is_nobodys(
 ) -> None:
     """Or a `hub stop` there would find a lock without a listener, and give up."""
     copy = hub.root.parent / "other"
-    shutil.copytree(hub.root, copy, symlinks=True, ignore=shutil.ignore_patterns("hub.sock"))
+    shutil.copytree(hub.root, copy, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
     other = Workspace(str(copy))
     os.kill(hung["nats_pid"], signal.SIGSTOP)  # so that the supervisor waits for it
     delete(hub.root)

@@ -745,7 +745,8 @@ def test_a_seeding_process_ends_when_nobody_listens(repo: GitRepo) -> None:
 
 def leftovers(repo: GitRepo) -> set[str]:
     return {path.name for path in (repo.root / ".orchestrator").iterdir()} - {
-        ".git", "creds", "leases", "logs", "nats", "outbox", "pids", "hub.fossil"}  # fmt: skip
+        ".git", "creds", "leases", "logs", "nats", "outbox", "pids", "hub.fossil",
+        "journal", "spool", "templates"}  # fmt: skip
 
 
 @pytest.mark.faults

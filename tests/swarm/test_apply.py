@@ -789,7 +789,7 @@ class TestWhenThingsGoWrong:
             apply(seeded)
 
     def test_without_a_trunk_there_is_nothing_to_apply(self, repo: Path) -> None:
-        with pytest.raises(Refused, match="hub start") as refused:
+        with pytest.raises(Refused, match="bones up") as refused:
             apply(repo)
         assert refused.value.reason == "no-trunk"
 

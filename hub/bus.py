@@ -112,6 +112,8 @@ class _Client(Client):
 
     server_name = ""
     server_id = ""
+    over = False
+    """Whoever has it wants no connection any more."""
 
     def _connect_command(self) -> bytes:
         """Log in; to a server of another name than *server_name* say nothing.
@@ -127,16 +129,29 @@ class _Client(Client):
     async def _process_connect_init(self) -> None:
         """Exchange greetings; whatever a stranger says is an error that is tried again.
 
-        Any other exception would end nats-py's reconnecting without a word to anybody.
+        Any other exception would end nats-py's reconnecting without a word to anybody. And a
+        cancellation it may miss (asyncio.wait_for of Python 3.11 drops one that comes with the
+        result), and then it would try for ever.
         """
         try:
-            await super()._process_connect_init()
+            if not self.over:
+                await super()._process_connect_init()
         except (OSError, nats.errors.Error) as error:
             if "expecting INFO" not in str(error) and "json parse error" not in str(error):
                 raise
             raise _NoServerError("the responder does not speak NATS") from error
         except Exception as error:
             raise _NoServerError(f"the responder does not speak NATS: {error}") from error
+        if self.over:
+            self._let_go()
+            raise asyncio.CancelledError
+
+    def _let_go(self) -> None:
+        for task in (self._reading_task, self._ping_interval_task, self._flusher_task):
+            if task is not None:
+                task.cancel()
+        if self._transport is not None:
+            self._transport.close()  # type: ignore[no-untyped-call]
 
     async def _process_msg(
         self, sid: int, subject: bytes, reply: bytes, data: bytes, headers: bytes
@@ -448,6 +463,7 @@ class Bus:
                 raise _kept_out(self.url, "it ended the connection")
             await self._client.subscribe(f"{self._inbox}*", cb=self._take_answer)
         except BaseException as error:
+            self._client.over = True
             opening.cancel()
             await asyncio.wait({opening})
             await self.close()
@@ -515,6 +531,7 @@ class Bus:
         if self.closed.is_set():
             return
         self.closed_because = error
+        self._client.over = True
         self.closed.set()
         self._connected.set()  # whoever waits for that sees that we are closed
         for feed in self._feeds:

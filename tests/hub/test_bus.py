@@ -10,19 +10,21 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import nkeys
 import pytest
 import uvloop
+from nats.aio.client import Client
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.bus import WRONG_LAST_SEQUENCE, Bus, Login, StreamRefused, connect
-from hub.creds import seed_path
+from hub.creds import read_seed, seed_path
 from hub.nats import MAX_PAYLOAD_BYTES, config_path
 from hub.trunk.streams import CONFIGS, ensure
 from tests.hub.bus_server import Server, copied_server, make_workspace
 from tests.support import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping
 
 pytestmark = pytest.mark.real
 
@@ -790,3 +792,49 @@ def test_a_request_costs_little(tmp_path: Path) -> None:
 
     with Server(tmp_path) as server:
         assert uvloop.run(run()) < 0.000_4  # measured: 0.05 ms, both ends of it
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_an_attempt_that_misses_that_it_was_cancelled_is_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, opened: bool
+) -> None:
+    """As asyncio.wait_for of Python 3.11 drops a cancellation that comes with the result."""
+    init = Client._process_connect_init
+    missing = asyncio.Event()
+
+    async def until(true: Callable[[], bool]) -> None:
+        while not true():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.001)
+
+    async def miss_it(client: Client) -> None:
+        missing.set()
+        greeted = asyncio.ensure_future(asyncio.sleep(0.05))
+        try:
+            await asyncio.shield(greeted)
+        except asyncio.CancelledError:
+            await greeted
+        await init(client)
+
+    async def run() -> None:
+        at_first = asyncio.all_tasks()
+        async with asyncio.timeout(10):
+            bus = Bus(f"nats://127.0.0.1:{server.port}", Login(seed, "hub"))
+            if opened:
+                await bus.open()
+            monkeypatch.setattr(Client, "_process_connect_init", miss_it)
+            if opened:
+                bus._drop_transport()
+                await missing.wait()
+                await bus.close()
+            else:
+                opening = asyncio.ensure_future(bus.open())
+                await missing.wait()
+                opening.cancel()
+                await asyncio.wait({opening})
+                assert opening.cancelled()
+            await until(lambda: asyncio.all_tasks() == at_first)
+
+    with Server(tmp_path) as server:
+        unknown = nkeys.encode_seed(bytes(32), nkeys.PREFIX_BYTE_USER).decode()
+        seed = read_seed(server.workspace, "hub") if opened else unknown
+        asyncio.run(run())

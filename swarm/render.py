@@ -86,11 +86,12 @@ def updated(done: Update, *, as_json: bool) -> Shown:
     """Show what an update brought in: the check-in that the worktree is at."""
     if as_json:
         return data("swarm.update", done.as_dict())
-    news = "at the tip already" if done.previous == done.checkin else f"{files(done.files)} new"
+    at_tip = done.previous == done.checkin
+    news = "at the tip already" if at_tip else f"{files(done.files)} new" if done.files else ""
     merged = f"merged with your changes: {_names(done.merged)}" if done.merged else ""
     marked = (
-        f"conflict markers in {_names(done.conflicted)} (none in what is no text, or deleted on "
-        "one side: that is as it was here): choose, take them out, commit"
+        f"conflict markers in {_names(done.conflicted)} (what is binary, or deleted on one side, "
+        "is as it was here): choose, take them out, commit"
         if done.conflicted
         else ""
     )

@@ -250,6 +250,7 @@ def test_a_conflict_names_each_path_both_versions_who_has_the_other_and_the_way_
     marked = bones(ours, "update", "--markers")
     assert marked.returncode == 0, marked.stderr
     assert "conflict markers in" in marked.stderr
+    assert " new\n" not in marked.stderr
     assert "<<<<<<<" in (ours / "src/a.py").read_text()
     (ours / "src/a.py").write_text("print('both')\n")
     assert len(ok(ours, "commit", "-m", "Both").rstrip("\n")) == 64

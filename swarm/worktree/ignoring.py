@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     Stamp = tuple[int, int, int, int] | None
 
 _AT_MOST = 64
-"""More paths at once are worth a process of their own; and fewer cannot fill a pipe."""
+"""More paths at once are worth a process of their own."""
+_AT_ONCE_BYTES = 2048
+"""What is asked before an answer is read: a pipe of a user who has many holds 8 KiB, and two who
+each wait for the other to read wait for ever."""
+_SUBMODULE = b"160000 "
+_FILE = b"file:"
 _LONGEST_BYTES = 1 << 20
 _FIELDS = 4
 """A record of ``check-ignore -v -n -z``: source, line, pattern, path; the first three empty if no
@@ -78,11 +83,14 @@ class Rules:
         assert self._tool is not None
         self._read |= stamps
         try:
-            write_all(self._questions, b"".join(path + b"\0" for path in paths))
-            return [path for path in paths if self._next_matches()]
+            matched: list[bytes] = []
+            for some in _in_parts(paths):
+                write_all(self._questions, _lines(some))
+                matched += [path for path in some if self._next_matches()]
         except OSError:
             self.close()  # it ended: a fresh one says why
             return paths
+        return matched
 
     def _next_matches(self) -> bool:
         """Read a record; tell whether a pattern matched.
@@ -106,6 +114,7 @@ class Rules:
         # Before it is started: what changes from now on is seen.
         self._shared = tuple(_shared(env))
         if _may_name_another(self._sources(())):
+            self._shared += tuple(_configurations(program, env, self._worktree))
             self._shared += (_excludes_file(program, env, self._worktree),)
         self._read = {name: _stamp(name) for name in self._sources(())}
         read, self._questions = os.pipe2(os.O_CLOEXEC)
@@ -124,6 +133,7 @@ class Rules:
         top = os.fsencode(self._worktree) + b"/"
         yield top + b".git/info/exclude"
         yield top + b".git/config"
+        yield top + b".git/config.worktree"
         yield from self._shared
         above = {b""}
         for path in paths:
@@ -139,9 +149,25 @@ def ignored(worktree: str, paths: Collection[bytes]) -> frozenset[bytes]:
     Raises: as :meth:`Rules.ignored`.
     """
     program, env = _git(worktree)
-    argv = [program, "-c", "core.fsmonitor=false", "check-ignore", "-z", "--stdin"]
-    asked = b"".join(path + b"\0" for path in paths)
-    with Tool(argv, env=env, cwd=worktree, stdin=asked) as tool:
+    try:
+        return _asked(program, env, worktree, paths)
+    except HubError:
+        # Of a path in a submodule git speaks only if it knows no index.
+        links = _submodules(program, env, worktree)
+        inside = [path for path in paths if path.startswith(links)]
+        if not inside:
+            raise
+    others = [path for path in paths if not path.startswith(links)]
+    return _asked(program, env, worktree, inside, "--no-index") | (
+        _asked(program, env, worktree, others) if others else frozenset()
+    )
+
+
+def _asked(
+    program: str, env: dict[str, str], worktree: str, paths: Iterable[bytes], *options: str
+) -> frozenset[bytes]:
+    argv = [program, "-c", "core.fsmonitor=false", "check-ignore", *options, "-z", "--stdin"]
+    with Tool(argv, env=env, cwd=worktree, stdin=_lines(paths)) as tool:
         answer = tool.stdout.read()
         status = tool.wait()
         if status not in (0, 1):  # 1: none is ignored
@@ -151,6 +177,34 @@ def ignored(worktree: str, paths: Collection[bytes]) -> frozenset[bytes]:
                 reason="slot-git",
             )
     return frozenset(answer.split(b"\0")) - {b""}
+
+
+def _lines(paths: Iterable[bytes]) -> bytes:
+    return b"".join(path + b"\0" for path in paths)
+
+
+def _in_parts(paths: Iterable[bytes]) -> Iterator[list[bytes]]:
+    """Yield *paths* in lists short enough to be asked for at once."""
+    part: list[bytes] = []
+    length = 0
+    for path in paths:
+        if part and length + len(path) >= _AT_ONCE_BYTES:
+            yield part
+            part, length = [], 0
+        part.append(path)
+        length += len(path) + 1
+    if part:
+        yield part
+
+
+def _submodules(program: str, env: dict[str, str], worktree: str) -> tuple[bytes, ...]:
+    """Return the submodules in the index, each with a slash."""
+    with Tool([program, "ls-files", "--stage", "-z"], env=env, cwd=worktree) as tool:
+        entries = tool.stdout.read().split(b"\0")
+        tool.wait()
+    return tuple(
+        entry.partition(b"\t")[2] + b"/" for entry in entries if entry.startswith(_SUBMODULE)
+    )
 
 
 def _git(worktree: str) -> tuple[str, dict[str, str]]:
@@ -187,6 +241,25 @@ def _may_name_another(configurations: Iterable[bytes]) -> bool:
         if b"excludesfile" in text or b"include" in text:
             return True
     return False
+
+
+def _configurations(program: str, env: dict[str, str], worktree: str) -> Iterator[bytes]:
+    """Yield the files that git takes its configuration from, and those that they include."""
+    argv = [program, "config", "--list", "--show-origin", "--includes", "-z"]
+    with Tool(argv, env=env, cwd=worktree) as tool:
+        fields = tool.stdout.read().split(b"\0")
+        tool.wait()
+    top, home = os.fsencode(worktree), os.fsencode(env.get("HOME", ""))
+    for origin, setting in zip(fields[::2], fields[1::2], strict=False):
+        if not origin.startswith(_FILE):
+            continue
+        path = os.path.join(top, origin.removeprefix(_FILE))
+        yield path
+        name, _line, named = setting.partition(b"\n")
+        if name.startswith((b"include.", b"includeif.")) and name.endswith(b".path"):
+            if named.startswith(b"~/"):
+                named = home + named[1:]
+            yield os.path.join(os.path.dirname(path), named)
 
 
 def _excludes_file(program: str, env: dict[str, str], worktree: str) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import subprocess
 from pathlib import Path
@@ -97,3 +98,38 @@ def test_one_git_answers_many_questions(rules: Rules) -> None:
     assert rules._tool._child.pid == first
     rules.close()
     assert subprocess.run(["ps", "-p", str(first)], check=False, capture_output=True).returncode
+
+
+def test_rules_named_by_an_included_configuration_are_obeyed_at_once(
+    repo: Path, rules: Rules, tmp_path: Path
+) -> None:
+    paths = [new(repo, "a.one"), new(repo, "b.two")]
+    included = tmp_path / "included"
+    git(repo, "config", "include.path", str(included))
+    assert rules.ignored(paths) == frozenset()
+    for name in ("one", "two"):
+        (tmp_path / name).write_text(f"*.{name}\n")
+        included.write_text(f"[core]\n excludesFile = {tmp_path / name}\n")
+        assert rules.ignored(paths) == {path for path in paths if path.endswith(name.encode())}
+
+
+def test_new_files_where_a_submodule_would_be_are_judged_like_others(
+    repo: Path, rules: Rules
+) -> None:
+    git(repo, "update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},sub/module")
+    (repo / ".gitignore").write_text("*.o\n")
+    paths = [new(repo, name) for name in ("sub/module/a.o", "sub/module/b", "c.o", "d")]
+    assert rules.ignored(paths) == {b"sub/module/a.o", b"c.o"}
+    assert ignored(str(repo), paths) == {b"sub/module/a.o", b"c.o"}
+
+
+def test_long_paths_do_not_fill_the_pipes_both_ways(repo: Path, rules: Rules) -> None:
+    below = "/".join(["d" * 200] * 15)
+    (repo / below).mkdir(parents=True)
+    (repo / ".gitignore").write_text(f"*{'[a-z]' * 200}*\n")
+    paths = [f"{below}/{number}".encode() for number in range(64)]
+    rules.warm()
+    assert rules._tool is not None
+    for pipe in (rules._questions, rules._tool.stdout.fileno()):
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)
+    assert rules.ignored(paths) == set(paths)

@@ -9,8 +9,9 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, LeaseLost, Unavailable
+from foundation.errors import HubError, LeaseLost, Refused, Unavailable
 from hub import commits
+from hub.nats import MAX_PAYLOAD_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from swarm.worktree import Worktree
 
 _AGAIN_S = 0.2
+_LONGEST_REQUEST = MAX_PAYLOAD_BYTES - 4096  # headers count
 NOTHING = "nothing-to-commit"
 
 
@@ -98,9 +100,17 @@ class Committer:
         while True:
             proposal = self.pending
             assert proposal is not None
+            request = commits.encode(proposal)
+            if len(request) > _LONGEST_REQUEST:
+                self.pending = None
+                raise Refused(
+                    f"{len(proposal.changes)} changes are too many for one commit: commit them in "
+                    "parts, a few directories at a time",
+                    reason="too-many-changes",
+                )
             try:
                 answer = await self._link.request(
-                    self._subject, commits.encode(proposal), within_s=deadline_s - loop.time()
+                    self._subject, request, within_s=deadline_s - loop.time()
                 )
             except Unavailable as error:
                 raise Unavailable(

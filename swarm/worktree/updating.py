@@ -22,7 +22,7 @@ from swarm.worktree.placing import Judged
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from hub.repository import CheckinRow, Entry, Repository
     from slotgc.base import Base, Row
@@ -315,3 +315,8 @@ def refuse_what_is_in_the_way(plan: Plan) -> None:
         "move it away, then update again (`--markers` merges it)",
         reason="in-the-way",
     )
+
+
+def has_markers(lines: Iterable[bytes]) -> bool:
+    """Tell whether one of *lines* begins as one of the markers that an update leaves."""
+    return any(line.startswith((b"<<<<<<< ", b">>>>>>> ")) for line in lines)

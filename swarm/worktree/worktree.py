@@ -82,6 +82,8 @@ class Worktree:
         self._owns_repository = owns
         self._ledger = ledger
         self._rules = Rules(self.directory)
+        self._marked: set[bytes] = set()
+        """Files into which an update has put conflict markers."""
         self._upkeep = Upkeep(workspace, slot, self._slot_directory, repository, ledger)
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
@@ -227,7 +229,8 @@ class Worktree:
         that git does not ignore.
 
         Raises:
-            Refused: there is nothing (``nothing-to-commit``), or a file cannot be on trunk, or
+            Refused: there is nothing (``nothing-to-commit``), a file still has the conflict
+                markers of an update (``unresolved``), or cannot be on trunk, or
                 cannot be read (see :mod:`swarm.worktree.sight`, :mod:`swarm.worktree.reading`).
             Unavailable: a file is being written all the time (``being-written``).
             HubError: the worktree cannot be looked at.
@@ -238,6 +241,7 @@ class Worktree:
         changes = self._read(reader, paths)
         if not changes:
             raise Refused(self._nothing(), reason="nothing-to-commit")
+        self._refuse_markers(one.path for one in changes if one.kind)
         self._asked = Asked(id, reader.rows, seen_ns)
         return Proposal(
             id=id,
@@ -384,6 +388,7 @@ class Worktree:
             raise HubError(
                 f"{self.directory} is updated in part ({error}): update again", reason="worktree"
             ) from None
+        self._marked.update(plan.conflicted)
         apart = {*plan.merged, *plan.conflicted}
         return Updated(
             checkin=to.hash,
@@ -392,6 +397,26 @@ class Worktree:
             merged=tuple(plan.merged),
             conflicted=tuple(plan.conflicted),
         )
+
+    def _refuse_markers(self, paths: Iterable[bytes]) -> None:
+        """Refuse those of *paths* that an update has marked and nobody has resolved."""
+        left = []
+        for path in self._marked.intersection(paths):
+            try:
+                with open(os.fsencode(self.directory) + b"/" + path, "rb") as file:
+                    resolved = not updating.has_markers(file)
+            except OSError:
+                resolved = True  # it is not there any more, or no file
+            if resolved:
+                self._marked.discard(path)
+            else:
+                left.append(treepath.show(path))
+        if left:
+            raise Refused(
+                f"{', '.join(sorted(left)[:5])}: conflict markers are left from the update: "
+                "resolve them, then commit",
+                reason="unresolved",
+            )
 
     def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int) -> None:
         rows: dict[bytes, Row] = {}

@@ -122,6 +122,10 @@ def test_markers_show_both_and_the_rest_is_brought_along(bench: Bench) -> None:
     assert tree[b"src/a.py"].content == b"mine\n"
     assert tree[b"README"].content == b"new\n"
     assert paths(bench) == [b"binary", b"src/a.py", b"text"]
+    with pytest.raises(Refused, match="text: conflict markers are left") as caught:
+        bench.propose()
+    assert caught.value.reason == "unresolved"
+    edit(bench.wt, {b"text": Node(b"mine and theirs\n" + TEXT)})
     bench.commit()
     assert_clean(bench)
 

@@ -121,7 +121,7 @@ def shell(place: Place, rounds: int) -> list[Row]:
     def stock() -> float:
         (checkout / "README.bench").write_text(f"{next(turn)}\n")
         commit = f"{fossil} commit --no-warnings --user-override bench -m x"
-        script = f"{fossil} add -q README.bench; {commit}"
+        script = f"{fossil} add README.bench; {commit}"
         return run_ms(["/bin/sh", "-c", script], cwd=str(checkout), env=place.env)
 
     ours()

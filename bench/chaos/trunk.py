@@ -79,7 +79,7 @@ class Campaign:
 
     def run(self) -> None:
         """Begin, kill, let them finish, and judge."""
-        start(self.root)
+        start(self.root, detach=True)
         draw = plan.stream(self.options.seed, "victims")
         with Crew(str(self.stage.place / "errors")) as crew:
             for number in range(self.options.processes):
@@ -121,7 +121,7 @@ class Campaign:
     def _revive(self) -> None:
         """Start the hub if it was killed: what the next verb of anybody does."""
         try:
-            start(self.root)
+            start(self.root, detach=True)
         except HubError as error:
             self.verdict.figures[f"starts refused: {error.reason}"] += 1
 
@@ -295,7 +295,7 @@ class Stock:
         while not (self._campaign.stage.place / "enough").exists():
             turn += 1
             (place / f"stock-{self._number}.txt").write_text(f"{turn}\n")
-            _fossil("add", "-q", f"stock-{self._number}.txt", cwd=cwd)
+            _fossil("add", f"stock-{self._number}.txt", cwd=cwd)
             _fossil("update", cwd=cwd)
             message = f"stock {self._number} turn {turn}"
             _fossil(

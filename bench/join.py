@@ -75,7 +75,7 @@ def alone(place: Place, files: int, rounds: int) -> list[Row]:
 
     fossil = fossil_binary.find()
     url = Path(place.workspace.fossil_url).read_text().strip()
-    password = Path(f"{place.workspace.creds}/fossil-operator.pw").read_text().strip()
+    password = Path(f"{place.workspace.creds}/fossil-operator").read_text().strip()
     login = url.replace("http://", f"http://operator:{password}@")
 
     def stock() -> float:

@@ -84,6 +84,15 @@ def test_many_hands_on_one_hub_meet_one_hub() -> None:
     assert sum(count for what, count in figures.items() if what.startswith("kill-")) > 0, figures
 
 
+def test_committers_land_more_whatever_is_killed_and_nothing_is_lost_or_twice() -> None:
+    found = result("trunk", "--rounds", "5", "--processes", "6")
+    assert found["violations"] == [], found
+    figures = found["figures"]
+    assert figures["acknowledged"] > 0
+    assert figures["check-ins"] >= figures["acknowledged"]
+    assert sum(count for what, count in figures.items() if what.startswith("kills of")) == 5
+
+
 def test_an_answer_of_an_old_hub_or_owner_is_seen() -> None:
     old = Entry(0, 10, 1, 0, 5)
     new = Entry(0, 11, 2, 10, 20)

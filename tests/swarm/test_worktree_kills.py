@@ -184,6 +184,7 @@ def test_an_update_goes_on_wherever_it_was_killed(bench: Bench, point: str) -> N
     assert tree[b"src/a.py"].content == b"mine\n"
     assert b"<<<<<<< auth\nmine\n=======\ntheirs\n" in tree[b"both"].content
     assert [one.path for one in bench.tree.changes()] == [b"both", b"src/a.py", b"text"]
+    edit(bench.wt, {b"both": Node(b"mine and theirs\n" + text)})
     bench.commit()
     assert_clean(bench, but=STORED if point.startswith("gitrepo.") else "")
     assert without_git(tree_of(bench.wt)) == bench.tip_tree()

@@ -19,13 +19,17 @@ or left no trace of it.
 from __future__ import annotations
 
 import os
+import sys
 import time
 
+from foundation import codec
+from foundation.atomic import write_all
 from foundation.errors import HubError, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
-from slotgc import account, passage, rescue, work
+from slotgc import account, passage, rescue, sharing, work
+from slotgc.history import Trunk
 from slotgc.hold import WITHIN_S, Claim, swarm_lock
 from slotgc.leaf import DEAD, UNBORN, Leaf, look, look_all
 from slotgc.removal import remove_tree
@@ -33,6 +37,8 @@ from slotgc.use import in_use, sightings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from slotgc.use import Sighting
 
 _ONE_WITHIN_S = 30.0
@@ -86,7 +92,8 @@ def plan(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> 
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
     leaves, seen = _look(workspace)
-    verdicts = [_verdict(workspace, leaf, seen, clean_only=clean_only) for leaf in leaves]
+    trunk = Trunk(workspace.repository)
+    verdicts = [_verdict(workspace, leaf, seen, trunk, clean_only=clean_only) for leaf in leaves]
     try:
         left = _left(workspace)
     except OSError as error:
@@ -107,23 +114,77 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
-    _go_on(workspace, pruned)
+    trunk = Trunk(workspace.repository)
+    _go_on(workspace, pruned, trunk)
     leaves, seen = _look(workspace)
+    dead = [leaf.name for leaf in leaves if _is_dead(leaf)]
+    others = dead[1::2] if len(dead) >= sharing.WORTH else []
+    helper = sharing.begin(workspace.root, others, clean_only=clean_only)
+    theirs = set(others) if helper else set()
+    mine = [leaf for leaf in leaves if leaf.name not in theirs]
+    answer = None
+    try:
+        _prune(workspace, mine, seen, pruned, trunk, clean_only=clean_only)
+    finally:
+        if helper is not None:
+            answer = helper.end()
+    if not (helper is None or _add(pruned, answer)):
+        left = [look(workspace, name) for name in others]
+        there = [leaf for leaf in left if os.path.lexists(f"{workspace.swarm}/{leaf.name}")]
+        _go_on(workspace, pruned, trunk)
+        _prune(workspace, there, sightings(), pruned, trunk, clean_only=clean_only)
+    return pruned
+
+
+def _prune(
+    workspace: Workspace,
+    leaves: list[Leaf],
+    seen: list[Sighting],
+    pruned: Pruned,
+    trunk: Trunk,
+    *,
+    clean_only: bool,
+) -> None:
     seen_s = time.monotonic()
     patience_s = WITHIN_S
     for leaf in leaves:
         try:
             if time.monotonic() - seen_s > _SEEN_FOR_S and _is_dead(leaf):
                 seen, seen_s = sightings(), time.monotonic()
-            verdict = _verdict(workspace, leaf, seen, clean_only=clean_only)
+            verdict = _verdict(workspace, leaf, seen, trunk, clean_only=clean_only)
             hit("gc.judged")
-            _carry_out(workspace, verdict, pruned, patience_s)
+            _carry_out(workspace, verdict, pruned, trunk, patience_s)
         except Unavailable as error:
             patience_s = 0.0  # a hundred slots that wait for one who hangs would take minutes
             pruned.failed[leaf.name] = str(error)
         except (OSError, HubError) as error:
             pruned.failed[leaf.name] = str(error)
-    return pruned
+
+
+def _add(pruned: Pruned, answer: dict[str, Any] | None) -> bool:
+    """Add what a helper answered to *pruned*; False if it did not answer."""
+    if answer is None:
+        return False
+    pruned.removed.extend(answer["removed"])
+    pruned.removed.sort()
+    for mine, theirs in (
+        (pruned.rescued, answer["rescued"]),
+        (pruned.kept, answer["kept"]),
+        (pruned.failed, answer["failed"]),
+    ):
+        mine.update(theirs)
+    return True
+
+
+def main() -> None:
+    """Be a helper: clean up after the slots that are named, and print what became of them."""
+    _program, root, clean_only, *names = sys.argv
+    workspace = Workspace(root)
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    leaves = [look(workspace, name) for name in names]
+    trunk = Trunk(workspace.repository)
+    _prune(workspace, leaves, sightings(), pruned, trunk, clean_only=clean_only == "1")
+    write_all(1, codec.dumps(pruned.as_dict()).encode())
 
 
 def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
@@ -139,8 +200,9 @@ def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
         if not os.path.lexists(f"{workspace.swarm}/{name}"):
             return pruned
         seen = sightings() if _is_dead(leaf) else []
-        verdict = _verdict(workspace, leaf, seen, clean_only=False)
-        _carry_out(workspace, verdict, pruned, _ONE_WITHIN_S)
+        trunk = Trunk(workspace.repository)
+        verdict = _verdict(workspace, leaf, seen, trunk, clean_only=False)
+        _carry_out(workspace, verdict, pruned, trunk, _ONE_WITHIN_S)
     except (OSError, HubError) as error:
         pruned.failed[name] = str(error)
     return pruned
@@ -173,7 +235,7 @@ def _is_dead(leaf: Leaf) -> bool:
 
 
 def _verdict(
-    workspace: Workspace, leaf: Leaf, seen: list[Sighting], *, clean_only: bool
+    workspace: Workspace, leaf: Leaf, seen: list[Sighting], trunk: Trunk, *, clean_only: bool
 ) -> Verdict:
     """Judge a slot where it is."""
     if not _is_dead(leaf):
@@ -183,7 +245,7 @@ def _verdict(
         user = in_use(slot, seen)
         if user:
             return Verdict(name=leaf.name, action=KEEP, reason=user)
-        found = work.judge(workspace, slot)
+        found = work.judge(workspace, slot, trunk=trunk)
     except OSError as error:
         return Verdict(name=leaf.name, action=KEEP, reason=f"it cannot be judged: {error}")
     if not found.exists():
@@ -194,7 +256,9 @@ def _verdict(
     return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")
 
 
-def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned, patience_s: float) -> None:
+def _carry_out(
+    workspace: Workspace, verdict: Verdict, pruned: Pruned, trunk: Trunk, patience_s: float
+) -> None:
     if verdict.action == KEEP:
         pruned.kept[verdict.name] = verdict.reason
         return
@@ -206,7 +270,7 @@ def _carry_out(workspace: Workspace, verdict: Verdict, pruned: Pruned, patience_
     name, claimed, looked = taken
     hit("gc.taken")
     try:
-        _settle(workspace, name, pruned, looked=looked)
+        _settle(workspace, name, pruned, trunk, looked=looked)
     finally:
         os.close(claimed)
 
@@ -275,7 +339,7 @@ def _put_back(workspace: Workspace, slot: str, name: str) -> bool:
     return True
 
 
-def _settle(workspace: Workspace, name: str, pruned: Pruned, *, looked: bool) -> None:
+def _settle(workspace: Workspace, name: str, pruned: Pruned, trunk: Trunk, *, looked: bool) -> None:
     """Bring what was taken away to its end, from whatever step it stands at; we have claimed it.
 
     *looked*: we have just seen that nobody works in it.
@@ -283,7 +347,7 @@ def _settle(workspace: Workspace, name: str, pruned: Pruned, *, looked: bool) ->
     slot, _made_at = passage.parse_name(name)
     try:
         if name.startswith(passage.JUDGING):
-            name = _judge_again(workspace, name, looked=looked)
+            name = _judge_again(workspace, name, trunk, looked=looked)
         if name.startswith(passage.REMOVING):
             pruned.removed.append(slot)
             remove_tree(f"{workspace.rescue}/{name}")
@@ -297,19 +361,19 @@ def _settle(workspace: Workspace, name: str, pruned: Pruned, *, looked: bool) ->
         pruned.failed[key] = f"{workspace.rescue}/{name} is not finished: {error}"
 
 
-def _judge_again(workspace: Workspace, name: str, *, looked: bool) -> str:
+def _judge_again(workspace: Workspace, name: str, trunk: Trunk, *, looked: bool) -> str:
     """Judge once more what was taken away as clean; return its next name."""
     place = f"{workspace.rescue}/{name}"
     plain = name.removeprefix(passage.JUDGING)
     used = "" if looked else in_use(place)
-    has_work = used or work.judge(workspace, place, by_content=True).exists()
+    has_work = used or work.judge(workspace, place, by_content=True, trunk=trunk).exists()
     new = plain if has_work else passage.REMOVING + plain
     passage.step(workspace, name, new)
     hit("gc.judged-again")
     return new
 
 
-def _go_on(workspace: Workspace, pruned: Pruned) -> None:
+def _go_on(workspace: Workspace, pruned: Pruned, trunk: Trunk) -> None:
     """Finish what killed passes have left; what a living one has in hand is left to it."""
     try:
         left = _left(workspace)
@@ -325,7 +389,7 @@ def _go_on(workspace: Workspace, pruned: Pruned) -> None:
         if claimed is None:
             continue
         try:
-            _settle(workspace, name, pruned, looked=False)
+            _settle(workspace, name, pruned, trunk, looked=False)
         finally:
             os.close(claimed)
 

@@ -70,9 +70,13 @@ def _empty(top: int, fd: int, device: int, depth: int, failures: list[OSError]) 
     # os.scandir(fd) shares the position of fd with every later one.
     for name in os.listdir(fd):
         try:
-            status = os.lstat(name, dir_fd=fd)
-            if not stat.S_ISDIR(status.st_mode):
+            try:
                 os.unlink(name, dir_fd=fd)
+            except (IsADirectoryError, PermissionError):
+                status = os.lstat(name, dir_fd=fd)
+                if not stat.S_ISDIR(status.st_mode):
+                    raise
+            else:
                 hit("gc.removing")
                 continue
             if status.st_dev != device:

@@ -174,11 +174,17 @@ def _is_cache(where: bytes, below: bytes, met: list[os.DirEntry[bytes]]) -> bool
         os.close(fd)
 
 
-def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
+def judge(
+    workspace: Workspace,
+    slot: str,
+    *,
+    by_content: bool = False,
+    trunk: history.Trunk | None = None,
+) -> Work:
     """Return the unsaved work in the slot directory at the path *slot*.
 
     *by_content*: every file is read, whatever its status tells. What is written through a mapping
-    may leave even the ctime alone.
+    may leave even the ctime alone. *trunk*: what is known of the workspace's, if anything is.
 
     Raises:
         OSError: the directory itself cannot be read.
@@ -201,7 +207,8 @@ def judge(workspace: Workspace, slot: str, *, by_content: bool = False) -> Work:
     except Corrupt as error:
         doubts.append(str(error))
     # By every file's name, not by the check-in's alone: who can write here can name any check-in.
-    on_trunk = known is not None and history.trunk_holds(workspace.repository, known.artifacts())
+    trunk = trunk or history.Trunk(workspace.repository)
+    on_trunk = known is not None and trunk.holds(known.artifacts())
     changes, unseen = _compare(worktree, known, keep_same=not on_trunk, by_content=by_content)
     seen = base.Base(checkin="", indexed_ns=0, files={}) if known is None else known
     since_ns = seen.git_since_ns or seen.indexed_ns

@@ -11,13 +11,13 @@ import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from foundation.process import Identity
 from foundation.workspace import Workspace
-from slotgc import base, passage, pruning, use
+from slotgc import base, passage, pruning, sharing, use, work
 from slotgc.hold import Claim, swarm_lock
 from slotgc.leaf import write_record
 from slotgc.pruning import PruneError, Verdict, plan, prune, prune_dead
@@ -614,6 +614,7 @@ def test_who_hangs_with_the_lock_delays_a_pass_once_not_once_a_slot(
     for number in range(10):
         make_slot(root, f"s{number}", BASE)
     monkeypatch.setattr(pruning, "WITHIN_S", 0.4)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})  # a helper waits for longer
     held = swarm_lock(Workspace(str(root)))
     began_s = time.monotonic()
     try:
@@ -863,3 +864,56 @@ def test_what_cannot_be_put_back_since_its_name_is_taken_becomes_a_rescue(
         assert tree_of(root / ".bones/swarm/clean/wt") == {b"new": Node(b"1")}
     finally:
         entered[0].__exit__(None, None, None)
+
+
+# --- shared --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Return a workspace with eight dead slots, every third one with unsaved work."""
+    make_trunk(tmp_path)
+    for number in range(8):
+        wt = make_slot(tmp_path, f"s{number}", BASE)
+        if number % 3 == 0:
+            plant(wt, EDITED)
+    return tmp_path
+
+
+def test_a_pass_over_many_slots_is_shared_by_two_processes(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And says what became of all of them."""
+    here: list[str] = []
+    judge = work.judge
+
+    def note(workspace: Workspace, slot: str, **options: Any) -> work.Work:
+        here.append(slot)
+        return judge(workspace, slot, **options)
+
+    monkeypatch.setattr(work, "judge", note)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    pruned = prune(str(many))
+    assert {Path(path).name for path in here if ".bones/swarm" in path} == {"s0", "s2", "s4", "s6"}
+    assert pruned.removed == ["s1", "s2", "s4", "s5", "s7"]
+    assert sorted(pruned.rescued) == ["s0", "s3", "s6"]
+    assert (pruned.kept, pruned.failed, slots(many)) == ({}, {}, [])
+    assert sorted(one.name for one in list_rescues(str(many))) == sorted(pruned.rescued.values())
+
+
+def test_what_a_helper_that_dies_has_left_is_seen_to(
+    many: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    begin = sharing.begin
+
+    def begin_one_that_dies(*args: Any, **options: Any) -> sharing.Helper | None:
+        with monkeypatch.context() as failing:
+            failing.setenv("HUB_FAILPOINT", "gc.renamed@2")
+            return begin(*args, **options)
+
+    monkeypatch.setattr(sharing, "begin", begin_one_that_dies)
+    pruned = prune(str(many))
+    assert (pruned.kept, pruned.failed, slots(many)) == ({}, {}, [])
+    assert sorted(one.slot for one in list_rescues(str(many))) == ["s0", "s3", "s6"]
+    assert {one.state for one in list_rescues(str(many))} == {"done"}

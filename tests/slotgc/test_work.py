@@ -12,7 +12,7 @@ import pytest
 
 from foundation.workspace import Workspace
 from slotgc import base
-from slotgc.history import trunk_holds
+from slotgc.history import Trunk, trunk_holds
 from slotgc.work import Work, judge
 from tests.slotgc.worktrees import CHECKIN, Node, Tree, age, make_slot, make_trunk, plant
 from tests.support import git
@@ -251,6 +251,17 @@ def test_a_check_in_is_found_in_the_log_of_a_hub_that_runs_and_nothing_is_writte
     assert [p.name for p in path.parent.iterdir()] == ["hub.fossil"]
     path.write_bytes(b"SQLite format 3\0" + b"junk" * 1000)
     assert not trunk_holds(str(path), [CHECKIN])
+
+
+def test_what_is_known_of_a_trunk_is_not_believed_of_the_next_one(tmp_path: Path) -> None:
+    make_trunk(tmp_path)
+    trunk = Trunk(str(tmp_path / ".orchestrator/hub.fossil"))
+    assert trunk.holds({CHECKIN})
+    assert not trunk.holds({CHECKIN, "b" * 64})
+    (tmp_path / ".orchestrator").rename(tmp_path / "old")
+    assert not trunk.holds({CHECKIN})
+    make_trunk(tmp_path, "a" * 64)
+    assert not trunk.holds({CHECKIN})
 
 
 # --- an agent's git ------------------------------------------------------------------------

@@ -319,3 +319,8 @@ def data_of(stdout: str) -> dict[str, Any]:
     """Return the data in the envelope that a verb printed."""
     data: dict[str, Any] = json.loads(stdout)["data"]
     return data
+
+
+def copy_workspace(root: Path, copy: Path) -> None:
+    """Copy a workspace in use, but for its sockets and what trunk writes and removes meanwhile."""
+    shutil.copytree(root, copy, symlinks=True, ignore=shutil.ignore_patterns("*.sock", "journal"))

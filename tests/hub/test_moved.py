@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -11,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import Hub, accepts, eventually, is_gone, port_of, run_python
+from tests.support import Hub, accepts, copy_workspace, eventually, is_gone, port_of, run_python
 
 pytestmark = [pytest.mark.real, pytest.mark.faults]
 
@@ -112,7 +111,7 @@ def test_a_new_workspace_in_the_place_of_a_moved_one_is_not_the_old_one(
     info = hub.start()
     aside = hub.root.parent / "aside"
     hub.root.rename(aside)
-    shutil.copytree(aside, seeded, symlinks=True, ignore=shutil.ignore_patterns("hub.sock"))
+    copy_workspace(aside, seeded)
     again = hub.start()
     assert again["pid"] != info["pid"]
     eventually(lambda: is_gone(info["pid"]), 15)

@@ -6,7 +6,6 @@ import fcntl
 import json
 import os
 import pty
-import shutil
 import signal
 import subprocess
 import threading
@@ -26,6 +25,7 @@ from tests.support import (
     HUB,
     Hub,
     accepts,
+    copy_workspace,
     data_of,
     delete,
     eventually,
@@ -93,7 +93,7 @@ def lose(hub: Hub, how: str) -> str:
     place.parent.mkdir(parents=True, exist_ok=True)
     hub.root.rename(place)
     if how == "replaced-by-another":
-        shutil.copytree(place, hub.root, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+        copy_workspace(place, hub.root)
     return str(place)
 
 
@@ -252,7 +252,7 @@ def test_while_a_hub_drains_the_lock_of_another_workspace_is_nobodys(
 ) -> None:
     """Or a `hub stop` there would find a lock without a listener, and give up."""
     copy = hub.root.parent / "other"
-    shutil.copytree(hub.root, copy, symlinks=True, ignore=shutil.ignore_patterns("*.sock"))
+    copy_workspace(hub.root, copy)
     other = Workspace(str(copy))
     os.kill(hung["nats_pid"], signal.SIGSTOP)  # so that the supervisor waits for it
     delete(hub.root)

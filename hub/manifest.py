@@ -63,8 +63,7 @@ def is_artifact(content: bytes) -> bool:
     PGP signature is taken off, the first line starts with a card letter and a space, and the
     last is ``Z`` with the MD5 of all before it.
     """
-    if content.startswith(_PGP):
-        content = _without_signature(content)
+    content = without_signature(content)
     return (
         _has_ends(content[:2], content[-TAIL_BYTES:])
         and hashlib.md5(content[:-TAIL_BYTES], usedforsecurity=False).hexdigest().encode()
@@ -92,8 +91,13 @@ def _has_ends(first: bytes, last: bytes) -> bool:
     )
 
 
-def _without_signature(content: bytes) -> bytes:
-    """Return what a PGP clear-signature encloses. Source: manifest.c remove_pgp_signature."""
+def without_signature(content: bytes) -> bytes:
+    """Return what a PGP clear-signature encloses; *content* if there is none.
+
+    Source: fossil 2.21 manifest.c ``remove_pgp_signature``.
+    """
+    if not content.startswith(_PGP):
+        return content
     start = content.find(b"\n\n")
     end = content.find(_PGP_END, start)
     return content if start < 0 or end < 0 else content[start + 2 : end + 1]

@@ -11,6 +11,7 @@ import re
 
 from foundation.errors import Corrupt
 from foundation.record import Record
+from hub.manifest import without_signature
 from slotgc import artifact
 
 TYPE_CHECKING = False
@@ -26,8 +27,6 @@ and the check-in has not, hash and kind are ""."""
 _CARDS = frozenset(b"BCDFNPQRTUZ")
 _NEEDED = frozenset(b"CDZ")
 _Z_BYTES = 35
-_PGP = b"-----BEGIN PGP SIGNED MESSAGE-----"
-_PGP_END = b"\n-----BEGIN PGP SIGNATURE-----"
 _KINDS = {b"": FILE, b"w": FILE, b"x": EXEC, b"l": LINK}
 
 _ESCAPE = re.compile(rb"\\(.)", re.DOTALL)
@@ -57,8 +56,7 @@ def parse(content: bytes) -> Manifest:
     Raises:
         Corrupt: it is no check-in's manifest.
     """
-    if content.startswith(_PGP):
-        content = _without_signature(content)
+    content = without_signature(content)
     seal = b"Z %s\n" % (
         hashlib.md5(content[:-_Z_BYTES], usedforsecurity=False).hexdigest().encode()
     )
@@ -140,13 +138,6 @@ def unescaped(token: bytes) -> bytes:
 
 def _text(token: bytes) -> str:
     return unescaped(token).decode("utf-8", "replace")
-
-
-def _without_signature(content: bytes) -> bytes:
-    """Return what a PGP clear-signature encloses. Source: manifest.c ``remove_pgp_signature``."""
-    start = content.find(b"\n\n")
-    end = content.find(_PGP_END, start)
-    return content if start < 0 or end < 0 else content[start + 2 : end + 1]
 
 
 def _none(fault: str) -> Corrupt:

@@ -17,12 +17,14 @@ from __future__ import annotations
 
 import sqlite3
 
+from hub.manifest import COMMIT_ID
+
 SETTING = "xfer-push-script"
 REFUSED_STATUS = frozenset((302, 400))
 """What the server answers to a push that the guard refuses; and to some others."""
 
 # $uuids is what a script is given: the hashes of all that came, separated by spaces.
-_FORKS = """
+_FORKS = f"""
 SELECT 1 FROM json_each('["'||replace($uuids,' ','","')||'"]') AS came
 JOIN tag AS trunk ON trunk.tagname='sym-trunk'
 JOIN blob ON blob.uuid=came.value
@@ -38,14 +40,14 @@ OR EXISTS (
   WHERE mine.cid=blob.rid AND mine.isprim)
 UNION ALL
 SELECT 1 FROM json_each('["'||replace($uuids,' ','","')||'"]') AS came
-JOIN tag AS named ON named.tagname='commit-id'
+JOIN tag AS named ON named.tagname='{COMMIT_ID}'
 JOIN blob ON blob.uuid=came.value
 JOIN tagxref AS t ON t.rid=blob.rid AND t.tagtype>0 AND t.tagid=named.tagid
 WHERE NOT EXISTS (
   SELECT 1 FROM tag AS trunk JOIN tagxref AS t ON t.tagid=trunk.tagid
   WHERE trunk.tagname='sym-trunk' AND t.rid=blob.rid AND t.tagtype>0)
 LIMIT 1
-"""
+"""  # noqa: S608 - of a constant
 # TH1 has no word for "refuse". These end the process in mid-transaction, the first of them with
 # a text of ours in its error page and status 400; the others in case a version lacks it. The
 # last one is silent: a stock client takes a redirection for an answer.

@@ -21,6 +21,8 @@ def main() -> None:
     else:
 
         def child_ended(_number: int, _frame: object) -> None:
+            if leaves.was_told_to_end():  # so are we: a stop tells the whole process group
+                os._exit(0)
             if leaves.ended():
                 service.log("error", "nursery-ended", pid=leaves.pid)
                 os._exit(1)  # only a new trunk can fork a new one; the supervisor starts it at once

@@ -41,6 +41,7 @@ NAME = "bones-nursery"
 _CONNECTION = 3
 """The one descriptor that a newborn has beside the first three."""
 _DEFAULTED = (1, 2, 3, 15, 17)
+_ENDING_SIGNALS = (2, 15)
 _PAUSE_S = 0.05
 _UMASK = 0o022
 """Files in worktrees are like everybody's; what is private says so where it is made."""
@@ -57,6 +58,11 @@ class Nursery:
     def ended(self) -> bool:
         """Tell whether it has ended; trunk cannot fork another once it has a loop."""
         return has_exited(self._pidfd)
+
+    def was_told_to_end(self) -> bool:
+        """Tell whether it has ended by a signal that asks a process to end."""
+        how = os.waitid(os.P_PIDFD, self._pidfd, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        return how is not None and how.si_code == os.CLD_KILLED and how.si_status in _ENDING_SIGNALS
 
 
 def open_nursery(workspace: Workspace) -> Nursery:

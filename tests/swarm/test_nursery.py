@@ -55,6 +55,14 @@ def test_trunk_does_not_go_on_without_it(swarm_hub: Hub) -> None:
     assert swarm.join(swarm_hub.root, "alpha").info["joined"]
 
 
+@pytest.mark.faults
+def test_that_it_ends_when_all_of_trunk_is_told_to_is_no_error(swarm_hub: Hub) -> None:
+    trunk = trunk_of(swarm_hub)
+    kill(nursery_of(trunk), signal.SIGTERM)  # as a stop does, which tells the process group
+    eventually(lambda: swarm_hub.child("trunk")["pid"] not in (0, trunk))
+    assert "nursery-ended" not in swarm_hub.log("trunk")
+
+
 def test_leaves_outlive_it(swarm_hub: Hub) -> None:
     slot = swarm.join(swarm_hub.root, "alpha")
     trunk = trunk_of(swarm_hub)

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from hub.bus import Bus
     from hub.commits import Proposal
     from hub.trunk.accounts import Accounts
-    from hub.trunk.writer import Asked, Log, Outcome, Writer
+    from hub.trunk.queue import Asked
+    from hub.trunk.writer import Log, Outcome, Writer
 
 AT_ONCE = 1024
 """Commits that wait for the writer; more wait to be read."""

@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import threading
 import time
 import traceback
-from collections import deque
 from typing import NamedTuple
 
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from hub import place
 from hub.commits import Landed
-from hub.trunk import xfer
 from hub.trunk.head import Arrival, Head
 from hub.trunk.journal import Batch, Journal
 from hub.trunk.planning import Plan, Planned
+from hub.trunk.pushing import NotStoredError, Server
+from hub.trunk.queue import ATTEMPTS, BATCH_BYTES, Asked, Queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -37,46 +36,16 @@ if TYPE_CHECKING:
     Outcome = Landed | tuple[Conflict, ...] | HubError
     Log = Callable[..., None]
 
-BATCH_COMMITS = 200
-BATCH_BYTES = 8 << 20
 ALONE_BYTES = 4 << 20
 """A content larger than this is pushed by itself, before the check-in that names it."""
 COMMIT_BYTES = 1 << 30
 """The contents of one commit at most: trunk holds them all while it plans it."""
-LINGER_S = 0.002
-LINGER_SHARE, LINGER_AT_MOST_S = 0.15, 0.02
-"""How long to wait, when several slots commit, for those of them that do not wait yet: they were
-answered together and come back together, and one batch costs less than two. At least so long, and
-a share of what the last batch took."""
-_ACTIVE_S = 0.1
-_STEP_S = 0.001
 LEAST_FREE_BYTES = 64 << 20
 """Below this no commit is taken: Fossil, JetStream and everybody's worktrees share the disk."""
 
 IDLE_S = 1.0
 """How often to look for stock commits when nobody asks for anything."""
-_REFUSALS = 3
-_SILENCES = 5
-"""How often the server may take a push and end without a word (60 s without one, too): some push
-may be what it ends of, and that one must not keep all others waiting for ever."""
-_ATTEMPTS = 3
-_WAIT_S, _WAIT_AT_MOST_S = 0.05, 1.0
-
-
-class NotStoredError(Exception):
-    """Fossil answered, but what was pushed is not in the repository, and nobody was faster."""
-
-
-class Asked(NamedTuple):
-    """One commit that is asked for."""
-
-    proposal: Proposal
-    ticket: object
-    """Whatever the caller knows it by."""
-    failures: list[str]
-    """Why it did not get anywhere before; whatever has any is tried by itself."""
-    size: int = 0
-    """Bytes of its contents, those in the spool included."""
+_WAIT_S, _WAIT_AT_MOST_S = 0.05, 5.0
 
 
 class Reports(NamedTuple):
@@ -122,30 +91,22 @@ class Writer:
         self._reports = reports
         self._fence = fence
         self._gate = gate
-        self._waiting: deque[Asked] = deque()
-        self._arrival = threading.Condition()
-        self._ended = False
+        self._queue = Queue()
         self._batch: list[Asked] = []
-        self._most = BATCH_COMMITS
         self._gated = False
         self._failures = 0
-        self._active: dict[str, float] = {}
         self._stuck = ""
-        self._away = ""
         self._looked_s = self._took_s = 0.0
         self._version = -1
         self._leaves: list[str] = []
-        self._login: xfer.Login | None = None
         self._journal: Journal
+        self._server: Server
 
     # --- for others ------------------------------------------------------------------------
 
     def submit(self, proposal: Proposal, ticket: object) -> None:
         """Ask for *proposal*; the answer comes with *ticket*. From any thread."""
-        asked = Asked(proposal, ticket, [], self._size(proposal))
-        with self._arrival:
-            self._waiting.append(asked)
-            self._arrival.notify()
+        self._queue.put(Asked(proposal, ticket, [], self._size(proposal)))
 
     def _size(self, proposal: Proposal) -> int:
         size = sum(map(len, proposal.contents.values()))
@@ -158,36 +119,33 @@ class Writer:
 
     def refuse(self, error: HubError) -> None:
         """Answer all that wait with *error*."""
-        with self._arrival:
-            waiting = list(self._waiting)
-            self._waiting.clear()
-        self._reports.answered([(asked, error) for asked in waiting])
+        self._reports.answered([(asked, error) for asked in self._queue.take_all()])
 
     def stop(self) -> None:
         """Let :meth:`run` return; who waits for an answer gets none."""
-        with self._arrival:
-            self._ended = True
-            self._arrival.notify()
+        self._queue.end()
 
     # --- the thread ------------------------------------------------------------------------
 
     def run(self) -> None:
         """Write until :meth:`stop`; a repository that cannot be used is tried again and again."""
         wait_s = _WAIT_S
-        while not self._ended:
+        while not self._queue.ended:
             try:
                 with (
                     Journal(self._workspace.journal) as self._journal,
                     Head(self._workspace.repository, self._workspace.spool) as head,
                 ):
-                    self._login = xfer.read_login(self._workspace, head.ledger.project_code())
+                    self._server = Server(
+                        self._workspace, self._queue, self._reports.log, head.ledger.project_code()
+                    )
                     self._recover(head)
                     # What stands there may be of a trunk that was killed before it synced it,
                     # and whoever asks for it again is told that it has landed.
                     head.ledger.sync()
                     head.sweep_spool(time.time_ns())
                     self._reports.opened()
-                    while not self._ended:
+                    while not self._queue.ended:
                         self._turn(head)
                         self._stuck, self._failures, wait_s = "", 0, _WAIT_S
             except (HubError, sqlite3.Error, OSError) as error:
@@ -195,61 +153,27 @@ class Writer:
             except Exception as bug:  # noqa: BLE001 - told, and no reason to end all commits
                 self._reports.log("error", "bug", trace=traceback.format_exc())
                 self._give_back(bug)
-            self._pause(wait_s)
-            wait_s = min(2 * wait_s, 5 * _WAIT_AT_MOST_S)
+            self._queue.pause(wait_s)
+            wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
 
     def _turn(self, head: Head) -> None:
-        self._batch = self._take()
+        self._batch = self._queue.take(
+            within_s=IDLE_S, last_took_s=self._took_s, is_alone=self._look_at_gate
+        )
         if self._batch:
             began_s = time.monotonic()
             try:
                 self._answer(self._land(head, self._batch))
             except NotStoredError as error:
-                self._put_back(error)
+                self._put_back(str(error))
             head.repository.forget()
             self._took_s = time.monotonic() - began_s
         self._look_around(head)
 
-    def _take(self) -> list[Asked]:
-        """Return what waits, at most a batch of it; nothing if nothing came for a while."""
-        with self._arrival:
-            self._arrival.wait_for(lambda: self._waiting or self._ended, IDLE_S)
-            if not self._waiting:
-                return []
+    def _look_at_gate(self) -> bool:
+        """Tell whether commits land one by one now, because each is judged."""
         self._gated = self._gate is not None and self._gate.is_closed()
-        self._most = 1 if self._gated or self._waiting[0].failures else BATCH_COMMITS
-        with self._arrival:
-            batch = self._drain([])
-        if self._most == 1:
-            return batch
-        now_s = time.monotonic()
-        since_s = now_s - _ACTIVE_S - self._took_s
-        self._active = {slot: at for slot, at in self._active.items() if at > since_s}
-        self._active |= {asked.proposal.slot: now_s for asked in batch}
-        if len(self._active) > 1:
-            self._linger(batch, now_s)
-            self._active |= {asked.proposal.slot: now_s for asked in batch}
-        return batch
-
-    def _linger(self, batch: list[Asked], now_s: float) -> None:
-        share_s = min(self._took_s * LINGER_SHARE, LINGER_AT_MOST_S)
-        until_s = now_s + max(LINGER_S, share_s)
-        while (
-            len({asked.proposal.slot for asked in batch}) < len(self._active)
-            and len(batch) < self._most
-            and (left_s := until_s - time.monotonic()) > 0
-        ):
-            time.sleep(min(_STEP_S, left_s))
-            with self._arrival:
-                self._drain(batch)
-
-    def _drain(self, batch: list[Asked]) -> list[Asked]:
-        size = sum(asked.size for asked in batch)
-        while self._waiting and len(batch) < self._most and size < BATCH_BYTES:
-            asked = self._waiting.popleft()
-            size += asked.size
-            batch.append(asked)
-        return batch
+        return self._gated
 
     def _answer(self, outcomes: Sequence[Outcome]) -> None:
         batch, self._batch = self._batch, []
@@ -265,28 +189,15 @@ class Writer:
         answer = Unavailable(f"trunk cannot commit: {error}", reason="trunk-stuck")
         if not self._batch:
             self._failures += 1
-            if self._failures >= _ATTEMPTS:
+            if self._failures >= ATTEMPTS:
                 self.refuse(answer)
-        hopeless = self._put_back(error)
+        hopeless = self._put_back(str(error))
         if hopeless:
             self._reports.answered([(asked, answer) for asked in hopeless])
 
-    def _put_back(self, error: Exception) -> list[Asked]:
-        """Let each of the batch be tried by itself, for one may be to blame for *error*.
-
-        Return those that were tried often enough.
-        """
+    def _put_back(self, why: str) -> list[Asked]:
         batch, self._batch = self._batch, []
-        for asked in batch:
-            asked.failures.append(str(error))
-        with self._arrival:
-            others = (asked for asked in reversed(batch) if len(asked.failures) < _ATTEMPTS)
-            self._waiting.extendleft(others)
-        return [asked for asked in batch if len(asked.failures) >= _ATTEMPTS]
-
-    def _pause(self, seconds: float) -> None:
-        with self._arrival:
-            self._arrival.wait_for(lambda: self._ended, seconds)
+        return self._queue.put_back(batch, why)
 
     # --- a batch ---------------------------------------------------------------------------
 
@@ -385,7 +296,6 @@ class Writer:
         Raises:
             NotStoredError: Fossil does not take it.
         """
-        assert self._login is not None
         contents: list[tuple[str, bytes]] = []
         size = 0
         for name in [name for one in planned for name in one.send]:
@@ -400,7 +310,7 @@ class Writer:
             size += len(content)
         manifests = [(one.checkin.hash, one.checkin.manifest) for one in planned]
         checkins = [one.checkin.hash for one in planned]
-        body = xfer.message(self._login, contents + manifests)
+        body = self._server.message(contents + manifests)
         batch = Batch(planned[0].answer.parent, tuple(checkins), body)
         self._journal.record(batch)
         hit("trunk.journalled")
@@ -413,7 +323,7 @@ class Writer:
         return stored
 
     def _push_batch(self, head: Head, batch: Batch) -> bool:
-        return self._push(
+        return self._server.push(
             batch.body,
             stored=lambda: len(head.ledger.landed(batch.checkins)) == len(batch.checkins),
             moved=lambda: _has_moved(head, batch.parent),
@@ -421,57 +331,11 @@ class Writer:
 
     def _push_ahead(self, head: Head, contents: Sequence[tuple[str, bytes]]) -> None:
         """Push *contents* which no check-in names yet: a large one, or some of very many."""
-        assert self._login is not None
-        self._push(
-            xfer.message(self._login, contents),
+        self._server.push(
+            self._server.message(contents),
             stored=lambda: all(head.ledger.holds(name) for name, _content in contents),
             moved=lambda: False,
         )
-
-    def _push(self, body: bytes, *, stored: Callable[[], bool], moved: Callable[[], bool]) -> bool:
-        """Push *body* until it is *stored*; return False if the tip has *moved* instead.
-
-        While the server is away it is sent again and again, always the same bytes: whatever
-        becomes of an earlier one, it lands once.
-
-        Raises:
-            NotStoredError: the server answers and does not store it, or ends of it.
-        """
-        refusals, silences, wait_s = 0, 0, _WAIT_S
-        while True:
-            reply: xfer.Reply | None = None
-            try:
-                reply = xfer.post(xfer.read_url(self._workspace), body)
-                words = f"HTTP status {reply.status}: {'; '.join(reply.errors) or 'no reason'}"
-            except OSError as error:
-                words = str(error)
-                silences += isinstance(error, xfer.SilentError)
-            hit("trunk.posted")
-            if stored():
-                if reply is not None and reply.missing:
-                    self._reports.log("error", "content-missing", artifacts=reply.missing)
-                self._note_away("")
-                return True
-            if moved():
-                return False
-            if reply is None:
-                self._note_away(words)
-            else:
-                refusals += 1
-            if refusals >= _REFUSALS or silences >= _SILENCES:
-                raise NotStoredError(words)
-            if self._ended:
-                raise Unavailable("trunk is stopping", reason="stopping")
-            self._pause(wait_s)
-            wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
-
-    def _note_away(self, words: str) -> None:
-        """Say that the server is away, and why, or ("") that it is back; once each."""
-        if words and not self._away:
-            self._reports.log("warning", "fossil-away", error=words)
-        elif self._away and not words:
-            self._reports.log("info", "fossil-back")
-        self._away = words
 
     # --- beside the batches ----------------------------------------------------------------
 

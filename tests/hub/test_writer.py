@@ -514,13 +514,9 @@ def _unsent(server: FossilServer, content: bytes = b"1") -> Batch:
         patched.setattr(xfer, "post", killed)
         patched.setattr(threading, "excepthook", lambda _told: ended.set())
         with RunningWriter(server.workspace) as writer:
-            writer.writer._arrival.acquire()  # both in one batch
-            for number in range(2):
-                writer.writer._waiting.append(
-                    writing.Asked(propose({f"f{number}": content}), number, [])
-                )
-            writer.writer._arrival.notify()
-            writer.writer._arrival.release()
+            with writer.writer._queue.arrival:  # both in one batch
+                for number in range(2):
+                    writer.writer.submit(propose({f"f{number}": content}), number)
             assert ended.wait(10)
     with Journal(server.workspace.journal) as journal:
         batch = journal.read()
@@ -600,7 +596,7 @@ def test_a_tip_of_tomorrow_is_told_and_followed(
 
 def together(writer: RunningWriter, *proposals: Proposal) -> list[Any]:
     """Ask for *proposals* in one batch; return the answers."""
-    with writer.writer._arrival:
+    with writer.writer._queue.arrival:
         answers = [writer.ask(proposal) for proposal in proposals]
     return [answer() for answer in answers]
 

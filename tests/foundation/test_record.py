@@ -65,6 +65,25 @@ def test_fields_of_the_base_come_first() -> None:
     assert repr(Named(x=1)) == "Named(x=1, y=0, name='?', tags=())"
 
 
+class Marked(Named):
+    mark: str = ""
+    x: int = 7
+
+
+def test_what_is_known_of_a_class_is_its_own() -> None:
+    assert Point.field_names() == ["x", "y"]
+    Point.field_names().append("z")
+    assert Point.field_names() == ["x", "y"]
+    assert Marked.field_names() == ["x", "y", "name", "tags", "mark"]
+    assert Record.field_names() == []
+    assert Marked() == Marked(x=7)
+    assert Point(x=1).replace(y=2) == Point(y=2, x=1)
+    with pytest.raises(TypeError, match="Named needs the field 'x'"):
+        Named(name="a")  # type: ignore[call-arg]
+    with pytest.raises(TypeError, match="Point has no field 'name'"):
+        Point(x=1, name="a")  # type: ignore[call-arg]
+
+
 def test_records_inside_become_dicts() -> None:
     holder = Holder(points=[Point(x=1)], by_name={"a": Point(x=2), "b": (Point(x=3),)})
     assert holder.as_dict() == {

@@ -360,7 +360,7 @@ def test_what_would_be_read_as_something_else_is_refused_and_the_connection_live
 ) -> None:
     async def run() -> None:
         async with await connect(server.workspace, "hub") as bus:
-            id_before = bus._client.client_id
+            id_before = bus._connection.client.client_id
             for asking in (
                 bus.request(subject, b"x" * size, headers=headers),
                 bus.send(subject, b"x" * size, headers=headers),
@@ -369,7 +369,7 @@ def test_what_would_be_read_as_something_else_is_refused_and_the_connection_live
                     await asking
                 assert refused.value.reason == "bus-impossible"
             assert "limits" in await bus.call("INFO")
-            assert bus._client.client_id == id_before
+            assert bus._connection.client.client_id == id_before
 
     with Server(tmp_path) as server:
         asyncio.run(run())
@@ -414,7 +414,7 @@ def test_a_message_that_is_no_text_harms_no_other(tmp_path: Path, raw: bytes) ->
         ):
             heard: asyncio.Queue[bytes] = asyncio.Queue()
             await bus.subscribe("trunk.event.>", lambda _s, data, _h: heard.put_nowait(data))
-            await other._client._send_command(raw)
+            await other._connection.client._send_command(raw)
             await other.send("trunk.event.y", b"last")
             while await asyncio.wait_for(heard.get(), 10) != b"last":
                 pass
@@ -721,7 +721,7 @@ def test_a_server_that_is_slow_to_hear_us_out_keeps_its_connection(tmp_path: Pat
 
     async def run() -> None:
         async with await connect(server.workspace, "hub") as bus:
-            id_before = bus._client.client_id
+            id_before = bus._connection.client.client_id
             await asyncio.to_thread(server.freeze)
             try:
                 for listen in (
@@ -736,7 +736,7 @@ def test_a_server_that_is_slow_to_hear_us_out_keeps_its_connection(tmp_path: Pat
                 server.thaw()
             assert "limits" in await bus.call("INFO", within_s=20.0)
             await bus.feed()
-            assert bus._client.client_id == id_before
+            assert bus._connection.client.client_id == id_before
 
     with Server(tmp_path) as server:
         asyncio.run(run())
@@ -756,7 +756,7 @@ def test_a_server_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path) -> 
                 for error in await asyncio.gather(*asking, return_exceptions=True):
                     assert isinstance(error, Unavailable)
                 # What cannot be written is not written again and again.
-                assert bus._client.stats["out_bytes"] < 22_000_000
+                assert bus._connection.client.stats["out_bytes"] < 22_000_000
             finally:
                 server.thaw()
             assert "limits" in await bus.call("INFO", within_s=20.0)
@@ -823,7 +823,7 @@ def test_an_attempt_that_misses_that_it_was_cancelled_is_the_last(
                 await bus.open()
             monkeypatch.setattr(Client, "_process_connect_init", miss_it)
             if opened:
-                bus._drop_transport()
+                bus._connection.client.drop_transport()
                 await missing.wait()
                 await bus.close()
             else:

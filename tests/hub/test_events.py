@@ -167,7 +167,7 @@ def test_a_message_that_is_no_text_is_shown_in_its_place_and_stops_no_reader(
     async def run() -> tuple[list[Event], list[Event]]:
         async with await connect(server.workspace, "hub") as bus:
             await ensure(bus, CONFIGS["EVENTS"])
-            await bus._client._send_command(b"PUB slot.s1.event.\xff 2\r\n{}\r\n")
+            await bus._connection.client._send_command(b"PUB slot.s1.event.\xff 2\r\n{}\r\n")
             for _ in range(300):
                 await bus.send("slot.s1.event.x", b'{"kind":"x"}')
             await bus.publish("slot.s1.event.last", b"{}", msg_id="last")

@@ -24,7 +24,7 @@ from hub.trunk import registry
 from hub.trunk.registry import Entry
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Awaitable, Callable, Mapping
 
     from foundation.workspace import Workspace
     from hub.bus import Bus
@@ -51,14 +51,24 @@ class _Waiting(NamedTuple):
 class Accounts:
     """The slots of one workspace. One per workspace, in trunk, and of one event loop."""
 
-    def __init__(self, workspace: Workspace, sys: Bus) -> None:
+    def __init__(
+        self,
+        workspace: Workspace,
+        sys: Bus,
+        *,
+        ended: Callable[[str, int], Awaitable[None]] | None = None,
+    ) -> None:
         """Read the registry of *workspace*; *sys* is a connection of the role ``sys``.
+
+        *ended* returns when nothing can land any more that a leaf of a slot, before an epoch, has
+        asked for; :meth:`check` refuses what it asks for from then on.
 
         Raises:
             OSError: a damaged registry cannot be replaced.
         """
         self._workspace = workspace
         self._sys = sys
+        self._ended = ended
         loaded = registry.load(workspace)
         self.damage = loaded.damage
         """What was wrong with the registry, "" if nothing: the leases gave the epochs back."""
@@ -94,15 +104,17 @@ class Accounts:
         """Let the leaf of *slot* that acquired *epoch* log in with the key *public*.
 
         On return it can, and no earlier leaf of *slot* can any more: the server has ended their
-        connections. The same once more changes nothing.
+        connections, and what they have asked for has landed or never will. The same once more
+        changes nothing.
 
         Raises:
             LeaseLost: a later epoch is registered or leased, or this one has another key or left
                 (``superseded``).
             Refused: *slot* is no name; *public* no key (``slot-key``), or another's; *epoch* none
                 that the lease has reached (``slot-epoch``).
-            Unavailable: it could not be recorded (``accounts-io``), or the server did not take it
-                (``accounts-reload``): ask again.
+            Unavailable: it could not be recorded (``accounts-io``), the server did not take it
+                (``accounts-reload``), or a commit of an earlier leaf is still on its way
+                (``commits-in-flight``): ask again.
         """
         slotname.check(slot)
         self._check_key(slot, public)
@@ -125,6 +137,8 @@ class Accounts:
                 f"slot {slot}: its leaf of epoch {epoch} {what}: join again", reason="superseded"
             )
         await self._until(loaded=True)
+        if epoch > 1 and self._ended is not None:
+            await self._ended(slot, epoch)
 
     async def leave(self, slot: str, epoch: int) -> None:
         """Take the key from the leaf of *slot* that has *epoch*; the epoch is kept.

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
     from typing import Self
 
 VERSION = 1
+_NAME = "batch"
 _LIMIT = 1 << 30
+_HEAD_BYTES = 256
 
 
 class Batch(NamedTuple):
@@ -47,7 +49,7 @@ class Journal:
             OSError: it cannot be opened.
         """
         os.makedirs(directory, mode=0o700, exist_ok=True)
-        self.path = f"{directory}/batch"
+        self.path = f"{directory}/{_NAME}"
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
 
     def __enter__(self) -> Self:
@@ -125,6 +127,19 @@ class Journal:
         os.close(self._fd)
         self._fd = fd
         return aside
+
+
+def first_bytes(directory: str) -> bytes:
+    """Return how the batch in the journal of *directory* begins, b"" if it holds none.
+
+    Two batches one after the other differ in it, by their parents. For another thread to see that
+    one has ended.
+    """
+    try:
+        with open(f"{directory}/{_NAME}", "rb") as file:
+            return file.read(_HEAD_BYTES)
+    except FileNotFoundError:
+        return b""
 
 
 def _digest(body: bytes) -> str:

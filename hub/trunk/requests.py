@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import sqlite3
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from foundation import codec
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, Refused, Unavailable
 from hub import slotname
 from hub.commits import SUBJECT, decode, encode_answer
 from hub.fossil_repo import OPERATOR
-from hub.trunk import accounts
+from hub.trunk import accounts, journal
 from hub.trunk.ledger import add_users
 
 if TYPE_CHECKING:
@@ -26,15 +26,24 @@ if TYPE_CHECKING:
 AT_ONCE = 1024
 """Commits that wait for the writer; more wait to be read."""
 USERS_WITHIN_S = 2.0
+OUTCOME_WITHIN_S = 10.0
+_LOOK_S = 0.005
+
+
+class _Waiting(NamedTuple):
+    slot: str
+    epoch: int
+    outcome: asyncio.Future[Outcome]
 
 
 class Commits:
     """The commits that wait for their answer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Answer on *loop*."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, journal_directory: str) -> None:
+        """Answer on *loop*; the writer's journal is in *journal_directory*."""
         self._loop = loop
-        self._waiting: dict[str, asyncio.Future[Outcome]] = {}
+        self._journal = journal_directory
+        self._waiting: dict[str, _Waiting] = {}
         self.writer: Writer
         """Whom to ask; set once, before the first request."""
 
@@ -47,11 +56,38 @@ class Commits:
             proposal = _proposal(subject, payload)
         except HubError as error:
             return encode_answer(error)
-        future = self._waiting.get(proposal.id)
-        if future is None:
-            future = self._waiting[proposal.id] = self._loop.create_future()
+        waiting = self._waiting.get(proposal.id)
+        if waiting is None:
+            waiting = _Waiting(proposal.slot, proposal.epoch, self._loop.create_future())
+            self._waiting[proposal.id] = waiting
             self.writer.submit(proposal, proposal.id)
-        return encode_answer(await asyncio.shield(future))
+        return encode_answer(await asyncio.shield(waiting.outcome))
+
+    async def ended(self, slot: str, epoch: int) -> None:
+        """Wait until nothing can land any more that a leaf of *slot* before *epoch* asked for.
+
+        What arrives from now on the fence must refuse; what has passed it is in the batch that is
+        on its way, ours or that of a trunk before us.
+
+        Raises:
+            Unavailable: that takes too long (``commits-in-flight``).
+        """
+        older = [
+            one.outcome for one in self._waiting.values() if one.slot == slot and one.epoch < epoch
+        ]
+        left = journal.first_bytes(self._journal)
+        try:
+            async with asyncio.timeout(OUTCOME_WITHIN_S):
+                if older:
+                    await asyncio.wait(older)
+                while left and journal.first_bytes(self._journal) == left:  # noqa: ASYNC110
+                    await asyncio.sleep(_LOOK_S)
+        except TimeoutError:
+            raise Unavailable(
+                f"slot {slot}: a commit of the leaf before this one is still on its way to Fossil: "
+                "join again; `hub status` shows what is wrong",
+                reason="commits-in-flight",
+            ) from None
 
     def answered(self, answers: Sequence[tuple[Asked, Outcome]]) -> None:
         """Hand the writer's *answers* on. Called in the writer's thread."""
@@ -59,7 +95,7 @@ class Commits:
 
     def _deliver(self, answers: Sequence[tuple[Asked, Outcome]]) -> None:
         for asked, outcome in answers:
-            self._waiting.pop(asked.proposal.id).set_result(outcome)
+            self._waiting.pop(asked.proposal.id).outcome.set_result(outcome)
 
 
 def _proposal(subject: str, payload: bytes) -> Proposal:

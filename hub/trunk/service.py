@@ -94,7 +94,7 @@ class Trunk:
         self._loop = asyncio.get_running_loop()
         self._accounts: Accounts | None = None
         self._users = requests.Users(workspace.repository, log)
-        self._commits = requests.Commits(self._loop)
+        self._commits = requests.Commits(self._loop, workspace.journal)
         self._checkins = Checkins(workspace.repository, self._loop)
         reports = Reports(
             log=log,
@@ -167,7 +167,7 @@ class Trunk:
 
     async def _serve(self, bus: Bus, sys: Bus) -> None:
         """Serve over *bus* until one of the two is closed for good."""
-        accounts = Accounts(self._workspace, sys)
+        accounts = Accounts(self._workspace, sys, ended=self._commits.ended)
         if accounts.damage:
             log("error", "accounts-damaged", error=accounts.damage)
         try:

@@ -55,6 +55,13 @@ class FossilServer:
         eventually(lambda: accepts(self.port))
         return self
 
+    def freeze(self) -> None:
+        """Have it take what is sent and answer nothing."""
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
+
     def kill(self) -> None:
         """End it with its requests in flight; each of them holds the port until it is gone."""
         os.killpg(self.process.pid, signal.SIGKILL)

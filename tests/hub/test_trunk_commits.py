@@ -240,16 +240,13 @@ def test_what_is_no_commit_or_in_anothers_name_is_refused(servers: Servers) -> N
 def test_registering_a_slot_makes_it_a_fossil_user_and_fences_the_leaf_before_it(
     servers: Servers, tmp_path: Path
 ) -> None:
-    async def register(slot: str, epoch: int) -> None:
+    async def as_operator(slot: str, epoch: int) -> None:
         async with await connect(servers.workspace, "operator") as bus:
-            body = {"v": 1, "slot": slot, "epoch": epoch, "public": new_key()[1]}
-            subject = f"{accounts.SUBJECTS[:-1]}register"
-            answer = await bus.request(subject, codec.dumps(body).encode(), within_s=10)
-            assert codec.loads_object(answer.data) == {"v": 1}
+            await register(bus, slot, epoch)
 
-    asyncio.run(register("auth", 1))
+    asyncio.run(as_operator("auth", 1))
     (first,) = commit(servers.workspace, propose({"f": b"1"}, slot="auth", epoch=1))
-    asyncio.run(register("auth", 2))
+    asyncio.run(as_operator("auth", 2))
     late, second = commit(
         servers.workspace,
         propose({"g": b"1"}, slot="auth", epoch=1),
@@ -261,6 +258,53 @@ def test_registering_a_slot_makes_it_a_fossil_user_and_fences_the_leaf_before_it
     assert "New_Version" in Checkout(servers.fossil, tmp_path / "wt", "auth").commit("s", "stock\n")
     assert_announced(servers.workspace)
     assert announced(servers.workspace)[-1]["data"]["slot"] == "auth"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("killed", [False, True])
+def test_a_slot_s_next_leaf_is_registered_when_what_its_former_one_has_asked_for_has_landed(
+    servers: Servers, killed: bool
+) -> None:
+    journal = Path(servers.workspace.journal, "batch")
+
+    async def run() -> tuple[Landed, Landed]:
+        async with (
+            await connect(servers.workspace, "hub") as bus,
+            await connect(servers.workspace, "operator") as operator,
+        ):
+            await bus.subscribe(STARTED, lambda *_told: bus.resend())
+            await register(operator, "auth", 1)
+            first = await ask(bus, propose({"e": b"1"}, slot="auth", epoch=1))
+            servers.fossil.freeze()
+            late = propose({"f": b"1"}, slot="auth", epoch=1)
+            asked = asyncio.create_task(ask(bus, late))
+            while not journal.stat().st_size:  # noqa: ASYNC110, ASYNC240 - the gate is a file
+                await asyncio.sleep(0.01)
+            if killed:
+                servers.trunk.kill()
+                servers.trunk.start()
+            registered = asyncio.create_task(register(operator, "auth", 2))
+            # Another slot is not kept waiting, and by then the first is heard.
+            await register(operator, "other", 1)
+            assert not registered.done()
+            servers.fossil.thaw()
+            await registered
+            with Repository(servers.workspace.repository) as trunk:
+                tip = trunk.tip().hash
+            landed = await asked
+            assert landed.checkin == tip
+            return first, landed
+
+    assert_sound(servers.workspace, asyncio.run(run()))
+
+
+async def register(bus: Bus, slot: str, epoch: int) -> None:
+    body = {"v": 1, "slot": slot, "epoch": epoch, "public": new_key()[1]}
+    subject = f"{accounts.SUBJECTS[:-1]}register"
+    answer = await bus.request(
+        subject, codec.dumps(body).encode(), within_s=ASKED_WITHIN_S, per_try_s=2.0
+    )
+    assert codec.loads_object(answer.data) == {"v": 1}
 
 
 def test_a_verify_that_fails_refuses_the_commit_with_its_output(servers: Servers) -> None:

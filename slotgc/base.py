@@ -11,13 +11,15 @@ base.json is one JSON object::
      "indexed_ns": when the first file was looked at, nanoseconds since the epoch,
      "files": [[PATH, "file"|"exec"|"link", SIZE, HASH, MTIME_NS, CTIME_NS, INODE], …],
      "git": {"head": TEXT, "refs": {NAME: TEXT}, "since_ns": as indexed_ns},
+     "marked": [[PATH, TEXT, …], …],
      "log": ID}
 
 PATH is a string, or ``{"b64": …}`` where it is not UTF-8. HASH is Fossil's name of the content (a
 link's content is its target). MTIME_NS, CTIME_NS and INODE are what the file system said of the
 file when it was known to have that content; 0 in one of them: not known. ``git`` is what
 :func:`slotgc.history.git_refs` saw of the worktree's own repository; what was stored in it after
-``since_ns`` (without one: indexed_ns) is somebody's work.
+``since_ns`` (without one: indexed_ns) is somebody's work. ``marked`` may be missing; it names the
+files in which an update has left conflict markers, and their lines.
 
 base.log, beside it, says what has become of it since, an object a line, so that a commit of one
 file in fifty thousand costs one line::
@@ -75,6 +77,8 @@ class Base(Record):
     git_refs: dict[str, str] = {}  # noqa: RUF012 - a record never changes
     git_since_ns: int = 0
     """Its git holds somebody's work if it has stored anything after this; 0: after indexed_ns."""
+    marked: dict[bytes, tuple[str, ...]] = {}  # noqa: RUF012 - a record never changes
+    """Files in which an update has left conflict markers, and what stands in those lines."""
     log: str = ""
     """Which lines of base.log go on from here; "": none."""
 
@@ -187,6 +191,8 @@ def write(path: str, base: Base, *, sound: bool = False) -> None:
     }
     if base.git_since_ns:
         git["since_ns"] = base.git_since_ns
+    if base.marked:
+        value["marked"] = [[treepath.to_json(name), *at] for name, at in base.marked.items()]
     if base.log:
         value["log"] = base.log
     if not sound:
@@ -287,6 +293,8 @@ def _parse(value: Any) -> Base:
     _require(isinstance(git, dict) and {"head", "refs"} <= set(git), "git is incomplete")
     head, refs, since_ns = git["head"], git["refs"], git.get("since_ns", 0)
     _require(_is_count(since_ns), "since_ns is no time")
+    marked = value.get("marked", [])
+    _require(isinstance(marked, list) and all(map(_is_marked, marked)), "marked is malformed")
     log = value.get("log", "")
     _require(isinstance(log, str), "log is no text")
     _require(isinstance(head, str) and isinstance(refs, dict), "git is malformed")
@@ -298,8 +306,13 @@ def _parse(value: Any) -> Base:
         git_head=head,
         git_refs=refs,
         git_since_ns=since_ns,
+        marked={treepath.from_json(name): tuple(lines) for name, *lines in marked},
         log=log,
     )
+
+
+def _is_marked(row: object) -> bool:
+    return isinstance(row, list) and bool(row) and all(isinstance(one, str) for one in row[1:])
 
 
 def _is_count(value: object) -> bool:

@@ -119,6 +119,16 @@ class Ledger:
         self._directories = None
         self.rewrite()
 
+    def mark(self, marked: Mapping[bytes, tuple[str, ...]]) -> None:
+        """Know where an update has left conflict markers (``Base.marked``): there and nowhere else.
+
+        Raises:
+            OSError: it cannot be written; the memory has it nevertheless.
+        """
+        if marked != self.base.marked:
+            self.base = self.base.replace(marked=dict(marked))
+            self.rewrite()
+
     def refresh(self, rows: Mapping[bytes, Row], seen_ns: int) -> None:
         """Learn new stamps of files whose content is what it was; the disk is told some day."""
         for path, row in rows.items():

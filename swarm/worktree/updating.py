@@ -69,6 +69,8 @@ class Plan:
         """Files that are as trunk has them already."""
         self.merged: list[bytes] = []
         self.conflicted: list[bytes] = []
+        self.marked: dict[bytes, tuple[str, ...]] = {}
+        """Files that get conflict markers, and what stands in those lines."""
         self.conflicts: list[Conflict] = []
         self.in_the_way: list[bytes] = []
 
@@ -256,9 +258,10 @@ class Planner:
         except merge.CannotMerge as error:
             if not self._markers or error.reason in (merge.BINARY, merge.TOO_LARGE):
                 return error.reason
-            names = {"mine_is": self._slot, "theirs_is": f"trunk {self._to.hash[:10]}"}
-            marked = merge.marked(origin, content, theirs, **names)
+            mine_is, theirs_is = self._slot, f"trunk {self._to.hash[:10]}"
+            marked = merge.marked(origin, content, theirs, mine_is=mine_is, theirs_is=theirs_is)
             plan.writes.append(Write(path, kind, marked, judged))
+            plan.marked[path] = f"<<<<<<< {mine_is}", f">>>>>>> {theirs_is}"
             plan.conflicted.append(path)
             return ""
         if merged == content and kind == mine[0]:
@@ -317,6 +320,7 @@ def refuse_what_is_in_the_way(plan: Plan) -> None:
     )
 
 
-def has_markers(lines: Iterable[bytes]) -> bool:
-    """Tell whether one of *lines* begins as one of the markers that an update leaves."""
-    return any(line.startswith((b"<<<<<<< ", b">>>>>>> ")) for line in lines)
+def has_markers(lines: Iterable[bytes], markers: Iterable[str]) -> bool:
+    """Tell whether one of *lines* is one of *markers*."""
+    wanted = {marker.encode() for marker in markers}
+    return any(line.rstrip(b"\r\n") in wanted for line in lines)

@@ -82,8 +82,6 @@ class Worktree:
         self._owns_repository = owns
         self._ledger = ledger
         self._rules = Rules(self.directory)
-        self._marked: set[bytes] = set()
-        """Files into which an update has put conflict markers."""
         self._upkeep = Upkeep(workspace, slot, self._slot_directory, repository, ledger)
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
@@ -388,7 +386,6 @@ class Worktree:
             raise HubError(
                 f"{self.directory} is updated in part ({error}): update again", reason="worktree"
             ) from None
-        self._marked.update(plan.conflicted)
         apart = {*plan.merged, *plan.conflicted}
         return Updated(
             checkin=to.hash,
@@ -400,23 +397,33 @@ class Worktree:
 
     def _refuse_markers(self, paths: Iterable[bytes]) -> None:
         """Refuse those of *paths* that an update has marked and nobody has resolved."""
+        marked = self.base.marked
         left = []
-        for path in self._marked.intersection(paths):
+        resolved = set()
+        for path in marked.keys() & paths:
             try:
                 with open(os.fsencode(self.directory) + b"/" + path, "rb") as file:
-                    resolved = not updating.has_markers(file)
+                    stays = updating.has_markers(file, marked[path])
             except OSError:
-                resolved = True  # it is not there any more, or no file
-            if resolved:
-                self._marked.discard(path)
-            else:
+                stays = False  # it is not there any more, or no file
+            if stays:
                 left.append(treepath.show(path))
+            else:
+                resolved.add(path)
+        if resolved:
+            self._mark({path: at for path, at in marked.items() if path not in resolved})
         if left:
             raise Refused(
                 f"{', '.join(sorted(left)[:5])}: conflict markers are left from the update: "
                 "resolve them, then commit",
                 reason="unresolved",
             )
+
+    def _mark(self, marked: Mapping[bytes, tuple[str, ...]]) -> None:
+        try:
+            self._ledger.mark(marked)
+        except OSError as error:
+            self.trouble = str(error)
 
     def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int) -> None:
         rows: dict[bytes, Row] = {}
@@ -431,6 +438,12 @@ class Worktree:
             if path in rows and path not in plan.merged:
                 stamps = (status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
                 rows[path] = (*rows[path][:3], *stamps)
+        if plan.marked:  # before the first is written: a kill may come between
+            known = self.base.marked
+            self._ledger.mark(
+                {**known, **{path: (*known.get(path, ()), *at) for path, at in plan.marked.items()}}
+            )
+            hit("update.marked")
         placer = Placer(self.directory, self._scratch)
         try:
             for path, judged in plan.deletes:

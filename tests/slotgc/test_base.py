@@ -37,6 +37,7 @@ def test_an_index_knows_every_file_and_what_is_read_is_what_was_written(tmp_path
         b"link": ("link", 13),
         b'odd/n\nl \xff\\"': ("file", 0),
     }
+    known = known.replace(marked={b"odd \xff": ("<<<<<<< a", ">>>>>>> trunk 0123456789")})
     base.write(f"{tmp_path}/base.json", known)
     assert base.read(f"{tmp_path}/base.json") == known
 
@@ -112,6 +113,9 @@ def row(**changes: Any) -> dict[str, Any]:
         {**SOUND, "git": {"head": 1, "refs": {}}},
         {**SOUND, "git": {"head": "", "refs": []}},
         {**SOUND, "git": {"head": "", "refs": {"refs/x": 1}}},
+        {**SOUND, "marked": "a"},
+        {**SOUND, "marked": [[]]},
+        {**SOUND, "marked": [["a", 1]]},
         *(
             row(path=path)
             for path in (

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foundation.errors import Refused
 from foundation.failpoint import VARIABLE
 from foundation.workspace import Workspace
 from hub.commits import Landed
@@ -144,6 +145,7 @@ def update(tree: Worktree) -> None:
 @pytest.mark.parametrize(
     "point",
     [
+        "update.marked",
         "place.deleted",
         "place.written",
         "place.renamed",
@@ -183,7 +185,10 @@ def test_an_update_goes_on_wherever_it_was_killed(bench: Bench, point: str) -> N
     assert tree[b"text"].content == b"theirs\n" + text + b"mine\n"
     assert tree[b"src/a.py"].content == b"mine\n"
     assert b"<<<<<<< auth\nmine\n=======\ntheirs\n" in tree[b"both"].content
+    bench.reopen()
     assert [one.path for one in bench.tree.changes()] == [b"both", b"src/a.py", b"text"]
+    with pytest.raises(Refused, match="both: conflict markers are left"):
+        bench.propose()
     edit(bench.wt, {b"both": Node(b"mine and theirs\n" + text)})
     bench.commit()
     assert_clean(bench, but=STORED if point.startswith("gitrepo.") else "")

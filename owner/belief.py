@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import _thread
 
 from owner.lost import Lost
 
@@ -42,7 +42,7 @@ class Belief:
         """What the last renewal failed of."""
         self._clock = clock
         self._phase = BELIEVING
-        self._mutex = threading.RLock()  # a signal handler may ask in the middle
+        self._mutex = _thread.RLock()  # a signal handler may ask in the middle
 
     def holds(self) -> bool:
         """Tell whether it holds now, by the clock alone."""

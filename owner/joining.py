@@ -15,13 +15,15 @@ from owner.guard import WAIT_S
 from owner.holder import Holder
 from owner.ownership import Owner
 from owner.store import Store
-from owner.tenure import Tenure, Timers
+from owner.tenure import Tenure
+from owner.workers import hire
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
     from owner.lease import Lease
+    from owner.workers import Worker
 
 TTL_MIN_S, TTL_MAX_S = 0.1, 7 * 86400.0
 _RENEWALS = 3
@@ -72,19 +74,16 @@ def join(
     )
     if len(rules.encode(draft.replace(epoch=rules.LARGEST))) > rules.RECORD_LIMIT:
         raise ValueError(f"endpoint and meta make a record of over {rules.RECORD_LIMIT} bytes")
-    try:
-        timers = Timers(clock)
-    except OSError as error:
-        raise store.explain(error, path) from None
+    workers = _hired(path, clock)
     try:
         lease = _acquire(path, draft, clock)
     except BaseException:
-        timers.close()
+        _rest(workers)
         raise
     if lease.instance_id != draft.instance_id:
-        timers.close()
+        _rest(workers)
         return Owner(path, Holder.of(lease), None)
-    return _begin(path, Tenure(path, lease, clock, timers, interval_ns))
+    return _begin(path, Tenure(path, lease, clock, workers, interval_ns))
 
 
 def _seen(path: str, clock: Boottime) -> Lease | None:
@@ -126,6 +125,29 @@ def _judge(files: Store, clock: Boottime) -> tuple[Lease | None, int]:
     return rules.claims((record, copy), lambda lease: store.standing(lease, now_ns))
 
 
+def _hired(path: str, clock: Boottime) -> tuple[Worker, Worker]:
+    """Return the threads that are to watch and to renew: who cannot have them acquires nothing."""
+    workers: list[Worker] = []
+    try:
+        while len(workers) < 2:  # noqa: PLR2004 - one to watch, one to renew
+            workers.append(hire(clock))
+    except OSError as error:
+        _rest(workers)
+        raise store.explain(error, path) from None
+    except RuntimeError as error:
+        _rest(workers)
+        raise _no_threads(path, error) from None
+    except BaseException:
+        _rest(workers)
+        raise
+    return workers[0], workers[1]
+
+
+def _rest(workers: Iterable[Worker]) -> None:
+    for worker in workers:
+        worker.rest()
+
+
 def _begin(path: str, tenure: Tenure) -> Owner:
     try:
         tenure.run()
@@ -133,8 +155,12 @@ def _begin(path: str, tenure: Tenure) -> Owner:
     except BaseException as error:
         tenure.release()
         if isinstance(error, RuntimeError):
-            raise Unavailable(f"{path} cannot be renewed: {error}", reason="no-threads") from None
+            raise _no_threads(path, error) from None
         raise
+
+
+def _no_threads(path: str, error: RuntimeError) -> Unavailable:
+    return Unavailable(f"{path} cannot be renewed: {error}", reason="no-threads")
 
 
 def _own_identity(path: str) -> Identity:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import threading
+import _thread
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,9 +20,9 @@ class Lost:
 
     def __init__(self) -> None:
         """Make an event that is not set."""
-        self._mutex = threading.RLock()
+        self._mutex = _thread.RLock()
         self._is_set = False
-        self._threads: set[threading.Lock] = set()
+        self._threads: set[_thread.LockType] = set()
         self._waiting: set[tuple[AbstractEventLoop, Future[None]]] = set()
 
     def is_set(self) -> bool:
@@ -31,7 +31,7 @@ class Lost:
 
     def wait(self, timeout_s: float | None = None) -> bool:
         """Block this thread until it is set; return false if it is not after *timeout_s*."""
-        gate = threading.Lock()
+        gate = _thread.allocate_lock()
         gate.acquire()
         try:
             with self._mutex:

@@ -1,12 +1,10 @@
 """One ownership from its acquisition to its end: renewed by one thread, watched by another.
 
 They share nothing but the belief. Whatever a renewal is stuck in, the watchdog sees the belief
-end by a clock of its own.
+end by a clock of its own. A lease that is released before either moment has come wakes neither.
 """
 
 from __future__ import annotations
-
-import threading
 
 from foundation.errors import HubError, LeaseLost
 from owner import lease as rules
@@ -14,81 +12,55 @@ from owner import private
 from owner.belief import Belief
 from owner.guard import WAIT_S
 from owner.store import Store
-from owner.timer import Timer
+from owner.workers import Duty
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from owner.boottime import Boottime
     from owner.lease import Lease
+    from owner.workers import Worker
 
 _RETRIES = 8
 """A renewal that failed is tried again after this part of the interval."""
-
-
-class Timers:
-    """A tenure's two, made before anything is acquired: they may be lacking."""
-
-    def __init__(self, clock: Boottime) -> None:
-        """Make both.
-
-        Raises:
-            OSError: no descriptors are left.
-        """
-        self.alarm = Timer(clock)
-        try:
-            self.pace = Timer(clock)
-        except BaseException:
-            self.alarm.close()
-            raise
-
-    def stop(self) -> None:
-        """Have the threads that wait for them end."""
-        self.pace.stop()
-        self.alarm.stop()
-
-    def close(self) -> None:
-        """Give them back: no thread waits for them."""
-        self.pace.close()
-        self.alarm.close()
 
 
 class Tenure:
     """What stands behind an owner. Its methods may be called from any thread."""
 
     def __init__(
-        self, path: str, lease: Lease, clock: Boottime, timers: Timers, renew_interval_ns: int
+        self,
+        path: str,
+        lease: Lease,
+        clock: Boottime,
+        workers: tuple[Worker, Worker],
+        renew_interval_ns: int,
     ) -> None:
-        """Own *lease*, which is recorded at *path*, and *timers*; :meth:`run` is to follow."""
+        """Own *lease*, which is recorded at *path*, and both *workers*; :meth:`run` is to follow.
+
+        They were hired before anything was acquired: they may be lacking.
+        """
         self.belief = Belief(lease, clock)
         self._path = path
         self._clock = clock
-        self._timers = timers
+        self._watchdog, self._renewal = workers
+        self._watches = Duty(self._watch, self._watch_failed)
+        self._renews = Duty(self._renew_if_due, self._renewal_failed)
         self._interval_ns = renew_interval_ns
+        self._next_ns = lease.deadline_ns - lease.ttl_ns + renew_interval_ns
         self._process = private.process()
-        self._renews = True
+        self._is_renewed = True
         self._handed_over = False
+        self._watchdog.take(self._watches)
+        self._renewal.take(self._renews)
 
     def run(self) -> None:
         """Renew and watch from now on.
 
         Raises:
-            RuntimeError: no threads are left.
+            RuntimeError: a thread has ended.
         """
-        pending = [
-            (self._watch, "owner-watchdog", self._timers.alarm),
-            (self._keep_renewing, "owner-renewal", self._timers.pace),
-        ]
-        while pending:
-            main, name, _timer = pending[0]
-            try:
-                threading.Thread(target=main, name=name, daemon=True).start()
-            except BaseException as error:
-                # Ctrl-C comes while it waits for a thread that does run: that one closes its own.
-                for _main, _name, timer in pending[not isinstance(error, Exception) :]:
-                    timer.close()
-                self._timers.stop()
-                raise
-            del pending[0]
+        self._watchdog.call_at(self.belief.lease.belief_ends_ns)
+        self._renewal.call_at(self._next_ns)
 
     @property
     def is_forked(self) -> bool:
@@ -102,8 +74,8 @@ class Tenure:
     def cancel(self) -> None:
         """Renew no more; a renewal under way may still count."""
         if not self.is_forked:
-            self._renews = False
-            self._timers.pace.stop()
+            self._is_renewed = False
+            self._renewal.end(self._renews)
             self.belief.trouble = "renewing was cancelled"
 
     def release(self) -> bool:
@@ -111,8 +83,9 @@ class Tenure:
         if self.is_forked or self._handed_over:
             return True
         self.belief.give_up()
-        self._renews = False
-        self._timers.stop()
+        self._is_renewed = False
+        self._renewal.end(self._renews)
+        self._watchdog.end(self._watches)
         lease = self.belief.lease
         left_s = (lease.deadline_ns - self._clock.now_ns()) / 1e9
         try:
@@ -156,7 +129,7 @@ class Tenure:
             self.belief.end(str(error))
             raise
         # Who goes in and out without a pause would keep the renewal out of the guard for ever.
-        if self._renews and now_ns >= lease.deadline_ns - lease.ttl_ns + self._interval_ns:
+        if self._is_renewed and now_ns >= lease.deadline_ns - lease.ttl_ns + self._interval_ns:
             try:
                 self._renew_in(store)
             except LeaseLost:
@@ -177,19 +150,22 @@ class Tenure:
         store.write(renewed)
         self.belief.extend(renewed)
 
-    def _keep_renewing(self) -> None:
-        next_ns = self._clock.now_ns() + self._interval_ns
+    def _renew_if_due(self) -> int | None:
+        if self._clock.now_ns() < self._next_ns:
+            return self._next_ns
+        if not self._is_renewed or not self.belief.holds():
+            return None
         try:
-            while self._timers.pace.wait_until(next_ns) and self.belief.holds():
-                next_ns = self._clock.now_ns() + self._renew()
+            after_ns = self._renew()
         except LeaseLost as error:
             self.belief.holds()  # if its time is over, that is why
             self.belief.end(str(error))
-        except BaseException as error:
-            self.belief.trouble = f"its renewal failed: {error!r}"
-            raise
-        finally:
-            self._timers.pace.close()
+            return None
+        self._next_ns = self._clock.now_ns() + after_ns
+        return self._next_ns
+
+    def _renewal_failed(self, error: BaseException) -> None:
+        self.belief.trouble = f"its renewal failed: {error!r}"
 
     def _renew(self) -> int:
         """Renew, or fail; return after how many nanoseconds to do it again."""
@@ -205,15 +181,11 @@ class Tenure:
             return self._interval_ns // _RETRIES
         return self._interval_ns
 
-    def _watch(self) -> None:
-        try:
-            while self.belief.holds() and self._timers.alarm.wait_until(
-                self.belief.lease.belief_ends_ns
-            ):
-                pass
-        except BaseException as error:
-            self.belief.end(f"its watchdog failed: {error!r}")
-            raise
-        finally:
-            self.belief.tell()
-            self._timers.alarm.close()
+    def _watch(self) -> int | None:
+        if self.belief.holds():
+            return self.belief.lease.belief_ends_ns
+        self.belief.tell()
+        return None
+
+    def _watch_failed(self, error: BaseException) -> None:
+        self.belief.end(f"its watchdog failed: {error!r}")

@@ -1,12 +1,11 @@
-"""A thread's alarm clock: it rings at a moment of CLOCK_BOOTTIME, or is stopped."""
+"""A thread's alarm clock: it rings at a moment of CLOCK_BOOTTIME, which any thread may set."""
 
 from __future__ import annotations
 
-import ctypes
 import os
-import select
-import threading
+from _struct import pack
 
+from foundation import libc
 from owner import private
 from owner.boottime import NS_PER_S
 
@@ -16,83 +15,49 @@ if TYPE_CHECKING:
 
 _CLOCK_BOOTTIME = 7  # clock_gettime(2)
 _TFD_TIMER_ABSTIME = 1  # timerfd_create(2)
-_FLAGS = os.O_NONBLOCK | os.O_CLOEXEC
 
-
-class _Times(ctypes.Structure):
-    """Source: timerfd_create(2), struct itimerspec: the interval, then the moment."""
-
-    _fields_ = (
-        ("interval_s", ctypes.c_long),
-        ("interval_ns", ctypes.c_long),
-        ("s", ctypes.c_long),
-        ("ns", ctypes.c_long),
-    )
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.timerfd_settime.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p)
+_timerfd_create = libc.function("timerfd_create")
+_timerfd_settime = libc.function("timerfd_settime")
 
 
 class Timer:
-    """One thread waits, any other may stop it for good.
+    """One thread waits, any other may set the moment meanwhile, and wakes nobody by that.
 
     A timerfd, because what Python's own waits count stands still in suspend: a moment that
     passed meanwhile rings at the awakening.
     """
 
     def __init__(self, clock: Boottime) -> None:
-        """Make a timer whose moments are those of *clock*.
+        """Make a timer that is not set, and whose moments are those of *clock*.
 
         Raises:
             OSError: no descriptors are left.
         """
         self._clock = clock
-        self._mutex = threading.RLock()
-        self._closed = False
-        self._timer = private.opened(_make_timer)
-        try:
-            self._stop = private.opened(_make_event)
-        except BaseException:
-            private.close(self._timer)
-            raise
+        self._fd = private.opened(lambda: _timerfd_create(_CLOCK_BOOTTIME, os.O_CLOEXEC))
 
-    def wait_until(self, moment_ns: int) -> bool:
-        """Wait until *moment_ns* and return true; return false once the timer was stopped.
+    def wait(self) -> None:
+        """Wait until it has rung since it was last set or waited for.
 
         Raises:
             OSError: the kernel refuses.
         """
-        seconds, nanoseconds = divmod(max(1, self._clock.local_ns(moment_ns)), NS_PER_S)
-        times = _Times(0, 0, seconds, nanoseconds)
-        if _libc.timerfd_settime(self._timer, _TFD_TIMER_ABSTIME, ctypes.byref(times), None):
-            raise OSError(ctypes.get_errno(), "timerfd_settime")
-        poll = select.poll()
-        poll.register(self._timer, select.POLLIN)
-        poll.register(self._stop, select.POLLIN)
-        return self._stop not in {fd for fd, _events in poll.poll()}
+        os.read(self._fd, 8)
 
-    def stop(self) -> None:
-        """Have the thread that waits, now or later, return; it is to close the timer."""
-        with self._mutex:
-            if not self._closed:
-                os.eventfd_write(self._stop, 1)
+    def set(self, moment_ns: int) -> None:
+        """Have it ring at *moment_ns*, at once if that has passed, and at no moment set before."""
+        self._set(*divmod(max(1, self._clock.local_ns(moment_ns)), NS_PER_S))
+
+    def clear(self) -> None:
+        """Have it ring at no moment."""
+        self._set(0, 0)
 
     def close(self) -> None:
-        """Give the descriptors back; to stop it from then on does nothing."""
-        with self._mutex:
-            if not self._closed:
-                self._closed = True
-                private.close(self._timer)
-                private.close(self._stop)
+        """Give the descriptor back; nobody waits for it or sets it from then on."""
+        private.close(self._fd)
 
-
-def _make_timer() -> int:
-    fd: int = _libc.timerfd_create(_CLOCK_BOOTTIME, _FLAGS)
-    if fd < 0:
-        raise OSError(ctypes.get_errno(), "timerfd_create")
-    return fd
-
-
-def _make_event() -> int:
-    return os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    def _set(self, seconds: int, nanoseconds: int) -> None:
+        # Source: timerfd_create(2), struct itimerspec: the interval, then the moment.
+        _timerfd_settime(
+            self._fd, _TFD_TIMER_ABSTIME, pack("@4l", 0, 0, seconds, nanoseconds), None
+        )

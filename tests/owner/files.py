@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from owner import lease as rules
+from owner import workers
 from owner.lease import Lease
 
 if TYPE_CHECKING:
@@ -48,3 +49,9 @@ def change(path: Path, **changes: Any) -> Lease:
 
 def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+def dismiss_idle() -> None:
+    """End the threads that sleep until the next join."""
+    while workers._idle:
+        workers._idle.pop().dismiss()

@@ -2,23 +2,30 @@
 
 from __future__ import annotations
 
+import _thread
 import math
 import os
 import stat
+import sys
 import textwrap
 import threading
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from foundation import filesystem
 from foundation.errors import Corrupt, Refused, Unavailable
 from foundation.process import Identity
-from owner import ENDPOINT_META_KEY, FOLLOWER, OWNER, join, tenure
+from owner import ENDPOINT_META_KEY, FOLLOWER, OWNER, join, joining, tenure, workers
 from owner import inspect as inspect_lease
-from tests.owner.files import change, descriptors, guard_held, guard_of, store, stored
+from owner.holder import Holder
+from owner.tenure import Tenure
+from tests.owner.files import change, descriptors, dismiss_idle, guard_held, guard_of, store, stored
 from tests.support import CODE, eventually, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TTL_S = 10.0
 
@@ -136,7 +143,8 @@ def test_an_owner_whose_files_are_both_gone_is_owner_no_more(path: Path) -> None
 
 
 def test_the_files_are_private_and_nothing_else_is_left(path: Path) -> None:
-    before = descriptors()
+    join(path, ttl_s=TTL_S).release()
+    before = descriptors()  # with the timers of the threads that sleep until the next join
     old = os.umask(0)
     try:
         with join(path, ttl_s=TTL_S, renew_interval_s=0.05) as a:
@@ -150,11 +158,11 @@ def test_the_files_are_private_and_nothing_else_is_left(path: Path) -> None:
     for file in (path, guard_of(path)):
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
     eventually(lambda: descriptors() <= before)
-    eventually(lambda: not any(t.name.startswith("owner-") for t in threading.enumerate()))
 
 
 def test_a_refused_join_leaves_no_descriptor(path: Path) -> None:
     with join(path, ttl_s=TTL_S):
+        join(path.parent / "another", ttl_s=TTL_S).release()
         before = descriptors()
         join(path, ttl_s=TTL_S)
         path.unlink()  # so that the guard decides
@@ -165,50 +173,81 @@ def test_a_refused_join_leaves_no_descriptor(path: Path) -> None:
         assert descriptors() <= before
 
 
+@pytest.mark.parametrize("left", [0, 1])
 def test_without_a_thread_to_renew_nobody_becomes_owner(
-    path: Path, monkeypatch: pytest.MonkeyPatch
+    path: Path, monkeypatch: pytest.MonkeyPatch, left: int
 ) -> None:
+    started: list[object] = []
+
+    def start(call: Callable[[], object], arguments: tuple[()]) -> None:
+        if len(started) == left:
+            raise RuntimeError("can't start new thread")
+        started.append(_thread.start_new_thread(call, arguments))
+
+    monkeypatch.setattr(workers, "_idle", [])
     before = descriptors()
-    for which in ("owner-watchdog", "owner-renewal"):
-        start = threading.Thread.start
-
-        def refuse(thread: threading.Thread, which: str = which, start: Any = start) -> None:
-            if thread.name == which:
-                raise RuntimeError("can't start new thread")
-            start(thread)
-
-        with monkeypatch.context() as none_left:
-            none_left.setattr(threading.Thread, "start", refuse)
-            with pytest.raises(Unavailable) as error:
-                join(path, ttl_s=TTL_S)
-        assert error.value.reason == "no-threads"
-        assert inspect_lease(path) is None
-    eventually(lambda: descriptors() <= before)
+    with monkeypatch.context() as few_left:
+        few_left.setattr(workers, "start_new_thread", start)
+        with pytest.raises(Unavailable) as error:
+            join(path, ttl_s=TTL_S)
+    assert error.value.reason == "no-threads"
+    assert inspect_lease(path) is None
+    assert not path.exists(), "it was refused before anything was written"
+    assert len(descriptors() - before) == left, "a thread sleeps until the next join"
     join(path, ttl_s=TTL_S).release()
+    dismiss_idle()
+    eventually(lambda: descriptors() <= before)
 
 
-@pytest.mark.parametrize("which", ["owner-watchdog", "owner-renewal"])
+@pytest.mark.parametrize("which", [1, 2])
 def test_ctrl_c_in_a_join_leaves_no_lease_no_descriptor_and_no_trouble(
-    path: Path, monkeypatch: pytest.MonkeyPatch, which: str
+    path: Path, monkeypatch: pytest.MonkeyPatch, which: int
 ) -> None:
+    monkeypatch.setattr(workers, "_idle", [])
     before = descriptors()
-    start = threading.Thread.start
+    started: list[object] = []
     troubles: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", troubles.append)
+    monkeypatch.setattr(sys, "unraisablehook", troubles.append)
 
-    def interrupted(thread: threading.Thread) -> None:
-        start(thread)
-        if thread.name == which:
+    def interrupted(call: Callable[[], object], arguments: tuple[()]) -> None:
+        started.append(_thread.start_new_thread(call, arguments))
+        if len(started) == which:
             raise KeyboardInterrupt
 
     with monkeypatch.context() as ctrl_c:
-        ctrl_c.setattr(threading.Thread, "start", interrupted)
+        ctrl_c.setattr(workers, "start_new_thread", interrupted)
         with pytest.raises(KeyboardInterrupt):
             join(path, ttl_s=3600)
     assert inspect_lease(path) is None
-    eventually(lambda: not any(t.name.startswith("owner-") for t in threading.enumerate()))
-    assert descriptors() <= before
+    dismiss_idle()
+    eventually(lambda: descriptors() <= before)
     assert not troubles
+
+
+@pytest.mark.parametrize("after", ["hired", "acquired", "begun"])
+def test_ctrl_c_at_a_step_of_a_join_leaves_no_lease_and_no_thread_behind(
+    path: Path, monkeypatch: pytest.MonkeyPatch, after: str
+) -> None:
+    steps = {
+        "hired": (joining, "_acquire"),
+        "acquired": (Tenure, "run"),
+        "begun": (Holder, "of"),
+    }
+
+    def interrupted(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "_idle", [])
+    join(path, ttl_s=TTL_S).release()
+    before = descriptors()
+    with monkeypatch.context() as ctrl_c:
+        ctrl_c.setattr(*steps[after], interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            join(path, ttl_s=3600)
+    assert inspect_lease(path) is None
+    join(path, ttl_s=TTL_S).release()
+    assert descriptors() <= before, "it has hired those that the other had"
+    dismiss_idle()
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import signal
+import sys
 import threading
 import time
 from typing import TYPE_CHECKING
@@ -11,7 +13,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation.errors import LeaseLost
-from owner import join
+from owner import join, workers
 from owner import lease as rules
 from owner.belief import BELIEVING, ENDED, GIVEN_UP, LOST, NEXT, RELEASED, RENEWED, Belief
 from owner.boottime import Boottime
@@ -22,6 +24,7 @@ from tests.owner.test_lease import SECOND, make
 from tests.support import eventually, run_python
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 TTL_S = 0.4
@@ -269,28 +272,41 @@ def test_a_loop_that_was_closed_in_the_middle_keeps_nobody_else_waiting() -> Non
 # --- the timer ------------------------------------------------------------------------------
 
 
-def test_a_timer_rings_at_its_moment_and_at_once_if_that_has_passed() -> None:
-    clock = Boottime.here()
-    timer = Timer(clock)
-    try:
-        at_ns = clock.now_ns() + 30_000_000
-        assert timer.wait_until(at_ns)
-        assert at_ns <= clock.now_ns()
-        assert timer.wait_until(at_ns)
-        assert timer.wait_until(-5)
-    finally:
-        timer.close()
+@pytest.fixture
+def timer() -> Iterator[Timer]:
+    made = Timer(Boottime.here())
+    yield made
+    made.close()
 
 
-def test_a_stopped_timer_does_not_ring_however_often_it_is_asked() -> None:
+def test_a_timer_rings_at_its_moment_and_at_once_if_that_has_passed(timer: Timer) -> None:
     clock = Boottime.here()
-    timer = Timer(clock)
-    threading.Thread(target=timer.stop).start()
-    assert not timer.wait_until(clock.now_ns() + 3600 * SECOND)
-    assert not timer.wait_until(clock.now_ns())
-    timer.close()
-    timer.close()
-    timer.stop()
+    at_ns = clock.now_ns() + 30_000_000
+    timer.set(at_ns)
+    timer.wait()
+    assert at_ns <= clock.now_ns()
+    for passed_ns in (at_ns, 0, -5):
+        timer.set(passed_ns)
+        timer.wait()
+
+
+def test_a_timer_rings_at_the_moment_set_last_whoever_waits_already(timer: Timer) -> None:
+    clock = Boottime.here()
+    rung = threading.Event()
+
+    def wait() -> None:
+        timer.wait()
+        rung.set()
+
+    timer.set(clock.now_ns() + 3600 * SECOND)
+    waits = threading.Thread(target=wait)
+    waits.start()
+    timer.set(clock.now_ns() + 20_000_000)
+    timer.clear()
+    assert not rung.wait(0.1)
+    timer.set(clock.now_ns())
+    assert rung.wait(10)
+    waits.join()
 
 
 # --- an owner's own ---------------------------------------------------------------------------
@@ -366,13 +382,30 @@ def test_a_release_at_the_very_end_of_belief_tells_it_before_or_never(path: Path
 
 
 def test_a_watchdog_that_fails_ends_the_belief(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fails(_timer: Timer, _moment_ns: int) -> bool:
+    def fails(_timer: Timer) -> None:
         raise OSError(9, "Bad file descriptor")
 
     hooked: list[object] = []
-    monkeypatch.setattr(threading, "excepthook", hooked.append)
-    monkeypatch.setattr(Timer, "wait_until", fails)
+    monkeypatch.setattr(sys, "unraisablehook", hooked.append)
+    monkeypatch.setattr(workers, "_idle", [])
+    monkeypatch.setattr(Timer, "wait", fails)
+    monkeypatch.setattr(workers, "start_new_thread", held := Held())
     with join(path, ttl_s=60) as a:
+        held.start()
         assert a.lost.wait(10)
         assert "watchdog failed" in a.lost_reason
         eventually(lambda: len(hooked) == 2)
+
+
+class Held:
+    """Starts threads when it is told to."""
+
+    def __init__(self) -> None:
+        self._calls: list[tuple[Callable[..., object], tuple[object, ...]]] = []
+
+    def __call__(self, call: Callable[..., object], arguments: tuple[object, ...]) -> None:
+        self._calls.append((call, arguments))
+
+    def start(self) -> None:
+        for call, arguments in self._calls:
+            _thread.start_new_thread(call, arguments)

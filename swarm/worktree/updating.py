@@ -73,6 +73,8 @@ class Plan:
         """Files that get conflict markers, and what stands in those lines."""
         self.conflicts: list[Conflict] = []
         self.in_the_way: list[bytes] = []
+        self.mergeable: list[bytes] = []
+        """Those of them which markers would help with, but for what git ignores."""
 
 
 class Planner:
@@ -147,7 +149,10 @@ class Planner:
                     )
                 )
                 plan.writes.append(Write(path, there[0], None, judged, only_kind))
-        elif was is None and (not self._markers or ignored(self._worktree, [path])):
+        elif was is None and not self._markers:
+            plan.in_the_way.append(path)
+            plan.mergeable.append(path)
+        elif was is None and ignored(self._worktree, [path]):
             plan.in_the_way.append(path)
         else:
             self._both(plan, path, was, mine, there, judged)
@@ -302,7 +307,7 @@ def _merged_kind(was: tuple[str, str] | None, mine: str, theirs: str) -> str:
     return theirs if mine == was[0] else mine
 
 
-def refuse_what_is_in_the_way(plan: Plan) -> None:
+def refuse_what_is_in_the_way(plan: Plan, worktree: str) -> None:
     """Refuse to overwrite files that nobody committed.
 
     Raises:
@@ -313,9 +318,12 @@ def refuse_what_is_in_the_way(plan: Plan) -> None:
         return
     shown = ", ".join(map(treepath.show, found[:_SHOWN]))
     more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    way_out = "move it away, then update again"
+    if sorted(plan.mergeable) == found and not ignored(worktree, found):
+        way_out += " (`--markers` merges it)"
     raise Refused(
         f"{shown}{more}: trunk has a file there, and what is there in the slot is not committed: "
-        "move it away, then update again (`--markers` merges it)",
+        f"{way_out}",
         reason="in-the-way",
     )
 

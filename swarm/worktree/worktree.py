@@ -377,7 +377,7 @@ class Worktree:
         planner = Planner(self.directory, self.base, self._repository, self._slot)
         plan = planner.plan(to, markers=markers)
         self._repository.forget()
-        updating.refuse_what_is_in_the_way(plan)
+        updating.refuse_what_is_in_the_way(plan, self.directory)
         if plan.conflicts:
             raise Conflicted(tuple(plan.conflicts))
         try:

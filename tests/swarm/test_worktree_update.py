@@ -157,13 +157,26 @@ def test_what_nobody_committed_is_never_overwritten(bench: Bench, markers: bool)
     assert caught.value.reason == "in-the-way"
     for name in ("x.o", "built/deep", "as-dir", "as-file"):
         assert name in str(caught.value)
+    assert str(caught.value).endswith("move it away, then update again")
     assert tree_of(bench.wt) == before
+
+
+def test_of_what_git_ignores_nobody_is_told_that_it_can_be_merged(bench: Bench) -> None:
+    bench.elsewhere({b".gitignore": Node(b"*.o\n")})
+    bench.tree.update()
+    edit(bench.wt, {b"x.o": Node(b"built\n")})
+    bench.elsewhere({b"x.o": Node(b"theirs\n")})
+    with pytest.raises(Refused, match=r"move it away, then update again$"):
+        bench.tree.update()
+    (bench.wt / "x.o").rename(bench.root.parent / "x.o")
+    bench.tree.update()
+    assert (bench.wt / "x.o").read_bytes() == b"theirs\n"
 
 
 def test_what_both_added_is_in_the_way_until_markers_are_asked_for(bench: Bench) -> None:
     edit(bench.wt, {b"new": Node(b"mine\n"), b"same": Node(b"same\n")})
     bench.elsewhere({b"new": Node(b"theirs\n"), b"same": Node(b"same\n")})
-    with pytest.raises(Refused, match="new: trunk has a file there"):
+    with pytest.raises(Refused, match=r"new: trunk has a file there.*`--markers` merges it"):
         bench.tree.update()
     done = bench.tree.update(markers=True)
     assert done.conflicted == (b"new",)

@@ -253,7 +253,7 @@ def events(
     try:
         workspace = Workspace.find(verbs.root_or_default(root))
         wait_for_trunk(workspace, TRUNK_WITHIN_S)
-        from hub.events import print_events  # noqa: PLC0415
+        from hub.eventview import print_events  # noqa: PLC0415
 
         print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
     except HubError as error:

@@ -1,4 +1,4 @@
-"""The history of the hub and its slots, as a person or a program reads it.
+"""The history of the hub and its slots, event by event.
 
 Read straight from the stream EVENTS, by sequence and without acknowledgements, so reading
 changes nothing and any number may read. Sequences have no holes of their own: where one is
@@ -9,30 +9,23 @@ from __future__ import annotations
 
 import asyncio
 import os
-import select
-import sys
-from contextlib import aclosing, contextmanager, suppress
-from datetime import datetime
+from contextlib import aclosing, suppress
 from typing import TYPE_CHECKING, Any
 
 from foundation import clock, codec
 from foundation.errors import NotRunning, Refused, Unavailable
 from foundation.record import Record
 from hub.bus import GARBLED, STREAM_NOT_FOUND, StreamRefused, connect
-from hub.output import envelope
 from hub.status import status_of
 from hub.trunk.streams import EVENTS
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable, Generator, Mapping
-    from typing import TextIO
+    from collections.abc import AsyncGenerator, Callable, Mapping
 
     from nats.aio.msg import Msg
 
     from foundation.workspace import Workspace
     from hub.bus import Bus, Feed
-
-VERB = "hub.events"
 
 MISSING = "missing"
 """The kind of an event that stands for those the store lost; ``data`` is ``{"first","last"}``."""
@@ -124,166 +117,6 @@ async def _connected(workspace: Workspace, find: Callable[[Workspace], str]) -> 
             f"the bus of the hub in {workspace.root} does not answer at {url}: `hub status`",
             reason="bus-down",
         ) from None
-
-
-def print_events(
-    workspace: Workspace,
-    *,
-    after: int,
-    follow: bool,
-    as_json: bool,
-    out: TextIO | None,
-    find: Callable[[Workspace], str] = address,
-) -> None:
-    """Print the events after sequence *after*, a line each; with *follow* until interrupted.
-
-    With *as_json* it prints one envelope whose data is ``{"events": [EVENT, …]}``; with *follow*
-    as well, an envelope a line whose data is an EVENT itself: ``{"seq","time","subject","kind",
-    "data"}``. A reader that has seen enough ends it without a word; *out* is None where there is
-    no stdout, and then nothing is printed or followed.
-
-    Raises:
-        KeyboardInterrupt: it was interrupted.
-        OSError: *out* cannot be written.
-
-        And as :func:`read`.
-    """
-    if out is None:
-        with open(os.devnull, "w", encoding="ascii") as nowhere:
-            print_events(
-                workspace, after=after, follow=False, as_json=as_json, out=nowhere, find=find
-            )
-        return
-    events = read(workspace, after, follow=follow, find=find)
-    try:
-        asyncio.run(_print(events, follow=follow, as_json=as_json, out=out))
-        out.flush()
-    except (BrokenPipeError, asyncio.CancelledError):
-        # The reader has seen enough. The interpreter flushes once more at its end.
-        if out is sys.stdout:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), out.fileno())
-
-
-def line(event: Event) -> str:
-    """Return *event* as one line for people, whatever it holds."""
-    text = f"{event.seq:>6}  {local_time(event.time)}  {event.subject}  {summary(event)}"
-    return _printable(text).rstrip()
-
-
-def local_time(text: str) -> str:
-    """Return an RFC 3339 time as the clock on the wall shows it."""
-    try:
-        return datetime.fromisoformat(text).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-    except ValueError:
-        return text
-
-
-def summary(event: Event) -> str:
-    """Return what happened, in a few words."""
-    data = event.data
-    ours = event.subject.startswith(("hub.", "trunk.", "-"))
-    known = _SUMMARIES if ours else _OF_SLOTS if event.subject.startswith("slot.") else {}
-    spell = known.get(event.kind)
-    try:
-        text = spell.format_map(_Said(data)) if spell else _pairs(data)
-    except (ValueError, KeyError, TypeError, IndexError):
-        text = _pairs(data)
-    return _printable(text)
-
-
-def _printable(text: str) -> str:
-    return "".join(char if char.isprintable() else "?" for char in text)
-
-
-_SUMMARIES = {
-    "ready": "ready in {took_ms} ms: {fossil_url} {nats_url} (pid {pid})",
-    "stopping": "stopping: {reason}",
-    "child-exited": "{child} {status} after {uptime_s} s (pid {pid})",
-    "child-restarted": "{child} restarted in {down_ms} ms (pid {pid}, restart {restarts})",
-    "failed": "{child} failed: {reason}",
-    "events-lost": "{count} events were lost before they could be published",
-    "store-damaged": "the event store lost messages: expected {expected}, found {found}",
-    "checkin": "{slot} {checkin:.10} {message} ({counted})",
-    "forked": "trunk has several tips: {leaves}",
-    MISSING: "events {first} to {last} are missing: the event store is damaged",
-    UNREADABLE: "not an event ({bytes} bytes)",
-}
-
-
-_OF_SLOTS = {
-    "joined": "joined at {checkin:.10} (pid {pid}) {task}",
-    "updated": "updated to {checkin:.10}",
-    "conflict": "refused, others have changed the same in {counted}: {paths}",
-    "run-started": "runs {argv} (pid {pid})",
-    "run-ended": "the agent {status}",
-    "closed": "closed ({result}) {summary}",
-    "left": "its leaf ended, the slot stays",
-}
-
-
-class _Said(dict[str, Any]):
-    """The fields of an event as its summary says them."""
-
-    def __getitem__(self, key: str) -> Any:
-        if key == "counted":
-            count = super().get("count", "?")
-            return "1 file" if count == 1 else f"{count} files"
-        value = super().get(key, "?")
-        if isinstance(value, list) and value and all(isinstance(one, str) for one in value):
-            return " ".join(value)
-        if key == "status" and isinstance(value, int):
-            return f"was ended by signal {-value}" if value < 0 else f"exited with {value}"
-        if isinstance(value, float):
-            return round(value, 1)
-        if key == "message" and isinstance(value, str):
-            return value.partition("\n")[0]
-        return _pairs(value) if isinstance(value, dict) else value
-
-
-def _pairs(data: dict[str, Any]) -> str:
-    return " ".join(
-        f"{key}={value if isinstance(value, str | int) else codec.dumps(value)}"
-        for key, value in data.items()
-    )
-
-
-async def _print(
-    events: AsyncGenerator[Event], *, follow: bool, as_json: bool, out: TextIO
-) -> None:
-    collected: list[dict[str, Any]] = []
-    task = asyncio.current_task()
-    assert task is not None
-    async with aclosing(events):
-        with _watched(out, task.cancel):
-            async for event in events:
-                if as_json and not follow:
-                    collected.append(event.as_dict())
-                    continue
-                out.write(envelope(VERB, event.as_dict()) if as_json else f"{line(event)}\n")
-                if follow:
-                    out.flush()
-    if as_json and not follow:
-        out.write(envelope(VERB, {"events": collected}))
-
-
-@contextmanager
-def _watched(out: TextIO, leave: Callable[[], object]) -> Generator[None]:
-    """Call *leave* when whoever reads *out* goes away: the next event may take for ever.
-
-    Source: epoll_ctl(2): without any event asked for, EPOLLERR and EPOLLHUP are reported.
-    """
-    loop = asyncio.get_running_loop()
-    with select.epoll() as errors:
-        try:
-            errors.register(out, 0)
-        except (OSError, ValueError):  # a plain file, or none at all
-            yield
-            return
-        loop.add_reader(errors, leave)
-        try:
-            yield
-        finally:
-            loop.remove_reader(errors)
 
 
 async def _read_once(bus: Bus, after: int, *, follow: bool) -> AsyncGenerator[Event]:

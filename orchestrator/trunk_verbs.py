@@ -189,7 +189,7 @@ def events(
     try:
         workspace = Workspace.find(root_or_default(root))
         wait_for_trunk(workspace, TRUNK_WITHIN_S)
-        from hub.events import print_events  # noqa: PLC0415 - it loads the bus
+        from hub.eventview import print_events  # noqa: PLC0415 - it loads the bus
 
         print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
     except HubError as error:

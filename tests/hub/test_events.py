@@ -18,7 +18,9 @@ import pytest
 from foundation import codec
 from foundation.errors import NotRunning, Refused, Unavailable
 from hub.bus import connect, read_url
-from hub.events import Event, line, print_events, read, summary
+from hub.event_words import line, summary
+from hub.events import Event, read
+from hub.eventview import print_events
 from hub.trunk.streams import CONFIGS, ensure
 from tests.hub.bus_server import Server, copied_server, free_port, make_workspace
 from tests.support import HUB, Hub, eventually, port_of

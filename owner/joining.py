@@ -96,14 +96,23 @@ def _seen(path: str, clock: Boottime) -> Lease | None:
 
 
 def _acquire(path: str, draft: Lease, clock: Boottime) -> Lease:
-    """Record *draft* with an epoch of its own, if the lease is free; return who has it now."""
+    """Record *draft* with an epoch of its own, if the lease is free; return who has it now.
+
+    Raises:
+        Corrupt: the record is none, and somebody may still believe in what it said.
+    """
     with Store(path, "acquire", timeout_s=WAIT_S) as files:
-        held, highest_epoch = _judge(files, clock)
+        copy = files.copy()
+        record = store.read_record_beside(copy, path)
+        now_ns = clock.now_ns()
+        held, highest_epoch = rules.claims(
+            (record, copy), lambda lease: store.standing(lease, now_ns)
+        )
         if held is not None:
             return held
         lease = rules.restarted(draft.replace(epoch=highest_epoch + 1), now_ns=clock.now_ns())
         try:
-            files.reserve(lease)
+            files.reserve(lease, is_named=copy is not None and rules.is_same(record, copy))
             # The disk may have taken its time over that; nobody was let in meanwhile.
             lease = rules.restarted(lease, now_ns=clock.now_ns())
             files.write(lease)
@@ -111,18 +120,6 @@ def _acquire(path: str, draft: Lease, clock: Boottime) -> Lease:
             files.withdraw(lease)
             raise
         return lease
-
-
-def _judge(files: Store, clock: Boottime) -> tuple[Lease | None, int]:
-    """Return the lease that is held, if one is, and the highest epoch there was.
-
-    Raises:
-        Corrupt: the record is none, and somebody may still believe in what it said.
-    """
-    copy = files.copy()
-    record = store.read_record_beside(copy, files.path)
-    now_ns = clock.now_ns()
-    return rules.claims((record, copy), lambda lease: store.standing(lease, now_ns))
 
 
 def _hired(path: str, clock: Boottime) -> tuple[Worker, Worker]:

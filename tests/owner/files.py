@@ -8,12 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from owner import lease as rules
 from owner import workers
 from owner.lease import Lease
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
 
 def guard_of(path: Path) -> Path:
@@ -49,6 +51,23 @@ def change(path: Path, **changes: Any) -> Lease:
 
 def descriptors() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
+
+
+@contextmanager
+def syncs_told(told: Callable[[str], None]) -> Iterator[None]:
+    """Have *told* called with the path of each file that is synced, before it is."""
+
+    def telling(real: Callable[[int], None]) -> Callable[[int], None]:
+        def sync(fd: int) -> None:
+            told(os.readlink(f"/proc/self/fd/{fd}"))
+            real(fd)
+
+        return sync
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("fsync", "fdatasync"):
+            patch.setattr(os, name, telling(getattr(os, name)))
+        yield
 
 
 def dismiss_idle() -> None:

@@ -8,15 +8,19 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from foundation.process import boot_id
 from owner import FOLLOWER, OWNER, join, store
 from owner import inspect as inspect_lease
-from tests.owner.files import guard_held, guard_of, stored
+from tests.owner.files import guard_held, guard_of, stored, syncs_told
 from tests.owner.instances import Instance
 from tests.support import CODE, eventually, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 pytestmark = [pytest.mark.faults]
 
@@ -54,7 +58,7 @@ def test_a_killed_owner_is_taken_over_at_once(path: Path) -> None:
         )
 
 
-STEPS = {"guarded", "copied", "written", "recorded"}
+STEPS = {"guarded", "copied", "reserved", "written", "recorded"}
 
 
 def test_every_step_at_which_one_can_be_killed_is_known() -> None:
@@ -68,6 +72,8 @@ def test_killed_at_any_step_the_next_becomes_owner_at_once(path: Path, act: str,
     point = f"owner.{act}.{step}"
     if point == "owner.release.copied@2":
         pytest.skip("a release writes once")
+    if step == "reserved" and act != "acquire":
+        pytest.skip("only an acquisition is synced")
     join(path, ttl_s=10).release()
     with Instance(path, HUB_FAILPOINT=point) as a:
         if act == "fence":
@@ -83,6 +89,42 @@ def test_killed_at_any_step_the_next_becomes_owner_at_once(path: Path, act: str,
         assert sorted(os.listdir(path.parent)) == ["slot.owner", "slot.owner.lock"]
         assert join(path, ttl_s=10).role == FOLLOWER
     assert inspect_lease(path) is None
+
+
+def synced_by(path: Path, act: Callable[[], object]) -> list[str]:
+    """Return what *act* syncs, in order."""
+    synced: list[str] = []
+    with syncs_told(synced.append):
+        act()
+    return [{str(path.parent): "name", str(guard_of(path)): "content"}[one] for one in synced]
+
+
+@pytest.mark.parametrize("step", ["guarded", "copied", "reserved", "copied@2", "written"])
+@pytest.mark.parametrize("guard", ["new", "removed"])
+def test_killed_before_the_guards_name_was_synced_or_after_it_is_synced_by_the_next(
+    path: Path, guard: str, step: str
+) -> None:
+    def become() -> None:
+        with join(path, ttl_s=10) as a:
+            assert a.role == OWNER
+
+    if guard == "removed":
+        become()
+        guard_of(path).unlink()
+    with Instance(path, HUB_FAILPOINT=f"owner.acquire.{step}") as a:
+        a.tell("become(10)")
+        assert a.wait() == -9
+    assert synced_by(path, become) == ["content", "name"]
+    assert synced_by(path, become) == ["content"]
+
+
+def test_the_name_of_a_guard_that_its_owner_makes_anew_is_synced_before_it_looks_old(
+    path: Path,
+) -> None:
+    a = join(path, ttl_s=10)
+    guard_of(path).unlink()
+    assert synced_by(path, a.release) == ["name"], "as by a renewal"
+    assert synced_by(path, join(path, ttl_s=10).release) == []
 
 
 # --- frozen ---------------------------------------------------------------------------------

@@ -19,9 +19,19 @@ from foundation.errors import Corrupt, Refused, Unavailable
 from foundation.process import Identity
 from owner import ENDPOINT_META_KEY, FOLLOWER, OWNER, join, joining, tenure, workers
 from owner import inspect as inspect_lease
+from owner import lease as rules
 from owner.holder import Holder
 from owner.tenure import Tenure
-from tests.owner.files import change, descriptors, dismiss_idle, guard_held, guard_of, store, stored
+from tests.owner.files import (
+    change,
+    descriptors,
+    dismiss_idle,
+    guard_held,
+    guard_of,
+    store,
+    stored,
+    syncs_told,
+)
 from tests.support import CODE, eventually, run_python
 
 if TYPE_CHECKING:
@@ -314,19 +324,15 @@ def test_a_network_file_system_is_refused(path: Path, monkeypatch: pytest.Monkey
     assert not list(path.parent.iterdir())
 
 
-def test_the_epoch_is_on_disk_before_the_lease_is_seen(
-    path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_epoch_is_on_disk_before_the_lease_is_seen(path: Path) -> None:
     synced: list[tuple[str, bool]] = []
-    real = os.fsync
 
-    def fsync(fd: int) -> None:
-        synced.append((os.readlink(f"/proc/self/fd/{fd}"), path.exists()))
-        real(fd)
+    def told(file: str) -> None:
+        assert rules.decode(guard_of(path).read_bytes()).epoch == 1, "written before"
+        synced.append((file, path.exists()))
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    with join(path, ttl_s=TTL_S, renew_interval_s=0.05) as a:
-        assert synced == [(str(path.parent), False), (str(guard_of(path)), False)]
+    with syncs_told(told), join(path, ttl_s=TTL_S, renew_interval_s=0.05) as a:
+        assert synced == [(str(guard_of(path)), False), (str(path.parent), False)]
         first = stored(path).deadline_ns
         eventually(lambda: stored(path).deadline_ns > first)
         assert len(synced) == 2, "a renewal costs no sync"
@@ -337,7 +343,7 @@ def test_a_slow_disk_does_not_eat_into_the_lease(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     gate = threading.Event()
-    monkeypatch.setattr(os, "fsync", lambda _fd: gate.wait(0.5))
+    monkeypatch.setattr(os, "fdatasync", lambda _fd: gate.wait(0.5))
     with join(path, ttl_s=0.6) as a:
         assert a.is_owner
 

@@ -12,6 +12,7 @@ from foundation.record import Record
 from hub.commits import LARGEST_BYTES, Landed
 from hub.repository import Repository
 from hub.trees import Entry
+from hub.trunk.anchor import Anchor
 from hub.trunk.ledger import Ledger
 from hub.trunk.planning import Store
 from hub.trunk.tip import Holder, Tip
@@ -61,6 +62,7 @@ class Head:
         self.ledger = Ledger(path)
         try:
             self.repository = Repository(path)
+            self.anchor = Anchor(path)
             self._ids = dict(reversed(self.repository.recent_ids(IDS_KEPT).items()))
             self.tip = self._read_tip()
         except BaseException:
@@ -79,6 +81,8 @@ class Head:
         self.ledger.close()
         if hasattr(self, "repository"):
             self.repository.close()
+        if hasattr(self, "anchor"):
+            self.anchor.close()
 
     def catch_up(self) -> list[Arrival]:
         """Move on to what others have committed; return it, the oldest first.

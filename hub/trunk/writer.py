@@ -18,6 +18,7 @@ from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from hub import place
 from hub.commits import Landed
+from hub.trunk import baseline
 from hub.trunk.head import Arrival, Head
 from hub.trunk.journal import Batch, Journal
 from hub.trunk.planning import Plan, Planned
@@ -99,6 +100,7 @@ class Writer:
         self._looked_s = self._took_s = 0.0
         self._version = -1
         self._leaves: list[str] = []
+        self._baseline = ""
         self._journal: Journal
         self._server: Server
 
@@ -168,7 +170,19 @@ class Writer:
                 self._put_back(str(error))
             head.repository.forget()
             self._took_s = time.monotonic() - began_s
+        else:
+            head.anchor.release()
+        self._lighten(head.tip.baseline)
         self._look_around(head)
+
+    def _lighten(self, name: str) -> None:
+        """Have Fossil read the baseline *name* faster from now on."""
+        if name != self._baseline:
+            self._baseline = name
+            try:
+                baseline.store_plain(self._workspace.repository, name)
+            except sqlite3.Error as error:  # it is slower, no more
+                self._reports.log("info", "baseline-as-it-was", error=str(error))
 
     def _look_at_gate(self) -> bool:
         """Tell whether commits land one by one now, because each is judged."""
@@ -314,6 +328,7 @@ class Writer:
         batch = Batch(planned[0].answer.parent, tuple(checkins), body)
         self._journal.record(batch)
         hit("trunk.journalled")
+        head.anchor.hold(len(body))
         try:
             stored = self._push_batch(head, batch)
         except NotStoredError:

@@ -5,38 +5,33 @@ from __future__ import annotations
 import os
 import sys
 from enum import StrEnum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
-from foundation.errors import HubError, Usage
-from foundation.workspace import Workspace
-from hub import __version__, output, ports, verbs
-from hub.status import wait_for_trunk
+from hub import ports, verbs
+from hub.commandline import (
+    DryRunOfEnding,
+    DryRunOfSlots,
+    Json,
+    Root,
+    Timeout,
+    Yes,
+    new_app,
+    run_app,
+    version_option,
+)
 
-app = typer.Typer(
-    name="hub",
-    help="One hub per workspace: a Fossil trunk and a NATS JetStream bus for a swarm of agents."
+app = new_app(
+    "hub",
+    "One hub per workspace: a Fossil trunk and a NATS JetStream bus for a swarm of agents."
     "\n\nExample:  hub start --detach && hub status",
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 not running, 75 try again, 100 owned by "
     "another; status: 0 healthy, 3 not running, 4 unknown, 5 degraded.",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    completes=True,
 )
 
-Root = Annotated[
-    str | None,
-    typer.Option(
-        "--root",
-        metavar="DIR",
-        envvar=verbs.ROOT_VARIABLE,
-        help="The workspace around DIR instead of the one around the current directory.",
-    ),
-]
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+_MOST_DIGITS = 18
 
 
 def _port(text: str) -> int:
@@ -65,36 +60,12 @@ NatsPort = Annotated[
 ]
 
 
-def seconds(text: str) -> float:
-    """Read a positive number of seconds; name it if it is none."""
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < _LONGEST_WAIT_S:
-        raise typer.BadParameter(f"{text}: a time is a positive number of seconds")
-    return value
-
-
 def _count(text: str | int) -> int:
     """Read a whole number (the default comes as one); name it if it is none."""
     text = str(text)
     if not (text.isascii() and text.isdigit() and len(text) <= _MOST_DIGITS):
         raise typer.BadParameter(f"{text}: a whole number is needed here")
     return int(text)
-
-
-Timeout = Annotated[
-    float | None,
-    typer.Option(
-        parser=seconds,
-        metavar="SECONDS",
-        help="Give up this long after the last sign of progress. [default: 30]",
-    ),
-]
-_LONGEST_WAIT_S = 1e6
-_MOST_DIGITS = 18
-TRUNK_WITHIN_S = 5.0
 
 
 class LogName(StrEnum):
@@ -250,17 +221,7 @@ def events(
 
     Example:  hub events --follow --json
     """
-    try:
-        workspace = Workspace.find(verbs.root_or_default(root))
-        wait_for_trunk(workspace, TRUNK_WITHIN_S)
-        from hub.eventview import print_events  # noqa: PLC0415
-
-        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
-    except HubError as error:
-        sys.exit(output.print_error("hub.events", error, as_json=as_json))
-    except KeyboardInterrupt:
-        sys.exit(130)
-    sys.exit(0)
+    sys.exit(verbs.events(root=root, after=after, follow=follow, as_json=as_json))
 
 
 @app.command()
@@ -268,9 +229,7 @@ def gc(
     *,
     root: Root = None,
     as_json: Json = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what becomes of each slot, and why.")
-    ] = False,
+    dry_run: DryRunOfSlots = False,
 ) -> NoReturn:
     """Clean up after dead slots.
 
@@ -297,10 +256,8 @@ def reap(
         ),
     ] = None,
     as_json: Json = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be ended, and why.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRunOfEnding = False,
+    yes: Yes = False,
 ) -> NoReturn:
     """End hubs whose workspace is gone, moved or trashed.
 
@@ -356,12 +313,6 @@ def run(
     )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        output.line(f"hub {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def options(
     *,
@@ -369,9 +320,7 @@ def options(
         str | None,
         typer.Option("--root", metavar="DIR", help="As after the verb: which workspace."),
     ] = None,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, version_option("hub")] = False,
 ) -> None:
     """Take the options that stand before a verb."""
     del version  # its callback has printed it
@@ -379,24 +328,6 @@ def options(
         os.environ[verbs.ROOT_VARIABLE] = root
 
 
-_MISTAKE: Any = typer.BadParameter.__mro__[1]
-"""What the library raises for a wrong command line (it does not export the class itself)."""
-
-
 def main(arguments: list[str], *, program: str = "hub") -> NoReturn:
     """Run the command line *arguments* and exit."""
     run_app(app, arguments, program=program)
-
-
-def run_app(app: typer.Typer, arguments: list[str], *, program: str) -> NoReturn:
-    """Run *app* with *arguments* and exit; with ``--json`` a mistake in them is JSON too."""
-    try:
-        app(arguments, prog_name=program, standalone_mode="--json" not in arguments)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
-    except _MISTAKE as mistake:
-        words = [word for word in arguments[:1] if not word.startswith("-")]
-        verb = ".".join([program.rpartition(" ")[2], *words])  # `bones hub start` is hub.start
-        error = Usage(mistake.format_message(), reason="usage")
-        sys.exit(output.print_error(verb, error, as_json=True))
-    sys.exit(0)

@@ -1,4 +1,4 @@
-"""The verbs start, stop, restart, status, url and reap: call, print, return the exit code."""
+"""The verbs start, stop, restart, status, url, events, reap: call, print, return the exit code."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from hub.info import HubInfo
 
 ROOT_VARIABLE = "HUB_ROOT"
+TRUNK_WITHIN_S = 5.0
+"""A hub that has just started has no trunk yet, which alone has what happened."""
 
 
 def root_or_default(root: str | None) -> str | None:
@@ -187,6 +189,31 @@ def url(*, root: str | None = None, as_json: bool = False) -> int:
     except HubError as error:
         return output.print_error("hub.url", error, as_json=as_json)
     return output.show(render.url(info, as_json=as_json))
+
+
+def events(
+    *,
+    root: str | None = None,
+    after: int = 0,
+    follow: bool = False,
+    as_json: bool = False,
+    verb: str = "hub.events",
+) -> int:
+    """Print what happened after event *after*, and with *follow* what happens."""
+    from foundation.workspace import Workspace  # noqa: PLC0415
+    from hub.status import wait_for_trunk  # noqa: PLC0415
+
+    try:
+        workspace = Workspace.find(root_or_default(root))
+        wait_for_trunk(workspace, TRUNK_WITHIN_S)
+        from hub.eventview import print_events  # noqa: PLC0415 - it loads the bus
+
+        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    except KeyboardInterrupt:
+        return 130
+    return 0
 
 
 def reap(

@@ -7,30 +7,32 @@ from typing import Annotated, NoReturn
 
 import typer
 
-from hub import __version__, output
-from hub.cli import Json, Root, run_app, seconds
 from hub.cli import app as hub_app
+from hub.commandline import (
+    DryRun,
+    DryRunOfEnding,
+    Json,
+    Root,
+    Timeout,
+    Yes,
+    new_app,
+    run_app,
+    seconds_option,
+    version_option,
+)
 from orchestrator import trunk_verbs, verbs
 from swarm.cli import app as swarm_app
 
-app = typer.Typer(
-    name="bones",
-    help="The substrate of a swarm of coding agents on one git repository."
+app = new_app(
+    "bones",
+    "The substrate of a swarm of coding agents on one git repository."
     '\n\nExample:  bones up && cd "$(bones swarm join --slot auth)"',
     epilog="Exit codes: 0 ok, 1 failed, 2 usage, 3 no hub, 75 try again, 100 owned by another; "
     "status: 0 healthy, 3 not running, 4 unknown, 5 degraded.",
-    no_args_is_help=True,
-    add_completion=True,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    completes=True,
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(swarm_app, name="swarm")
-
-
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Only say what it would do.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 
 @app.command()
@@ -38,14 +40,7 @@ def up(
     *,
     root: Root = None,
     as_json: Json = False,
-    timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="SECONDS",
-            help="Give up this long after the last sign of progress. [default: 30]",
-        ),
-    ] = None,
+    timeout: Timeout = None,
 ) -> NoReturn:
     """Have a hub run here, ready to take commits.
 
@@ -174,18 +169,11 @@ def down(
     *,
     root: Root = None,
     as_json: Json = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what would be ended, and why.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRunOfEnding = False,
+    yes: Yes = False,
     keep_hub: Annotated[bool, typer.Option("--keep-hub", help="End all but the hub.")] = False,
     timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="SECONDS",
-            help="End a hub that hangs after this long. [default: 10]",
-        ),
+        float | None, seconds_option("End a hub that hangs after this long. [default: 10]")
     ] = None,
 ) -> NoReturn:
     """End all that runs in this workspace, and lose nothing.
@@ -225,18 +213,10 @@ def purge(
     sys.exit(verbs.purge(root=root, dry_run=dry_run, yes=yes, as_json=as_json))
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
-        output.line(f"bones {__version__}")
-        raise typer.Exit
-
-
 @app.callback()
 def options(
     *,
-    version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
-    ] = False,
+    version: Annotated[bool, version_option("bones")] = False,
 ) -> None:
     """Take the options that stand before a verb."""
 

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import itertools
-import sys
 from datetime import UTC, datetime
 
 from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import output
+from hub import verbs as hub_verbs
 from hub.render import printable
-from hub.status import wait_for_trunk
 from hub.verbs import root_or_default
 from slotgc import treepath
 from swarm import history, render
@@ -22,8 +21,6 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hub.repository import CheckinRow
     from swarm.apply import Applied
-
-TRUNK_WITHIN_S = 5.0
 
 
 def log(
@@ -186,14 +183,4 @@ def events(
 ) -> int:
     """Print what happened, as `hub events` does."""
     verb = "hub.events" if as_json else "bones.events"
-    try:
-        workspace = Workspace.find(root_or_default(root))
-        wait_for_trunk(workspace, TRUNK_WITHIN_S)
-        from hub.eventview import print_events  # noqa: PLC0415 - it loads the bus
-
-        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    return hub_verbs.events(root=root, after=after, follow=follow, as_json=as_json, verb=verb)

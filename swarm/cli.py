@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import shlex
 import sys
 from enum import StrEnum
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 from foundation.errors import HubError
-from hub import output
-from hub.cli import Json, Root, run_app, seconds
-from hub.render import printable
-from hub.wording import several
-from slotgc import treepath
-from slotgc.account import DONE
+from hub.commandline import DryRunOfSlots, Json, Root, Yes, new_app, run_app, seconds_option
 from slotgc.leaf import look_all
-from slotgc.rescue import Rescue, list_rescues
-from slotgc.restore import restore as restore_rescue
 from swarm import verbs
 from swarm.which import workspace_of
 
-app = typer.Typer(
-    name="swarm",
-    help="Slots: who works on what. A slot is found from the current directory, or named."
+app = new_app(
+    "swarm",
+    "Slots: who works on what. A slot is found from the current directory, or named."
     '\n\nExample:  cd "$(bones swarm join --slot auth)" && …; bones swarm commit -m Keys',
     epilog="Exit codes: 0 ok, 1 failed or conflict, 2 usage, 3 no hub or no leaf, 75 try again, "
     "100 owned by another.",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
 )
-rescue = typer.Typer(
-    name="rescue",
-    help="Unsaved work of dead slots, in .bones/rescue.\n\nExample:  bones swarm rescue ls",
-    no_args_is_help=True,
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+rescue = new_app(
+    "rescue",
+    "Unsaved work of dead slots, in .bones/rescue.\n\nExample:  bones swarm rescue ls",
 )
 app.add_typer(rescue)
 
@@ -67,6 +49,7 @@ SlotName = Annotated[
     ),
 ]
 Message = Annotated[str, typer.Option("--message", "-m", metavar="TEXT", help="What it does.")]
+Task = Annotated[str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")]
 Files = Annotated[list[str] | None, typer.Argument(metavar="FILE")]
 
 
@@ -83,16 +66,10 @@ def join(
     slot: NewSlot,
     root: Root = None,
     as_json: Json = False,
-    task: Annotated[
-        str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")
-    ] = "",
+    task: Task = "",
     timeout: Annotated[
         float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="SECONDS",
-            help="Give up this long after the last sign of progress. [default: 60]",
-        ),
+        seconds_option("Give up this long after the last sign of progress. [default: 60]"),
     ] = None,
 ) -> NoReturn:
     """Join a slot, print its worktree.
@@ -114,12 +91,7 @@ def commit(
     as_json: Json = False,
     slot: SlotName = None,
     timeout: Annotated[
-        float | None,
-        typer.Option(
-            parser=seconds,
-            metavar="SECONDS",
-            help="How long the hub may be away; then exit 75. [default: 30]",
-        ),
+        float | None, seconds_option("How long the hub may be away; then exit 75. [default: 30]")
     ] = None,
 ) -> NoReturn:
     """Land on trunk what the slot has changed.
@@ -240,9 +212,7 @@ def run(
     slot: NewSlot,
     root: Root = None,
     as_json: Json = False,
-    task: Annotated[
-        str, typer.Option("--task", metavar="LABEL", help="What it is for, for people.")
-    ] = "",
+    task: Task = "",
     commit_on_exit: Annotated[
         bool,
         typer.Option("--commit-on-exit", help="Commit what it leaves changed, however it ends."),
@@ -287,10 +257,8 @@ def reap(
     *,
     root: Root = None,
     as_json: Json = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only say what becomes of each slot, and why.")
-    ] = False,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    dry_run: DryRunOfSlots = False,
+    yes: Yes = False,
 ) -> NoReturn:
     """Clean up after dead slots, as `hub gc`.
 
@@ -309,32 +277,9 @@ def ls(*, root: Root = None, as_json: Json = False) -> NoReturn:
 
     Example:  bones swarm rescue ls --json
     """
-    verb = "swarm.rescue.ls"
-    try:
-        workspace = workspace_of(root)
-        rescues = list_rescues(workspace.root)
-    except OSError as error:
-        wrapped = HubError(f"the rescues cannot be listed: {error}", reason="rescue")
-        sys.exit(output.print_error(verb, wrapped, as_json=as_json))
-    except HubError as error:
-        sys.exit(output.print_error(verb, error, as_json=as_json))
-    if as_json:
-        output.print_data(
-            verb, {"root": workspace.root, "rescues": [one.as_dict() for one in rescues]}
-        )
-    elif rescues:
-        output.line("\n".join(printable(_told(one)) for one in rescues))
-    else:
-        output.say(f"no rescues in {printable(workspace.root)}", program="bones")
-    sys.exit(0)
+    from swarm import rescue_verbs  # noqa: PLC0415
 
-
-def _told(one: Rescue) -> str:
-    if one.state != DONE:
-        return f"{one.name}  {one.state}: {one.reason}"
-    counts = f"{one.changed} changed, {one.added} added, {one.deleted} deleted"
-    base = f"base {one.checkin[:10]}" if one.checkin else "no base"
-    return f"{one.name}  {one.made_at or '-'}  {counts}  {base}"
+    sys.exit(rescue_verbs.ls(root=root, as_json=as_json))
 
 
 @rescue.command("restore")
@@ -355,27 +300,9 @@ def restore(
 
     Example:  bones swarm rescue restore auth-20261121T053000Z --to .
     """
-    verb = "swarm.rescue.restore"
-    try:
-        done = restore_rescue(workspace_of(root).root, name, to)
-    except HubError as error:
-        sys.exit(output.print_error(verb, error, as_json=as_json))
-    if as_json:
-        data: dict[str, Any] = done.as_dict()
-        for field in ("written", "deleted"):
-            data[field] = [treepath.to_json(path) for path in data[field]]
-        output.print_data(verb, data)
-        sys.exit(0)
-    count = len(done.written)
-    same = f", {done.unchanged} as rescued already" if done.unchanged else ""
-    words = f"{count} {'file' if count == 1 else 'files'} restored to {printable(done.to)}{same}"
-    output.say(words, program="bones")
-    if done.deleted:
-        named = several([treepath.show(path) for path in done.deleted])
-        output.say(f"deleted: {named}", program="bones")
-    for words in done.apart:
-        output.say(printable(f"{words}: in {shlex.quote(done.path)}"), program="bones")
-    sys.exit(0)
+    from swarm import rescue_verbs  # noqa: PLC0415
+
+    sys.exit(rescue_verbs.restore(name, root=root, to=to, as_json=as_json))
 
 
 def main(arguments: list[str]) -> NoReturn:

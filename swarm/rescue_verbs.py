@@ -1,0 +1,79 @@
+"""The verbs on what dead slots left: rescue ls, rescue restore. Call, print, exit code."""
+
+from __future__ import annotations
+
+import shlex
+
+from foundation.errors import HubError
+from hub import output
+from hub.render import printable
+from hub.wording import several
+from slotgc import treepath
+from slotgc.account import DONE
+from slotgc.rescue import list_rescues
+from slotgc.restore import restore as restore_rescue
+from swarm import render
+from swarm.which import workspace_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from slotgc.rescue import Rescue
+
+
+def ls(*, root: str | None = None, as_json: bool = False) -> int:
+    """List what was rescued, the oldest first."""
+    verb = "swarm.rescue.ls"
+    try:
+        workspace = workspace_of(root)
+        rescues = list_rescues(workspace.root)
+    except OSError as error:
+        wrapped = HubError(f"the rescues cannot be listed: {error}", reason="rescue")
+        return output.print_error(verb, wrapped, as_json=as_json)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    if as_json:
+        output.print_data(
+            verb, {"root": workspace.root, "rescues": [one.as_dict() for one in rescues]}
+        )
+    elif rescues:
+        output.line("\n".join(printable(_told(one)) for one in rescues))
+    else:
+        output.say(f"no rescues in {printable(workspace.root)}", program=render.PROGRAM)
+    return 0
+
+
+def _told(one: Rescue) -> str:
+    if one.state != DONE:
+        return f"{one.name}  {one.state}: {one.reason}"
+    counts = f"{one.changed} changed, {one.added} added, {one.deleted} deleted"
+    base = f"base {one.checkin[:10]}" if one.checkin else "no base"
+    return f"{one.name}  {one.made_at or '-'}  {counts}  {base}"
+
+
+def restore(
+    name: str, *, root: str | None = None, to: str | None = None, as_json: bool = False
+) -> int:
+    """Bring the rescue *name* back, to *to* (./NAME by default)."""
+    verb = "swarm.rescue.restore"
+    try:
+        done = restore_rescue(workspace_of(root).root, name, to)
+    except HubError as error:
+        return output.print_error(verb, error, as_json=as_json)
+    if as_json:
+        data: dict[str, Any] = done.as_dict()
+        for field in ("written", "deleted"):
+            data[field] = [treepath.to_json(path) for path in data[field]]
+        output.print_data(verb, data)
+        return 0
+    count = len(done.written)
+    same = f", {done.unchanged} as rescued already" if done.unchanged else ""
+    words = f"{count} {'file' if count == 1 else 'files'} restored to {printable(done.to)}{same}"
+    output.say(words, program=render.PROGRAM)
+    if done.deleted:
+        named = several([treepath.show(path) for path in done.deleted])
+        output.say(f"deleted: {named}", program=render.PROGRAM)
+    for words in done.apart:
+        output.say(printable(f"{words}: in {shlex.quote(done.path)}"), program=render.PROGRAM)
+    return 0

@@ -9,11 +9,11 @@ dead, or its maker died   something works in it  stays
 anything else             is not judged          stays
 ========================  =====================  =================================================
 
-A slot is judged in place, without a lock, because that may take a second. Then, under the locks
-(:class:`slotgc.hold.Claim`), its leaf is judged once more, and the directory is renamed away:
-:mod:`slotgc.passage` says what follows. Whoever works in it is looked for there once more, and has
-it back. A clean one is judged a second time, by its content: somebody may have written in between,
-or left no trace of it.
+Under the locks (:class:`slotgc.hold.Claim`) the leaf of a slot is judged once more, and its
+directory is renamed away (:mod:`slotgc.taking`): :mod:`slotgc.passage` says what follows. There
+whoever works in it is looked for once more, and has it back; then it is judged, where nobody who
+knew its path can write (:mod:`slotgc.settling`). With *clean_only* it is judged in place before,
+too: what holds work is not touched.
 """
 
 from __future__ import annotations
@@ -22,30 +22,37 @@ import os
 import sys
 import time
 
-from foundation import codec
-from foundation.atomic import write_all
 from foundation.errors import HubError, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.workspace import Workspace
-from slotgc import account, passage, rescue, sharing, work
+from slotgc import passage, sharing, work
 from slotgc.history import Trunk
-from slotgc.hold import WITHIN_S, Claim, swarm_lock
-from slotgc.leaf import DEAD, UNBORN, Leaf, look, look_all
-from slotgc.removal import remove_tree
+from slotgc.hold import WITHIN_S
+from slotgc.leaf import look, look_all
+from slotgc.settling import go_on, left, settle
+from slotgc.taking import Taken, is_dead, take, users
 from slotgc.use import in_use, sightings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
+    from slotgc.leaf import Leaf
     from slotgc.use import Sighting
+
+    OnProgress = Callable[[int, int], None]
+    """How many slots of how many are seen to."""
 
 _ONE_WITHIN_S = 30.0
 """How long one slot waits for swarm.lock: a hundred agents may close theirs at once."""
 
 _SEEN_FOR_S = 1.0
 """Who was seen longer ago is looked for again: what is taken from somebody must be put back."""
+
+_AT_ONCE = 16
+"""Slots that are taken before any of them is judged. Each holds a descriptor."""
 
 REMOVE, RESCUE, KEEP = "remove", "rescue", "keep"
 
@@ -95,16 +102,19 @@ def plan(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> 
     trunk = Trunk(workspace.repository)
     verdicts = [_verdict(workspace, leaf, seen, trunk, clean_only=clean_only) for leaf in leaves]
     try:
-        left = _left(workspace)
+        unfinished = left(workspace)
     except OSError as error:
         raise HubError(f"{workspace.rescue} cannot be read: {error}", reason="rescue") from None
-    for name in left:
-        action = REMOVE if name.startswith((passage.JUDGING, passage.REMOVING)) else RESCUE
-        verdicts.append(Verdict(name=name, action=action, reason="a killed pass has left it"))
+    verdicts += [_verdict_on_left(workspace, name, trunk) for name in unfinished]
     return verdicts
 
 
-def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) -> Pruned:
+def prune(
+    workspace_dir: str | os.PathLike[str],
+    *,
+    clean_only: bool = False,
+    on_progress: OnProgress | None = None,
+) -> Pruned:
     """Clean up after every dead slot of *workspace_dir*, and what a killed pass has left.
 
     One that fails keeps no other from being cleaned up. Several passes at once do no harm.
@@ -115,23 +125,31 @@ def prune(workspace_dir: str | os.PathLike[str], *, clean_only: bool = False) ->
     workspace = Workspace(os.path.abspath(workspace_dir))
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
     trunk = Trunk(workspace.repository)
-    _go_on(workspace, pruned, trunk)
+    go_on(workspace, pruned, trunk)
     leaves, seen = _look(workspace)
-    dead = [leaf.name for leaf in leaves if _is_dead(leaf)]
+    dead = [leaf.name for leaf in leaves if is_dead(leaf)]
     others = dead[1::2] if len(dead) >= sharing.WORTH else []
     helper = sharing.begin(workspace.root, others, clean_only=clean_only)
     theirs = set(others) if helper else set()
     mine = [leaf for leaf in leaves if leaf.name not in theirs]
+    done = 0
+
+    def one_more(count: int = 1) -> None:
+        nonlocal done
+        done += count
+        if on_progress is not None:
+            on_progress(done + (helper.seen_to if helper else 0), len(dead))
+
     answer = None
     try:
-        _prune(workspace, mine, seen, pruned, trunk, clean_only=clean_only)
+        _prune(workspace, mine, seen, pruned, trunk, clean_only=clean_only, one_more=one_more)
     finally:
         if helper is not None:
-            answer = helper.end()
+            answer = helper.end(lambda: one_more(0))
     if not (helper is None or _add(pruned, answer)):
-        left = [look(workspace, name) for name in others]
-        there = [leaf for leaf in left if os.path.lexists(f"{workspace.swarm}/{leaf.name}")]
-        _go_on(workspace, pruned, trunk)
+        again = [look(workspace, name) for name in others]
+        there = [leaf for leaf in again if os.path.lexists(f"{workspace.swarm}/{leaf.name}")]
+        go_on(workspace, pruned, trunk)
         _prune(workspace, there, sightings(), pruned, trunk, clean_only=clean_only)
     return pruned
 
@@ -144,21 +162,82 @@ def _prune(
     trunk: Trunk,
     *,
     clean_only: bool,
+    one_more: Callable[[], None] = lambda: None,
 ) -> None:
+    """Clean up after *leaves*; *one_more* is called after each that is dead."""
     seen_s = time.monotonic()
     patience_s = WITHIN_S
+    taken: list[Taken] = []
     for leaf in leaves:
+        if not is_dead(leaf):
+            pruned.kept[leaf.name] = leaf.reason
+            continue
+        one = None
         try:
-            if time.monotonic() - seen_s > _SEEN_FOR_S and _is_dead(leaf):
+            if time.monotonic() - seen_s > _SEEN_FOR_S:
                 seen, seen_s = sightings(), time.monotonic()
-            verdict = _verdict(workspace, leaf, seen, trunk, clean_only=clean_only)
+            stays = _why_stays(workspace, leaf, seen, trunk, clean_only=clean_only)
             hit("gc.judged")
-            _carry_out(workspace, verdict, pruned, trunk, patience_s)
+            one = _take(workspace, leaf.name, stays, pruned, patience_s)
         except Unavailable as error:
             patience_s = 0.0  # a hundred slots that wait for one who hangs would take minutes
             pruned.failed[leaf.name] = str(error)
         except (OSError, HubError) as error:
             pruned.failed[leaf.name] = str(error)
+        if one is None:
+            one_more()
+            continue
+        taken.append(one)
+        if len(taken) == _AT_ONCE:
+            _settle(workspace, taken, pruned, trunk, one_more)
+            taken = []
+    _settle(workspace, taken, pruned, trunk, one_more)
+
+
+def _take(
+    workspace: Workspace, slot: str, stays: str, pruned: Pruned, patience_s: float
+) -> Taken | None:
+    """Take *slot* unless it *stays* for that reason.
+
+    Raises:
+        OSError, HubError: it cannot be taken.
+    """
+    if not stays:
+        passage.make_place(workspace)
+        taken = take(workspace, slot, patience_s)
+        if not isinstance(taken, str):
+            return taken
+        stays = taken
+    pruned.kept[slot] = stays
+    return None
+
+
+def _settle(
+    workspace: Workspace,
+    taken: list[Taken],
+    pruned: Pruned,
+    trunk: Trunk,
+    one_more: Callable[[], None],
+) -> None:
+    """Bring all that was *taken* to its end, or back; let go of it."""
+    if not taken:
+        return
+    waiting = {one.slot: one for one in taken}
+    try:
+        for one, user, is_back in users(workspace, taken):
+            if is_back:
+                pruned.kept[one.slot] = user
+            else:
+                hit("gc.taken")
+                settle(workspace, one.name, pruned, trunk, looked=not user)
+            os.close(waiting.pop(one.slot).claimed)
+            one_more()
+    except OSError as error:
+        for one in waiting.values():
+            pruned.failed[one.slot] = f"{workspace.rescue}/{one.name} is not finished: {error}"
+    finally:
+        for one in waiting.values():
+            os.close(one.claimed)
 
 
 def _add(pruned: Pruned, answer: dict[str, Any] | None) -> bool:
@@ -183,8 +262,16 @@ def main() -> None:
     pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
     leaves = [look(workspace, name) for name in names]
     trunk = Trunk(workspace.repository)
-    _prune(workspace, leaves, sightings(), pruned, trunk, clean_only=clean_only == "1")
-    write_all(1, codec.dumps(pruned.as_dict()).encode())
+    _prune(
+        workspace,
+        leaves,
+        sightings(),
+        pruned,
+        trunk,
+        clean_only=clean_only == "1",
+        one_more=sharing.tell_of_one,
+    )
+    sharing.answer(pruned.as_dict())
 
 
 def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
@@ -199,10 +286,12 @@ def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
         leaf = look(workspace, name)
         if not os.path.lexists(f"{workspace.swarm}/{name}"):
             return pruned
-        seen = sightings() if _is_dead(leaf) else []
+        stays = leaf.reason
         trunk = Trunk(workspace.repository)
-        verdict = _verdict(workspace, leaf, seen, trunk, clean_only=False)
-        _carry_out(workspace, verdict, pruned, trunk, _ONE_WITHIN_S)
+        if is_dead(leaf):
+            stays = _why_stays(workspace, leaf, sightings(), trunk, clean_only=False)
+        taken = _take(workspace, name, stays, pruned, _ONE_WITHIN_S)
+        _settle(workspace, [taken] if taken else [], pruned, trunk, lambda: None)
     except (OSError, HubError) as error:
         pruned.failed[name] = str(error)
     return pruned
@@ -225,20 +314,31 @@ def prune_dead(workspace_dir: str | os.PathLike[str], *, clean_only: bool = Fals
 def _look(workspace: Workspace) -> tuple[list[Leaf], list[Sighting]]:
     try:
         leaves = look_all(workspace)
-        return leaves, sightings() if any(map(_is_dead, leaves)) else []
+        return leaves, sightings() if any(map(is_dead, leaves)) else []
     except OSError as error:
         raise HubError(f"{workspace.swarm} cannot be read: {error}", reason="swarm") from None
 
 
-def _is_dead(leaf: Leaf) -> bool:
-    return leaf.state == DEAD or (leaf.state == UNBORN and leaf.abandoned)
+def _why_stays(
+    workspace: Workspace, leaf: Leaf, seen: list[Sighting], trunk: Trunk, *, clean_only: bool
+) -> str:
+    """Return why the slot of *leaf*, which is dead, must stay where it is, "" if it need not."""
+    if clean_only:
+        verdict = _verdict(workspace, leaf, seen, trunk, clean_only=True)
+        return verdict.reason if verdict.action == KEEP else ""
+    slot = f"{workspace.swarm}/{leaf.name}"
+    try:
+        os.listdir(slot)  # or it could not be judged
+        return in_use(slot, seen)
+    except OSError as error:
+        return f"it cannot be judged: {error}"
 
 
 def _verdict(
     workspace: Workspace, leaf: Leaf, seen: list[Sighting], trunk: Trunk, *, clean_only: bool
 ) -> Verdict:
     """Judge a slot where it is."""
-    if not _is_dead(leaf):
+    if not is_dead(leaf):
         return Verdict(name=leaf.name, action=KEEP, reason=leaf.reason)
     slot = f"{workspace.swarm}/{leaf.name}"
     try:
@@ -256,148 +356,13 @@ def _verdict(
     return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")
 
 
-def _carry_out(
-    workspace: Workspace, verdict: Verdict, pruned: Pruned, trunk: Trunk, patience_s: float
-) -> None:
-    if verdict.action == KEEP:
-        pruned.kept[verdict.name] = verdict.reason
-        return
-    passage.make_place(workspace)
-    clean = verdict.action == REMOVE
-    taken = _take(workspace, verdict.name, pruned, clean=clean, patience_s=patience_s)
-    if taken is None:
-        return
-    name, claimed, looked = taken
-    hit("gc.taken")
-    try:
-        _settle(workspace, name, pruned, trunk, looked=looked)
-    finally:
-        os.close(claimed)
-
-
-def _take(
-    workspace: Workspace, slot: str, pruned: Pruned, *, clean: bool, patience_s: float
-) -> tuple[str, int, bool] | None:
-    """Rename *slot* away under the locks; None if it stays.
-
-    Else its new name, its claim, and whether nobody works in it there.
-
-    Raises:
-        OSError, HubError: it stays.
-    """
-    source = f"{workspace.swarm}/{slot}"
-    with Claim(workspace, slot, within_s=patience_s) as claim:
-        hit("gc.locked")
-        if not os.path.lexists(source):
-            return None  # another pass was faster
-        if not _is_dead(claim.leaf):
-            pruned.kept[slot] = claim.leaf.reason
-            return None
-        claimed = passage.claim(source)
-        if claimed is None:
-            pruned.kept[slot] = "another process has locked it"
-            return None
+def _verdict_on_left(workspace: Workspace, name: str, trunk: Trunk) -> Verdict:
+    """Judge what a killed pass has left as far as that had not been done."""
+    is_clean = name.startswith(passage.REMOVING)
+    if name.startswith(passage.JUDGING):
         try:
-            if os.fstat(claimed).st_mode & 0o700 != 0o700:  # noqa: PLR2004
-                os.fchmod(claimed, 0o700)  # a directory that is read-only cannot move
-            account.disown(source)
-            name = passage.new_name(workspace, slot)
-            name = passage.JUDGING + name if clean else name
-            os.rename(source, f"{workspace.rescue}/{name}")
-        except BaseException:
-            os.close(claimed)
-            raise
-    try:
-        hit("gc.renamed")
-        # Somebody may have come in between; now nobody can any more, by its path. Without the
-        # lock: looking at every process takes longer than all that is done under it.
-        user = in_use(f"{workspace.rescue}/{name}")
-        if user and _put_back(workspace, slot, name):
-            os.close(claimed)
-            pruned.kept[slot] = user
-            return None
-    except BaseException:
-        os.close(claimed)
-        raise
-    return name, claimed, not user
-
-
-def _put_back(workspace: Workspace, slot: str, name: str) -> bool:
-    """Put what is called *name* back to be *slot*; False where that cannot be: it goes on there."""
-    try:
-        lock = swarm_lock(workspace)
-    except HubError:
-        return False
-    try:
-        if os.path.lexists(f"{workspace.swarm}/{slot}"):
-            return False  # somebody has joined a new one meanwhile
-        os.rename(f"{workspace.rescue}/{name}", f"{workspace.swarm}/{slot}")
-    except OSError:
-        return False
-    finally:
-        os.close(lock)
-    return True
-
-
-def _settle(workspace: Workspace, name: str, pruned: Pruned, trunk: Trunk, *, looked: bool) -> None:
-    """Bring what was taken away to its end, from whatever step it stands at; we have claimed it.
-
-    *looked*: we have just seen that nobody works in it.
-    """
-    slot, _made_at = passage.parse_name(name)
-    try:
-        if name.startswith(passage.JUDGING):
-            name = _judge_again(workspace, name, trunk, looked=looked)
-        if name.startswith(passage.REMOVING):
-            pruned.removed.append(slot)
-            remove_tree(f"{workspace.rescue}/{name}")
-            hit("gc.removed")
-        else:
-            pruned.rescued[slot] = name
-            hit("gc.rescued")
-            rescue.finish(workspace, name)
-    except (OSError, HubError) as error:
-        key = name if slot in pruned.failed else slot
-        pruned.failed[key] = f"{workspace.rescue}/{name} is not finished: {error}"
-
-
-def _judge_again(workspace: Workspace, name: str, trunk: Trunk, *, looked: bool) -> str:
-    """Judge once more what was taken away as clean; return its next name."""
-    place = f"{workspace.rescue}/{name}"
-    plain = name.removeprefix(passage.JUDGING)
-    used = "" if looked else in_use(place)
-    has_work = used or work.judge(workspace, place, by_content=True, trunk=trunk).exists()
-    new = plain if has_work else passage.REMOVING + plain
-    passage.step(workspace, name, new)
-    hit("gc.judged-again")
-    return new
-
-
-def _go_on(workspace: Workspace, pruned: Pruned, trunk: Trunk) -> None:
-    """Finish what killed passes have left; what a living one has in hand is left to it."""
-    try:
-        left = _left(workspace)
-    except OSError as error:
-        pruned.failed[workspace.rescue] = str(error)
-        return
-    for name in left:
-        try:
-            claimed = passage.claim(f"{workspace.rescue}/{name}")
-        except OSError as error:
-            pruned.failed[name] = str(error)
-            continue
-        if claimed is None:
-            continue
-        try:
-            _settle(workspace, name, pruned, trunk, looked=False)
-        finally:
-            os.close(claimed)
-
-
-def _left(workspace: Workspace) -> list[str]:
-    """Return the names of what killed passes have left, and of what living ones have in hand."""
-    if not passage.is_place(workspace):
-        return []
-    steps = (passage.JUDGING, passage.REMOVING)
-    names = [name for name in os.listdir(workspace.rescue) if name.startswith(steps)]
-    return sorted([*names, *rescue.unfinished(workspace)])
+            is_clean = not work.judge(workspace, f"{workspace.rescue}/{name}", trunk=trunk).exists()
+        except OSError:
+            is_clean = False
+    action = REMOVE if is_clean else RESCUE
+    return Verdict(name=name, action=action, reason="a killed pass has left it")

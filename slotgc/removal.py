@@ -22,12 +22,12 @@ def remove_tree(path: str) -> None:
     Raises:
         OSError: something in it cannot be removed; as much as can is.
     """
-    top = _open(path, None)
-    if top is None:
+    opened = _open(path, None)
+    if opened is None:
         return
+    top, device = opened
     failures: list[OSError] = []
     try:
-        device = os.fstat(top).st_dev
         moved = True
         while moved and not failures:
             moved = _empty(top, top, device, 0, failures)
@@ -41,8 +41,11 @@ def remove_tree(path: str) -> None:
         pass
 
 
-def _open(name: bytes | str, parent: int | None) -> int | None:
-    """Return a descriptor of the directory *name* that may be changed, None if it is gone."""
+def _open(name: bytes | str, parent: int | None) -> tuple[int, int] | None:
+    """Return a descriptor of the directory *name* that may be changed, and its device.
+
+    None if it is gone.
+    """
     try:
         try:
             fd = os.open(name, _OPEN, dir_fd=parent)
@@ -56,37 +59,36 @@ def _open(name: bytes | str, parent: int | None) -> int | None:
                 os.close(handle)
     except FileNotFoundError:
         return None
-    if os.fstat(fd).st_mode & stat.S_IRWXU != stat.S_IRWXU:
+    status = os.fstat(fd)
+    if status.st_mode & stat.S_IRWXU != stat.S_IRWXU:
         try:
             os.fchmod(fd, stat.S_IRWXU)
         except PermissionError:
             pass  # not ours; removing from it may fail, and says so
-    return fd
+    return fd, status.st_dev
 
 
 def _empty(top: int, fd: int, device: int, depth: int, failures: list[OSError]) -> bool:
     """Remove what is in the directory *fd*; return whether something was moved up to *top*."""
     moved = False
-    # os.scandir(fd) shares the position of fd with every later one.
-    for name in os.listdir(fd):
+    with os.scandir(fd) as listing:
+        met = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in listing]
+    for name, is_directory in met:
         try:
-            try:
+            if not is_directory:
                 os.unlink(name, dir_fd=fd)
-            except (IsADirectoryError, PermissionError):
-                status = os.lstat(name, dir_fd=fd)
-                if not stat.S_ISDIR(status.st_mode):
-                    raise
-            else:
                 hit("gc.removing")
                 continue
-            if status.st_dev != device:
-                raise OSError(f"{name} is another file system")
-            below = _open(name, fd)
-            if below is None:
+            opened = _open(name, fd)
+            if opened is None:
                 continue
+            below, on = opened
             try:
+                if on != device:
+                    raise OSError(f"{name} is another file system")
                 if depth == _DEEPEST:
-                    os.rename(name, f"deep-{status.st_ino}", src_dir_fd=fd, dst_dir_fd=top)
+                    inode = os.fstat(below).st_ino
+                    os.rename(name, f"deep-{inode}", src_dir_fd=fd, dst_dir_fd=top)
                     moved = True
                     continue
                 moved |= _empty(top, below, device, depth + 1, failures)

@@ -8,14 +8,16 @@ an answer, its slots are still there, or stand at a step that the next pass goes
 from __future__ import annotations
 
 import os
+import select
 import sys
 
 from foundation import codec
+from foundation.atomic import write_all
 from foundation.spawn import spawn_child
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from typing import Any
 
 WORTH = 4
@@ -26,6 +28,8 @@ _PROGRAM = (
     "import sys; sys.path.insert(0, sys.argv.pop(1)); from slotgc.pruning import main; main()"
 )
 _BLOCK = 65536
+_ONE = b"\n"
+"""What the helper writes for each slot; its answer has none."""
 
 
 class Helper:
@@ -55,21 +59,48 @@ class Helper:
             if null >= 0:
                 os.close(null)
         self._read = read
+        self._said = bytearray()
+        self._readable = select.poll()
+        self._readable.register(read, select.POLLIN)
 
-    def end(self) -> dict[str, Any] | None:
-        """Wait for its end; return its answer, None if it gave none."""
-        said = bytearray()
+    @property
+    def seen_to(self) -> int:
+        """How many slots it has seen to by now."""
+        while self._readable.poll(0) and self._hear():
+            pass
+        return self._said.count(_ONE)
+
+    def _hear(self) -> bool:
+        chunk = os.read(self._read, _BLOCK)
+        self._said += chunk
+        return bool(chunk)
+
+    def end(self, on_progress: Callable[[], None]) -> dict[str, Any] | None:
+        """Wait for its end; return its answer, None if it gave none.
+
+        *on_progress* is called whenever :attr:`seen_to` may have grown.
+        """
         try:
-            while chunk := os.read(self._read, _BLOCK):
-                said += chunk
+            while self._hear():
+                on_progress()
         finally:
             os.close(self._read)
             os.waitpid(self._child.pid, 0)
             os.close(self._child.pidfd)
         try:
-            return codec.loads_object(bytes(said))
+            return codec.loads_object(bytes(self._said).replace(_ONE, b""))
         except ValueError:
             return None
+
+
+def tell_of_one() -> None:
+    """Be the helper: tell that one slot is seen to."""
+    write_all(1, _ONE)
+
+
+def answer(value: dict[str, Any]) -> None:
+    """Be the helper: tell what became of all."""
+    write_all(1, codec.dumps(value).encode())
 
 
 def begin(root: str, names: Sequence[str], *, clean_only: bool) -> Helper | None:

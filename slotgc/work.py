@@ -13,14 +13,16 @@ import stat
 
 from foundation.errors import Corrupt
 from foundation.record import Record
-from slotgc import artifact, base, history, treepath
+from slotgc import artifact, base, history, planted, treepath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from foundation.workspace import Workspace
     from slotgc.base import Base, Row
+
+    Trusts = Callable[[Row, os.stat_result], bool]
 
 ADDED, CHANGED, DELETED, MODE, SAME = "added", "changed", "deleted", "mode", "same"
 _WORDS = {
@@ -45,13 +47,14 @@ _OURS = frozenset(
         "leaf.log",
         "leaf.pid",
         "leaf.sock",
+        "planted.json",
         "wt",
         "wt.new",
     )
 )
 """What a slot's directory holds; ``wt.new`` is a worktree in the making."""
 
-_UNFINISHED = ("base.json.", "leaf.json.", "leaf.pid.", "rescue.json.")
+_UNFINISHED = ("base.json.", "leaf.json.", "leaf.pid.", "planted.json.", "rescue.json.")
 _ROTATED = "leaf.log."
 
 
@@ -183,8 +186,9 @@ def judge(
 ) -> Work:
     """Return the unsaved work in the slot directory at the path *slot*.
 
-    *by_content*: every file is read, whatever its status tells. What is written through a mapping
-    may leave even the ctime alone. *trunk*: what is known of the workspace's, if anything is.
+    *by_content*: every file is read, whatever its status tells, but for what is provably as it
+    was planted (:mod:`slotgc.planted`). What is written through a mapping may leave even the ctime
+    alone. *trunk*: what is known of the workspace's, if anything is.
 
     Raises:
         OSError: the directory itself cannot be read.
@@ -209,7 +213,11 @@ def judge(
     # By every file's name, not by the check-in's alone: who can write here can name any check-in.
     trunk = trunk or history.Trunk(workspace.repository)
     on_trunk = known is not None and trunk.holds(known.artifacts())
-    changes, unseen = _compare(worktree, known, keep_same=not on_trunk, by_content=by_content)
+    trusts = _trusts_nothing if known is None else known.trusts
+    if by_content:
+        proof = planted.read(slot)
+        trusts = _trusts_nothing if proof is None else proof.is_untouched
+    changes, unseen = _compare(worktree, known, trusts, keep_same=not on_trunk)
     seen = base.Base(checkin="", indexed_ns=0, files={}) if known is None else known
     since_ns = seen.git_since_ns or seen.indexed_ns
     apart += [
@@ -240,14 +248,21 @@ def _is_ours(name: str) -> bool:
     return name in _OURS or unfinished or rotated
 
 
+def _trusts_nothing(_row: Row, _status: os.stat_result) -> bool:
+    return False
+
+
 def _compare(
-    worktree: str, known: Base | None, *, keep_same: bool, by_content: bool
+    worktree: str, known: Base | None, trusts: Trusts, *, keep_same: bool
 ) -> tuple[list[Change], list[str]]:
-    """Return the changes in *worktree* against *known*, by path, and what could not be seen."""
+    """Return the changes in *worktree* against *known*, by path, and what could not be seen.
+
+    *trusts* tells of which files the status is enough.
+    """
     walk = Walk(worktree, {} if known is None else known.files)
     changes = []
     for entry in walk.entries():
-        change = _change(walk.top, entry, known, by_content=by_content)
+        change = _change(walk.top, entry, trusts)
         if change == SAME and not keep_same:
             continue
         if change == DELETED:
@@ -270,18 +285,17 @@ def as_is(path: bytes, change: str, status: os.stat_result) -> Change:
     )
 
 
-def _change(top: bytes, entry: Entry, known: Base | None, *, by_content: bool) -> str:
+def _change(top: bytes, entry: Entry, trusts: Trusts) -> str:
     """Return what has become of *entry*, "" if that is no work."""
     path, status, row, cached = entry
     kind = base.kind_of(status.st_mode)
-    if row is None or known is None:
+    if row is None:
         return ADDED if kind and not cached else ""
     if not kind:
         return DELETED  # a socket or a pipe stands in its place
     if (kind == base.LINK) != (row[0] == base.LINK):
         return CHANGED
-    trusted = not by_content and known.trusts(row, status)
-    if not trusted and not has_content(top, path, kind, row):
+    if not trusts(row, status) and not has_content(top, path, kind, row):
         return CHANGED
     return SAME if kind == row[0] else MODE
 

@@ -22,7 +22,7 @@ from foundation.errors import Corrupt, HubError
 from foundation.failpoint import hit
 from foundation.lock import try_lock
 from hub.repository import Repository
-from slotgc import base, treepath
+from slotgc import base, planted, treepath
 from slotgc.removal import remove_tree
 from swarm.worktree import checkout, gitside
 from swarm.worktree.checkout import VFile
@@ -201,7 +201,7 @@ def _make(
         entries = repository.files(tip.hash)
         plant_all(repository, worktree, entries, rows, mtime_ns, progress)
     else:
-        rows = copied(older, worktree, progress)
+        rows = _copy(older, worktree, progress)
         _forget_bookkeeping(worktree)
         difference = repository.difference(older.index.checkin, tip.hash)
         apply(repository, worktree, difference, rows, mtime_ns, progress)
@@ -231,6 +231,16 @@ def _forget_bookkeeping(worktree: str) -> None:
 
 
 def copied(template: Template, target: str, progress: Progress) -> dict[bytes, Row]:
+    """Copy the worktree of *template* to *target*, in a slot; return the rows of its files.
+
+    Raises: as :func:`_copy`.
+    """
+    rows = _copy(template, target, progress)
+    planted.note(os.path.dirname(target), target)
+    return rows
+
+
+def _copy(template: Template, target: str, progress: Progress) -> dict[bytes, Row]:
     """Copy the worktree of *template* to *target*; return the rows of its files.
 
     Raises:

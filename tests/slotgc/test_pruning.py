@@ -17,7 +17,7 @@ import pytest
 
 from foundation.process import Identity
 from foundation.workspace import Workspace
-from slotgc import base, passage, pruning, sharing, use, work
+from slotgc import base, passage, pruning, sharing, taking, use, work
 from slotgc.hold import Claim, swarm_lock
 from slotgc.leaf import write_record
 from slotgc.pruning import PruneError, Verdict, plan, prune, prune_dead
@@ -223,15 +223,48 @@ def test_two_rescues_of_one_slot_within_a_second_have_two_names(root: Path) -> N
     assert {one.slot for one in list_rescues(str(root))} == {"dirty"}
 
 
-def test_a_hundred_dead_slots_are_cleaned_up_in_one_pass(tmp_path: Path) -> None:
+def test_a_hundred_dead_slots_are_cleaned_up_in_one_pass_that_tells_how_far_it_is(
+    tmp_path: Path,
+) -> None:
     make_trunk(tmp_path)
+    told = []
     for number in range(100):
         wt = make_slot(tmp_path, f"s{number:02}", {b"a": Node(b"1"), b"b": Node(b"2")})
         if number % 5 == 0:
             (wt / "a").write_text("edited")
-    pruned = prune(str(tmp_path))
+    pruned = prune(str(tmp_path), on_progress=lambda *progress: told.append(progress))
     assert (len(pruned.removed), len(pruned.rescued)) == (80, 20)
     assert (pruned.kept, pruned.failed) == ({}, {})
+    assert told == sorted(told)
+    assert told[-1] == (100, 100)
+    assert len(set(told)) > 20
+
+
+def test_a_pass_looks_at_every_process_once_for_many_slots(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_trunk(tmp_path)
+    for number in range(32):
+        make_slot(tmp_path, f"s{number:02}", {b"a": Node(b"1")})
+    looks: list[int] = []
+
+    def look() -> list[Sighting]:
+        looks.append(1)
+        return sightings()
+
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    monkeypatch.setattr(taking, "sightings", look)
+    assert len(prune(str(tmp_path)).removed) == 32
+    assert len(looks) == 2
+
+
+def test_a_plan_tells_what_becomes_of_what_a_killed_pass_took_and_had_not_judged(
+    root: Path,
+) -> None:
+    assert run_python(PRUNE, str(root), check=False, HUB_FAILPOINT="gc.taken").returncode == -9
+    assert slots(root) == []
+    told = {passage.parse_name(one.name)[0]: one.action for one in plan(str(root))}
+    assert told == {"clean": "remove", "dirty": "rescue"}
 
 
 # --- who works in it -----------------------------------------------------------------------
@@ -358,7 +391,8 @@ def at(monkeypatch: pytest.MonkeyPatch, point: str, act: Callable[[], object]) -
         if name == point and waiting:
             waiting.pop()()
 
-    monkeypatch.setattr(pruning, "hit", hit)
+    for module in (pruning, taking):
+        monkeypatch.setattr(module, "hit", hit)
 
 
 def test_one_that_comes_alive_after_it_was_judged_is_not_touched(
@@ -567,7 +601,7 @@ def test_several_passes_at_once_do_no_harm(tmp_path: Path) -> None:
 def test_what_a_living_pass_has_in_hand_is_left_to_it(root: Path) -> None:
     place = root / ".bones/rescue"
     assert run_python(PRUNE, str(root), check=False, HUB_FAILPOINT="gc.taken").returncode == -9
-    [judging] = os.listdir(place)
+    [judging] = [name for name in os.listdir(place) if name.startswith(".judging-clean-")]
     claimed = passage.claim(f"{place}/{judging}")
     assert claimed is not None
     try:
@@ -894,7 +928,7 @@ def test_a_pass_over_many_slots_is_shared_by_two_processes(
     monkeypatch.setattr(work, "judge", note)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     pruned = prune(str(many))
-    assert {Path(path).name for path in here if ".bones/swarm" in path} == {"s0", "s2", "s4", "s6"}
+    assert {passage.parse_name(Path(path).name)[0] for path in here} == {"s0", "s2", "s4", "s6"}
     assert pruned.removed == ["s1", "s2", "s4", "s5", "s7"]
     assert sorted(pruned.rescued) == ["s0", "s3", "s6"]
     assert (pruned.kept, pruned.failed, slots(many)) == ({}, {}, [])

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import sqlite3
 import stat
+import time
 from pathlib import Path
 from typing import NamedTuple
 
 from foundation.process import PID_MAX
 from foundation.workspace import Workspace
-from slotgc import base
+from slotgc import base, planted
 
 CHECKIN = "c" * 64
 DEAD_PID = PID_MAX
@@ -105,6 +107,21 @@ def age(slot: Path) -> None:
     known = base.read(f"{slot}/base.json")
     assert known is not None
     base.write(f"{slot}/base.json", known.replace(indexed_ns=known.indexed_ns + 10**9))
+
+
+def make_planted_slot(root: Path, name: str, tree: Tree) -> Path:
+    """Make a slot as :func:`make_slot` does, planted a second before it was handed over."""
+    slot = make_slot(root, name, tree).parent
+    age(slot)
+    planted.note(str(slot), f"{slot}/wt")
+    retell(slot, until_ns=time.time_ns() + 10**9)
+    return slot
+
+
+def retell(slot: Path, **values: object) -> None:
+    """Have planted.json of *slot* say something else."""
+    path = slot / planted.NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 def newest_checkin(root: Path) -> str:

@@ -123,9 +123,24 @@ class Connection:
         """Close."""
         self._sock.close()
 
+    def close(self) -> None:
+        """Close; again is no error."""
+        self._sock.close()
+
     def fileno(self) -> int:
-        """Return the socket's descriptor, for polling."""
+        """Return the socket's descriptor, for polling; -1 once it is closed."""
         return self._sock.fileno()
+
+    def is_quiet(self) -> bool:
+        """Tell whether the other side is there, and has said nothing that nobody has read."""
+        try:
+            self._sock.settimeout(0)
+            self._sock.recv(1, _socket.MSG_PEEK)
+        except BlockingIOError:
+            return not self._ready
+        except OSError:  # reset, or closed by us
+            return False
+        return False
 
     def peer_uid(self) -> int:
         """Return the uid of the process that listens. Source: unix(7), SO_PEERCRED."""

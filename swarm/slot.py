@@ -60,7 +60,7 @@ from slotgc import treepath
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
-    from typing import Any, Literal, Self
+    from typing import Any, ClassVar, Literal, Self
 
     Progress = Callable[[dict[str, Any]], None]
     Result = Literal["success", "fail"]
@@ -144,6 +144,10 @@ class LeafConnection(Connection):
     """A connection to a leaf or to the nursery."""
 
     whom = "the leaf"
+    place = (0, 0)
+    """Device and inode of the slot's directory when it was opened."""
+    answered = False
+    """Whether the last question was answered, so that another may follow."""
 
     def converse(
         self,
@@ -168,6 +172,7 @@ class LeafConnection(Connection):
                 "directories instead of their files, or commit in parts",
                 reason="too-long",
             )
+        self.answered = False
         self._sock.settimeout(patience_s)
         try:
             self._sock.sendall(line)
@@ -186,8 +191,10 @@ class LeafConnection(Connection):
                     raise self._silent(patience_s) from None
                 raise
             if "data" in message:
+                self.answered = True
                 return dict(message["data"])
             if "error" in message:
+                self.answered = True
                 raise _error(message["error"])
             if progress is not None and isinstance(message.get("progress"), dict):
                 progress(message["progress"])
@@ -204,10 +211,19 @@ class LeafConnection(Connection):
 
 
 class Slot:
-    """A slot that was joined. Holds no connection: each method asks its leaf anew."""
+    """A slot that was joined; any thread may use it.
+
+    A connection to the leaf is kept from one question to the next, and closed with the object. It
+    keeps no leaf from ending: a leaf that came after it is found by the next question, which is
+    never sent twice. A forked child has none of its parent's.
+    """
+
+    _idle: ClassVar[set[LeafConnection]] = set()
+    """Of every slot of this process."""
 
     def __init__(self, workspace: Workspace, name: str, info: Mapping[str, Any]) -> None:
         """Stand for slot *name*, of which its leaf said *info*; made by :func:`join`."""
+        self._kept: list[LeafConnection] = []
         self.name = name
         self.root = workspace.root
         self.directory = f"{workspace.swarm}/{name}"
@@ -215,6 +231,10 @@ class Slot:
         self.info = dict(info)
         """INFO as above; empty for one that was only opened."""
         self._workspace = workspace
+
+    def __del__(self) -> None:
+        """Close what was kept."""
+        self._let_go()
 
     def __repr__(self) -> str:
         """Name it."""
@@ -342,6 +362,7 @@ class Slot:
         """
         if not _is_own_directory(self.directory):
             return Closed(slot=self.name, result=result)
+        self._let_go()
         connection = self._connect()
         with connection:
             leaf = open_pidfd(connection.peer_pid())
@@ -471,8 +492,43 @@ class Slot:
 
         Raises: as :meth:`commit`.
         """
-        with self._connect() as connection:
+        connection = self._kept_one() or self._connect()
+        try:
             return connection.converse(verb, patience_s=patience_s, progress=progress, **arguments)
+        finally:
+            if connection.answered and not self._kept:
+                self._idle.add(connection)
+                self._kept.append(connection)
+            else:
+                connection.close()
+
+    def _kept_one(self) -> LeafConnection | None:
+        """Return the connection that was kept, for the caller alone; None if it leads nowhere."""
+        try:
+            connection = self._kept.pop()
+        except IndexError:
+            return None
+        self._idle.discard(connection)
+        if connection.is_quiet() and connection.place == _place(self.directory):
+            return connection
+        connection.close()
+        return None
+
+    def _let_go(self) -> None:
+        while self._kept:
+            try:
+                connection = self._kept.pop()
+            except IndexError:  # another thread was faster
+                return
+            self._idle.discard(connection)
+            connection.close()
+
+    @classmethod
+    def in_child(cls) -> None:
+        """Close what the parent of a forked child keeps; its leaf must notice the parent's end."""
+        for connection in cls._idle:
+            connection.close()
+        cls._idle.clear()
 
     def _connect(self) -> LeafConnection:
         connection = connect(self._workspace, self.name)
@@ -480,6 +536,8 @@ class Slot:
             raise _dead(self._workspace, self.name)
         return connection
 
+
+os.register_at_fork(after_in_child=Slot.in_child)
 
 _FOR_EVER_S = 365 * 86_400.0
 """An agent may say nothing for as long as it likes."""
@@ -529,11 +587,13 @@ def connect(workspace: Workspace, slot: str) -> LeafConnection | None:
         Refused: there is no such slot (``no-slot``), or another user's process answers.
     """
     directory = f"{workspace.swarm}/{slot}"
-    if not _is_own_directory(directory):
+    place = _place(directory)
+    if not any(place):
         raise no_slot(workspace, slot)
     connection = _connected(f"{directory}/leaf.sock")
     if connection is not None:
         connection.whom = f"the leaf of slot {slot}"
+        connection.place = place
     return connection
 
 
@@ -620,11 +680,18 @@ def _connected(path: str) -> LeafConnection | None:
 
 def _is_own_directory(path: str) -> bool:
     """Tell whether *path* is a real directory of this user; as slotgc.leaf, which loads more."""
+    return any(_place(path))
+
+
+def _place(path: str) -> tuple[int, int]:
+    """Return device and inode of *path*; zeros if it is no real directory of this user."""
     try:
         status = os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        return False
-    return stat.S_ISDIR(status.st_mode) and status.st_uid == os.geteuid()
+        return 0, 0
+    if not stat.S_ISDIR(status.st_mode) or status.st_uid != os.geteuid():
+        return 0, 0
+    return status.st_dev, status.st_ino
 
 
 def _error(wire: Any) -> HubError:

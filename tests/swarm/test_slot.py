@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +15,7 @@ import pytest
 
 import swarm
 from foundation import codec
-from foundation.errors import Refused, Unavailable
+from foundation.errors import NotRunning, Refused, Unavailable
 from hub.commits import Conflicted
 from hub.repository import Repository
 from swarm import aio
@@ -323,6 +324,88 @@ def test_the_same_from_asyncio(swarm_hub: Hub) -> None:
     outcome, checkin = asyncio.run(work())
     assert outcome == "removed"
     assert checkin
+
+
+@pytest.mark.faults
+def test_a_slot_s_questions_share_a_connection_and_find_the_leaf_that_comes_next(
+    swarm_hub: Hub,
+) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    slot.status()
+    (connection,) = slot._kept
+    with pytest.raises(Refused):
+        slot.commit("nothing")
+    assert slot.changes() == ()
+    assert slot._kept == [connection]
+    first = slot.status()["pid"]
+    kill(first)
+    eventually(lambda: is_gone(first))
+    with pytest.raises(NotRunning):
+        slot.status()
+    second = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    assert slot.commit("by the former object").new
+    assert slot.status()["pid"] == second.info["pid"]
+
+
+def test_a_connection_that_waits_for_its_next_question_keeps_no_slot_from_closing(
+    swarm_hub: Hub,
+) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    waiting = Slot.open(swarm_hub.root, "alpha")
+    waiting.status()
+    assert slot.close(artifact=False).outcome == "removed"
+    with pytest.raises(Refused) as caught:
+        waiting.status()
+    assert refusal(caught) == "no-slot"
+    again = swarm.join(swarm_hub.root, "alpha")
+    assert waiting.status()["epoch"] == again.info["epoch"]
+
+
+@pytest.mark.faults
+def test_an_answer_that_comes_too_late_answers_no_later_question(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    leaf = slot.status()["pid"]
+    kill(leaf, signal.SIGSTOP)
+    try:
+        with pytest.raises(Unavailable) as caught:
+            slot.ask("changes", patience_s=0.05)
+        assert caught.value.reason == "no-answer"
+    finally:
+        kill(leaf, signal.SIGCONT)
+    assert slot.status()["pid"] == leaf
+
+
+def test_a_forked_child_asks_by_a_connection_of_its_own(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    slot.status()
+    (connection,) = slot._kept
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            closed = connection.fileno() == -1
+            os.write(write, b"%d %d" % (closed, slot.status()["pid"]))
+        finally:
+            os._exit(0)
+    os.waitpid(child, 0)
+    os.close(write)
+    with os.fdopen(read) as answer:
+        assert answer.read() == f"1 {slot.info['pid']}"
+    assert slot.status()["pid"] == slot.info["pid"]
+    assert slot._kept == [connection]
+
+
+def test_threads_that_share_a_slot_get_each_their_own_answer(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+
+    def ask(number: int) -> bool:
+        name = "status" if number % 2 else "changes"
+        return ("pid" in slot.ask(name, patience_s=10)) == bool(number % 2)
+
+    with ThreadPoolExecutor(8) as threads:
+        assert all(threads.map(ask, range(200)))
+    assert len(slot._idle) <= 8
 
 
 def test_joining_loads_neither_asyncio_nor_json() -> None:

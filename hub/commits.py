@@ -13,6 +13,12 @@ is neither among the contents nor spooled (``.orchestrator/spool/HASH``) must be
 An answer is one JSON object, ``{"v":1, …}`` with one of ``landed``, ``conflicts`` and ``error``
 (:func:`foundation.errors.to_wire`). Of conflicts there may be more than fit: ``left_out`` is how
 many are not told.
+
+A request or an answer that is too long for a message is a *parcel*: a file in the spool, named by
+its SHA3-256 (:mod:`hub.spool`), of which the message says name and size, and whose request it is::
+
+    {"v":1, "parcel":[NAME, SIZE], "id":ID, "slot":NAME, "epoch":N}
+    {"v":1, "parcel":[NAME, SIZE]}
 """
 
 from __future__ import annotations
@@ -32,15 +38,20 @@ SUBJECT = "trunk.request.commit"
 STARTED = "trunk.started"
 """Published, with nothing in it, by a trunk that begins to serve: ask again at once."""
 
+MESSAGE_BYTES = (1 << 20) - 4096
+"""What is longer goes by the spool. The bus carries 1 MiB, headers included."""
+PARCEL_BYTES = 64 << 20
+"""The largest request or answer that goes by the spool: some 300,000 paths."""
 INLINE_BYTES = 512 * 1024
-"""The most that travels in a request; what is more is spooled. The bus carries 1 MiB."""
+"""The most contents that travel in a request; what is more is spooled."""
 LARGEST_BYTES = 100 * 2**20
 """The largest content that trunk takes: Fossil holds three copies of one while it stores it."""
 
 TOLD_BYTES = 512 * 1024
-"""Of conflicts, so that the bus carries the answer."""
+"""Of conflicts: who has more of them has to look at the whole."""
 
 KINDS = frozenset(("", "file", "exec", "link"))
+_PARCEL = b'{"v":%d,"parcel":' % VERSION
 _ID_DIGITS = 32
 _LONGEST_MESSAGE = 65_536
 
@@ -72,6 +83,16 @@ class Proposal(Record):
     contents: dict[str, bytes]
     """By hash; those that travel with the request."""
     spooled: tuple[str, ...] = ()
+
+
+class Parcel(Record):
+    """What a message says of a request in the spool."""
+
+    name: str
+    size: int
+    id: str
+    slot: str
+    epoch: int
 
 
 class Landed(Record):
@@ -181,6 +202,49 @@ def decode(request: bytes) -> Proposal:
     )
 
 
+def encode_parcel(proposal: Proposal, name: str, size: int) -> bytes:
+    """Return the request that stands for that of *proposal*, *size* bytes spooled as *name*."""
+    body = {
+        "v": VERSION,
+        "parcel": [name, size],
+        "id": proposal.id,
+        "slot": proposal.slot,
+        "epoch": proposal.epoch,
+    }
+    return codec.dumps(body).encode()
+
+
+def request_parcel(request: bytes) -> Parcel | None:
+    """Return what *request* says of another in the spool, None if it is one itself.
+
+    Raises:
+        ValueError: it says nothing sound.
+    """
+    if not request.startswith(_PARCEL):
+        return None
+    body = codec.loads_object(request)
+    name, size = _parcel(body)
+    slot: Any = body.get("slot")
+    epoch: Any = body.get("epoch")
+    _require(is_id(body.get("id")), "id is none")
+    _require(isinstance(slot, str) and type(epoch) is int and epoch >= 0, "a parcel is nobody's")
+    return Parcel(name=name, size=size, id=body["id"], slot=slot, epoch=epoch)
+
+
+def encode_answer_parcel(name: str, size: int) -> bytes:
+    """Return the answer that stands for one of *size* bytes spooled as *name*."""
+    return codec.dumps({"v": VERSION, "parcel": [name, size]}).encode()
+
+
+def answer_parcel(answer: bytes) -> tuple[str, int] | None:
+    """Return name and size of the spooled answer that *answer* stands for, None if it is one.
+
+    Raises:
+        ValueError: it says nothing sound.
+    """
+    return _parcel(codec.loads_object(answer)) if answer.startswith(_PARCEL) else None
+
+
 def is_id(text: object) -> bool:
     """Tell whether *text* names a commit: 32 lower-case hex digits."""
     return (
@@ -246,6 +310,15 @@ def conflict_from_json(value: Any) -> Conflict:
     """Return what :func:`conflict_json` wrote."""
     fields = dict(value)
     return Conflict(**{**fields, "path": treepath.from_json(fields["path"])})
+
+
+def _parcel(body: dict[str, Any]) -> tuple[str, int]:
+    parcel: Any = body.get("parcel")
+    _require(isinstance(parcel, list) and len(parcel) == 2, "a parcel is no pair")  # noqa: PLR2004
+    name, size = parcel
+    _require(artifact.is_name(name) and type(size) is int, "a parcel is none")
+    _require(0 < size <= PARCEL_BYTES, f"a parcel of {size} bytes is too large")
+    return name, size
 
 
 def _change(row: Any) -> Change:

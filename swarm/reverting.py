@@ -6,10 +6,9 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
-from hub import commits
+from hub import commits, spool
 from hub.bus import connect
 from hub.events import address
-from hub.nats import MAX_PAYLOAD_BYTES
 from slotgc import treepath
 from swarm import history
 
@@ -19,6 +18,9 @@ if TYPE_CHECKING:
 
 WITHIN_S = 30.0
 """How long trunk may take; it may be just starting."""
+A_PATH_S = 0.004
+"""So much longer for each path that is undone."""
+_SHOWN = 5
 
 
 class RevertRefused(Refused):
@@ -45,35 +47,32 @@ def revert(workspace: Workspace, name: str, message: str = "") -> Landed:
     with history.open_repository(workspace.repository) as repository:
         proposal = history.undoing(repository, name, message)
         short = history.find(repository, name).hash[: history.SHORT]
-    request = commits.encode(proposal)
-    if len(request) > MAX_PAYLOAD_BYTES:
-        raise Refused(
-            f"{short} changed {len(proposal.changes)} files, too many to undo in one request: undo "
-            f"it by hand in a slot (`bones diff {short}` shows it)",
-            reason="too-long",
-        )
+    request, parcel = spool.post(workspace.spool, proposal)
+    within_s = WITHIN_S + len(proposal.changes) * A_PATH_S
     try:
-        return asyncio.run(_ask(workspace, proposal.slot, request))
+        return asyncio.run(_ask(workspace, proposal.slot, request, within_s))
     except commits.Conflicted as error:
-        raise _refused(short, error.conflicts) from None
+        raise _refused(short, error.conflicts, error.left_out) from None
     except Unavailable as error:
         raise Unavailable(
             f"{error}; it may have been undone all the same: `bones log`, and the same command "
             "again does no harm",
             reason=error.reason,
         ) from None
+    finally:
+        spool.discard(workspace.spool, parcel)
 
 
-async def _ask(workspace: Workspace, slot: str, request: bytes) -> Landed:
+async def _ask(workspace: Workspace, slot: str, request: bytes, within_s: float) -> Landed:
     url = await asyncio.to_thread(address, workspace)
     try:
         bus = await connect(workspace, url=url)
     except NotRunning as error:
         raise Unavailable(str(error), reason="bus-down") from None
     async with bus:
-        answer = await bus.request(f"{commits.SUBJECT}.{slot}", request, within_s=WITHIN_S)
+        answer = await bus.request(f"{commits.SUBJECT}.{slot}", request, within_s=within_s)
     try:
-        return commits.decode_answer(answer.data)
+        return spool.answered(workspace.spool, answer.data)
     except ValueError as error:
         raise HubError(
             f"trunk's answer is not understood ({error}): `hub restart` brings up a hub of this "
@@ -82,12 +81,15 @@ async def _ask(workspace: Workspace, slot: str, request: bytes) -> Landed:
         ) from None
 
 
-def _refused(short: str, conflicts: tuple[commits.Conflict, ...]) -> RevertRefused:
+def _refused(short: str, conflicts: tuple[commits.Conflict, ...], left_out: int) -> RevertRefused:
     shown = "; ".join(
         f"{treepath.show(one.path)}: {one.reason} ({one.theirs_slot or 'trunk'}, "
         f"{one.theirs_checkin[: history.SHORT]})"
-        for one in conflicts
+        for one in conflicts[:_SHOWN]
     )
+    others = max(0, len(conflicts) - _SHOWN) + left_out
+    if others:
+        shown += f" and {others} more"
     later = [one.theirs_checkin for one in conflicts if one.theirs_checkin]
     first = f"`bones revert {later[0][: history.SHORT]}` first, or " if later else ""
     return RevertRefused(

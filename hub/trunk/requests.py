@@ -8,26 +8,33 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from foundation import codec
 from foundation.errors import HubError, Refused, Unavailable
-from hub import slotname
-from hub.commits import SUBJECT, decode, encode_answer
+from foundation.failpoint import hit
+from hub import slotname, spool
+from hub.commits import SUBJECT, Landed, decode, encode_answer, request_parcel
 from hub.fossil_repo import OPERATOR
 from hub.trunk import accounts, journal
 from hub.trunk.ledger import add_users
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from typing import TypeVar
 
+    from foundation.workspace import Workspace
     from hub.bus import Bus
-    from hub.commits import Proposal
+    from hub.commits import Parcel, Proposal
     from hub.trunk.accounts import Accounts
     from hub.trunk.queue import Asked
     from hub.trunk.writer import Log, Outcome, Writer
+
+    T = TypeVar("T")
 
 AT_ONCE = 1024
 """Commits that wait for the writer; more wait to be read."""
 USERS_WITHIN_S = 2.0
 OUTCOME_WITHIN_S = 10.0
 _LOOK_S = 0.005
+_SHORT = 100
+"""So many files that were merged fit into a message, whatever they are called."""
 
 
 class _Waiting(NamedTuple):
@@ -39,11 +46,14 @@ class _Waiting(NamedTuple):
 class Commits:
     """The commits that wait for their answer."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, journal_directory: str) -> None:
-        """Answer on *loop*; the writer's journal is in *journal_directory*."""
+    def __init__(self, loop: asyncio.AbstractEventLoop, workspace: Workspace) -> None:
+        """Answer on *loop* what is asked of the trunk of *workspace*."""
         self._loop = loop
-        self._journal = journal_directory
+        self._journal = workspace.journal
+        self._spool = workspace.spool
         self._waiting: dict[str, _Waiting] = {}
+        self._parcels: dict[str, asyncio.Task[Outcome]] = {}
+        self._one_parcel = asyncio.Semaphore()  # each may take 50 MB of memory
         self.writer: Writer
         """Whom to ask; set once, before the first request."""
 
@@ -53,15 +63,50 @@ class Commits:
         A commit that is asked for again while it is being made gets the same answer.
         """
         try:
-            proposal = _proposal(subject, payload)
+            parcel = _understood(request_parcel, payload)
+            if parcel is None:
+                outcome = await self._asked(_proposal(subject, payload))
+            else:
+                outcome = await self._asked_by_parcel(subject, parcel)
+            if _may_be_long(outcome):
+                return await asyncio.to_thread(spool.post_answer, self._spool, outcome)
         except HubError as error:
             return encode_answer(error)
+        return encode_answer(outcome)
+
+    async def _asked(self, proposal: Proposal, *, in_thread: bool = False) -> Outcome:
         waiting = self._waiting.get(proposal.id)
         if waiting is None:
             waiting = _Waiting(proposal.slot, proposal.epoch, self._loop.create_future())
             self._waiting[proposal.id] = waiting
-            self.writer.submit(proposal, proposal.id)
-        return encode_answer(await asyncio.shield(waiting.outcome))
+            if in_thread:  # it looks at every content that is spooled
+                await asyncio.to_thread(self.writer.submit, proposal, proposal.id)
+            else:
+                self.writer.submit(proposal, proposal.id)
+        return await asyncio.shield(waiting.outcome)
+
+    async def _asked_by_parcel(self, subject: str, parcel: Parcel) -> Outcome:
+        """Return what becomes of a commit in the spool, opened once however often it is asked for.
+
+        Raises:
+            Refused: it is asked for in another's name, or is another.
+            Unavailable: it is not there.
+        """
+        _check_asker(subject, parcel.slot)
+        asked = self._parcels.get(parcel.id)
+        if asked is None:
+            asked = self._parcels[parcel.id] = self._loop.create_task(self._open(parcel))
+            asked.add_done_callback(lambda _task: self._parcels.pop(parcel.id))
+        return await asyncio.shield(asked)
+
+    async def _open(self, parcel: Parcel) -> Outcome:
+        async with self._one_parcel:
+            try:
+                proposal = await asyncio.to_thread(spool.opened, self._spool, parcel)
+            except HubError as error:
+                return error
+            hit("trunk.parcel-opened")
+            return await self._asked(proposal, in_thread=True)
 
     async def ended(self, slot: str, epoch: int) -> None:
         """Wait until nothing can land any more that a leaf of *slot* before *epoch* asked for.
@@ -104,16 +149,28 @@ def _proposal(subject: str, payload: bytes) -> Proposal:
     Raises:
         Refused: it is not to be understood, or in another's name.
     """
+    proposal = _understood(decode, payload)
+    _check_asker(subject, proposal.slot)
+    return proposal
+
+
+def _understood(read: Callable[[bytes], T], payload: bytes) -> T:
     try:
-        proposal = decode(payload)
+        return read(payload)
     except ValueError as error:
         raise Refused(
             f"trunk does not understand this commit: {error}", reason="protocol"
         ) from None
+
+
+def _check_asker(subject: str, slot: str) -> None:
     asker = subject.removeprefix(f"{SUBJECT}.")
-    if asker != proposal.slot or not (asker == OPERATOR or slotname.is_name(asker)):
-        raise Refused(f"{asker[:80]!r} may not commit as {proposal.slot[:80]!r}", reason="protocol")
-    return proposal
+    if asker != slot or not (asker == OPERATOR or slotname.is_name(asker)):
+        raise Refused(f"{asker[:80]!r} may not commit as {slot[:80]!r}", reason="protocol")
+
+
+def _may_be_long(outcome: Outcome) -> bool:
+    return isinstance(outcome, Landed) and len(outcome.merged) > _SHORT
 
 
 def fence(current: Callable[[], Accounts | None]) -> Callable[[Proposal], HubError | None]:

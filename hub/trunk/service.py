@@ -94,7 +94,7 @@ class Trunk:
         self._loop = asyncio.get_running_loop()
         self._accounts: Accounts | None = None
         self._users = requests.Users(workspace.repository, log)
-        self._commits = requests.Commits(self._loop, workspace.journal)
+        self._commits = requests.Commits(self._loop, workspace)
         self._checkins = Checkins(workspace.repository, self._loop)
         reports = Reports(
             log=log,

@@ -10,8 +10,8 @@ import asyncio
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError, LeaseLost, Refused, Unavailable
-from hub import commits
-from hub.nats import MAX_PAYLOAD_BYTES
+from foundation.failpoint import hit
+from hub import commits, spool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from swarm.worktree import Worktree
 
 _AGAIN_S = 0.2
-_LONGEST_REQUEST = MAX_PAYLOAD_BYTES - 4096  # headers count
+_A_PATH_S = 0.004
+"""So much longer a commit may take for each of its paths: Fossil alone takes 0.5 ms."""
 NOTHING = "nothing-to-commit"
 
 
@@ -33,12 +34,14 @@ class Committer:
         worktree: Worktree,
         link: Link,
         slot: str,
+        spool_directory: str,
         *,
         on_superseded: Callable[[LeaseLost], None],
         complain: Callable[[str, BaseException], None],
     ) -> None:
         """Ask over *link*; *on_superseded* is told that trunk knows a later leaf.
 
+        What is too long for the bus goes by *spool_directory*.
         *complain* is told what could not be written down of a commit that has landed.
         """
         self.pending: Proposal | None = None
@@ -52,6 +55,7 @@ class Committer:
         self._worktree = worktree
         self._link = link
         self._subject = f"{commits.SUBJECT}.{slot}"
+        self._spool = spool_directory
         self._on_superseded = on_superseded
         self._complain = complain
 
@@ -63,7 +67,8 @@ class Committer:
         Raises:
             Conflicted: others have changed the same; nothing was touched.
             Refused: nothing to commit, or trunk will not have it.
-            Unavailable: its fate is not known at *deadline_s* (of the loop's clock).
+            Unavailable: its fate is not known at *deadline_s* (of the loop's clock), for many
+                paths some time later.
             LeaseLost: a later leaf has the slot.
         """
         await self.settle(deadline_s)
@@ -96,49 +101,73 @@ class Committer:
             pass  # it was refused: what it was made of is still there to be committed
 
     async def _land(self, deadline_s: float) -> tuple[Landed, int]:
-        loop = asyncio.get_running_loop()
-        while True:
-            proposal = self.pending
-            assert proposal is not None
-            request = commits.encode(proposal)
-            if len(request) > _LONGEST_REQUEST:
-                self.pending = None
-                raise Refused(
-                    f"{len(proposal.changes)} changes are too many for one commit: commit them in "
-                    "parts, a few directories at a time",
-                    reason="too-many-changes",
-                )
-            try:
-                answer = await self._link.request(
-                    self._subject, request, within_s=deadline_s - loop.time()
-                )
-            except Unavailable as error:
-                raise Unavailable(
-                    f"it is not known whether the commit has landed ({error}); the next commit or "
-                    "status finds out, and it lands once",
-                    reason="commit-unknown",
-                ) from None
-            try:
-                landed = commits.decode_answer(answer)
-            except LeaseLost as error:
-                if self._link.epoch > proposal.epoch:  # we had lost the slot and have it again
-                    self.pending = proposal.replace(epoch=self._link.epoch)
-                    continue
-                self._on_superseded(error)
-                raise
-            except Unavailable:
-                if loop.time() + _AGAIN_S >= deadline_s:
-                    raise
-                await asyncio.sleep(_AGAIN_S)
-                continue
-            except HubError:
-                self.pending = None
-                raise
+        assert self.pending is not None
+        deadline_s += len(self.pending.changes) * _A_PATH_S
+        parcel = ""
+        try:
+            while True:
+                former = parcel
+                message, parcel = self._posted()
+                if former != parcel:
+                    spool.discard(self._spool, former)  # that of an epoch that is over
+                landed = await self._ask(message, deadline_s)
+                if landed is not None:
+                    break
+        finally:
+            if self.pending is None:
+                spool.discard(self._spool, parcel)
+        return landed
+
+    def _posted(self) -> tuple[bytes, str]:
+        """Return the message that asks for the pending commit, and its parcel in the spool."""
+        proposal = self.pending
+        assert proposal is not None
+        try:
+            message, parcel = spool.post(self._spool, proposal)
+        except Refused:
             self.pending = None
-            try:
-                self._worktree.landed(proposal, landed)
-            except OSError as error:  # it is on trunk, and in memory: so the commit has succeeded
-                self._complain("base", error)
-            self.landed = landed.checkin
-            self.commits += 1
-            return landed, len(proposal.changes)
+            raise
+        if parcel:
+            hit("commit.spooled")
+        return message, parcel
+
+    async def _ask(self, message: bytes, deadline_s: float) -> tuple[Landed, int] | None:
+        """Return what has landed, None: it is to be asked for once more."""
+        loop = asyncio.get_running_loop()
+        proposal = self.pending
+        assert proposal is not None
+        try:
+            answer = await self._link.request(
+                self._subject, message, within_s=deadline_s - loop.time()
+            )
+        except Unavailable as error:
+            raise Unavailable(
+                f"it is not known whether the commit has landed ({error}); the next commit or "
+                "status finds out, and it lands once",
+                reason="commit-unknown",
+            ) from None
+        try:
+            landed = spool.answered(self._spool, answer)
+        except LeaseLost as error:
+            if self._link.epoch > proposal.epoch:  # we had lost the slot and have it again
+                self.pending = proposal.replace(epoch=self._link.epoch)
+                return None
+            self._on_superseded(error)
+            raise
+        except Unavailable:
+            if loop.time() + _AGAIN_S >= deadline_s:
+                raise
+            await asyncio.sleep(_AGAIN_S)
+            return None
+        except HubError:
+            self.pending = None
+            raise
+        self.pending = None
+        hit("commit.answered")
+        try:
+            self._worktree.landed(proposal, landed)
+        except OSError as error:  # it is on trunk, and in memory: so the commit has succeeded
+            self._complain("base", error)
+        self.landed = landed.checkin
+        self.commits += 1
+        return landed, len(proposal.changes)

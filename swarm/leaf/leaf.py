@@ -138,6 +138,7 @@ class Leaf:
             self.worktree,
             self.link,
             self.name,
+            self.workspace.spool,
             on_superseded=self._superseded,
             complain=self.complain,
         )

@@ -46,7 +46,7 @@ class Reader:
         self._has = has
         self._room = INLINE_BYTES
         self.contents: dict[str, bytes] = {}
-        self.spooled: list[str] = []
+        self.spooled: dict[str, None] = {}
         self.same: dict[bytes, Row] = {}
         """Files that only looked changed, as they look now."""
         self.rows: dict[bytes, Row] = {}
@@ -176,7 +176,7 @@ class Reader:
             name = digest.hexdigest()
             if self._needs(name, was):
                 os.rename(temporary, f"{self._spool}/{name}")
-                self.spooled.append(name)
+                self.spooled[name] = None
             else:
                 os.unlink(temporary)
         except BaseException:

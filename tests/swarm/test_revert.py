@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -10,6 +11,7 @@ import pytest
 
 from foundation.errors import NotRunning, Refused
 from foundation.workspace import Workspace
+from hub import commits
 from hub.repository import Repository
 from swarm import reverting
 from swarm.history import open_repository
@@ -121,12 +123,14 @@ def test_without_a_hub_the_way_out_is_named(seeded: Path, tmp_path: Path) -> Non
         reverting.revert(workspace, "tip")
 
 
-def test_more_than_a_request_takes_is_refused_by_name(
+def test_more_than_trunk_takes_is_refused_by_name(
     seeded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     workspace = Workspace(str(seeded))
     Checkout(workspace.repository, tmp_path / "stock/co").commit({b"f": Node(b"1\n")}, "a file")
-    monkeypatch.setattr(reverting, "MAX_PAYLOAD_BYTES", 100)
-    with pytest.raises(Refused, match="1 files, too many") as refused:
+    monkeypatch.setattr(commits, "MESSAGE_BYTES", 100)
+    monkeypatch.setattr(commits, "PARCEL_BYTES", 100)
+    with pytest.raises(Refused, match="1 changes are too many") as refused:
         reverting.revert(workspace, "tip")
-    assert refused.value.reason == "too-long"
+    assert refused.value.reason == "too-many-changes"
+    assert os.listdir(workspace.spool) == []

@@ -90,12 +90,13 @@ class Herd(Agent):
         super().__init__(root, name, options)
         self.slot = Slot.open(root, name)
         self.top = Path(self.slot.worktree)
+        self.claim = owner.join  # the first look at it imports what it needs
 
     def work(self) -> None:
         self.began_s = time.monotonic()
         for task in range(self.options["tasks"]):
             path = f"{self.root}/.orchestrator/leases/task-{self.name}-{task}"
-            with owner.join(path, ttl_s=30) as claim:
+            with self.claim(path, ttl_s=30) as claim:
                 if not claim.is_owner:
                     self.failed.append("not claimed")
                     continue

@@ -22,8 +22,10 @@ RESTORE = "bones swarm rescue restore"
 def gc(*, root: str | None = None, dry_run: bool = False, as_json: bool = False) -> int:
     """Clean up after dead slots; return 0, or 1 if one could not be cleaned up."""
     from hub import output  # noqa: PLC0415 - an errand prints nothing
+    from hub.bar import Bar  # noqa: PLC0415
     from hub.verbs import root_or_default  # noqa: PLC0415
 
+    bar = Bar(sys.stderr)
     try:
         workspace = Workspace.find(root_or_default(root))
         refuse_foreign(workspace)
@@ -37,8 +39,12 @@ def gc(*, root: str | None = None, dry_run: bool = False, as_json: bool = False)
             else:
                 _show_lines(_planned(verdicts), f"no slots in {workspace.root}")
             return 0
-        pruned = prune(workspace.root)
+        pruned = prune(
+            workspace.root, on_progress=lambda done, total: bar.show("slots", done, total)
+        )
+        bar.end()
     except HubError as error:
+        bar.end()
         return output.print_error("hub.gc", error, as_json=as_json)
     if as_json:
         output.print_data("hub.gc", {"root": workspace.root, **pruned.as_dict()})

@@ -133,10 +133,12 @@ def down(
     keep_hub: bool = False,
     timeout_s: float = HUB_WITHIN_S,
     on_phase: Callable[[str], None] = lambda _words: None,
+    on_progress: Callable[[int, int], None] | None = None,
 ) -> Down:
     """End what runs in the workspace around *root*, clean up its slots, prove that it is done.
 
-    Nothing to do is no error. With *keep_hub* the hub goes on. *on_phase* is told what begins.
+    Nothing to do is no error. With *keep_hub* the hub goes on. *on_phase* is told what begins,
+    *on_progress* how many slots of how many are cleaned up.
 
     Raises:
         Refused: there is no workspace, its state is not this user's, or this process is below
@@ -152,7 +154,7 @@ def down(
     ended = _end_processes(workspace)
     hit("down.processes-ended")
     on_phase("cleaning up the slots")
-    pruned = pruning.prune(workspace.root)
+    pruned = pruning.prune(workspace.root, on_progress=on_progress)
     hit("down.slots-pruned")
     stopped, trouble = 0, ""
     if not keep_hub:

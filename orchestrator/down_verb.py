@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import threading
+import time
 
 from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import output
+from hub.bar import Bar
 from hub.render import printable
 from hub.verbs import root_or_default
 from hub.wording import several
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
 
 VERB = "bones.down"
 _SILENT_S = 1.0
+_TELL_EVERY_S = 5.0
 
 
 def down(
@@ -37,22 +41,24 @@ def down(
     """End what runs in the workspace; without *yes* only after asking."""
     try:
         workspace = Workspace.find(root_or_default(root))
-        plan = ending.plan(workspace, keep_hub=keep_hub)
-        if dry_run:
-            if as_json:
-                output.print_data(VERB, {"dry_run": True, **plan.as_dict()})
-            else:
-                _print(_planned(plan), f"nothing runs in {workspace.root}")
-            return 0
-        if not (plan.is_empty or yes) and not agreed(_asked(plan), as_json=as_json):
-            output.say("nothing was ended", program="bones")
-            return 1
+        if dry_run or not yes:
+            plan = ending.plan(workspace, keep_hub=keep_hub)
+            if dry_run:
+                if as_json:
+                    output.print_data(VERB, {"dry_run": True, **plan.as_dict()})
+                else:
+                    _print(_planned(plan), f"nothing runs in {workspace.root}")
+                return 0
+            if not plan.is_empty and not agreed(_asked(plan), as_json=as_json):
+                output.say("nothing was ended", program="bones")
+                return 1
         with _Patience() as patience:
             done = ending.down(
                 workspace.root,
                 keep_hub=keep_hub,
                 timeout_s=ending.HUB_WITHIN_S if timeout_s is None else timeout_s,
                 on_phase=patience.begins,
+                on_progress=patience.goes_on,
             )
     except HubError as error:
         return output.print_error(VERB, error, as_json=as_json)
@@ -67,16 +73,30 @@ def down(
 
 
 class _Patience:
-    """Says what takes so long, once it has taken a second."""
+    """Says what takes so long, once it has taken a second, and then how far it is."""
 
     def __init__(self) -> None:
         self._timer: threading.Timer | None = None
+        self._phase = ""
+        self._told_s = 0.0
+        self._bar = Bar(sys.stderr)
 
     def begins(self, phase: str) -> None:
         self.__exit__()
+        self._phase, self._told_s = phase, time.monotonic()
         self._timer = threading.Timer(_SILENT_S, _say, (f"{phase} …",))
         self._timer.daemon = True
         self._timer.start()
+
+    def goes_on(self, done: int, total: int) -> None:
+        """Show it: as a bar on a terminal, else as a line now and then."""
+        if sys.stderr is not None and sys.stderr.isatty():
+            if self._timer is not None:
+                self._timer.cancel()
+            self._bar.show("slots", done, total)
+        elif time.monotonic() > self._told_s + _TELL_EVERY_S:
+            self._told_s = time.monotonic()
+            _say(f"{self._phase}: {done} of {total} …")
 
     def __enter__(self) -> Self:
         return self
@@ -84,6 +104,7 @@ class _Patience:
     def __exit__(self, *_exc: object) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        self._bar.end()
 
 
 def _say(text: str) -> None:

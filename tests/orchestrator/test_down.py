@@ -9,7 +9,7 @@ import subprocess
 import sys
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -125,6 +125,29 @@ def test_down_does_nothing_where_nobody_can_be_asked(repo: Path) -> None:
     assert (repo / ".bones/swarm/clean").exists()
 
 
+def test_down_shows_at_a_terminal_how_many_slots_are_cleaned_up(repo: Path) -> None:
+    make_trunk(repo)
+    for number in range(40):
+        make_slot(repo, f"s{number}", {b"%d" % n: Node(b"1") for n in range(150)})
+    ours, theirs = pty.openpty()
+    shown = b""
+    try:
+        with subprocess.Popen(
+            [BONES, "down", "--yes"],
+            cwd=repo,
+            env={**os.environ, "TERM": "xterm"},
+            stdout=subprocess.DEVNULL,
+            stderr=theirs,
+        ) as running:
+            os.close(theirs)
+            while b"nothing of ours runs" not in shown:
+                shown += os.read(ours, 4096)
+        assert running.returncode == 0
+    finally:
+        os.close(ours)
+    assert b" of 40" in shown
+
+
 @pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("yes\n", True), ("\n", False)])
 def test_down_asks_at_a_terminal(repo: Path, answer: str, goes: bool) -> None:
     make_trunk(repo)
@@ -193,11 +216,11 @@ def test_a_leaf_that_comes_while_slots_are_cleaned_up_is_named(
     prune = pruning.prune
     with ExitStack() as stack:
 
-        def with_a_late_one(root: str) -> pruning.Pruned:
+        def with_a_late_one(root: str, **options: Any) -> pruning.Pruned:
             variables = mark(repo, "late") if marked else {}
             late.append(stack.enter_context(process(variables=variables)))
             sign(slot, late[0].pid)
-            return prune(root)
+            return prune(root, **options)
 
         late: list[subprocess.Popen[bytes]] = []
         monkeypatch.setattr(pruning, "prune", with_a_late_one)

@@ -36,6 +36,8 @@ _HEADER_BYTES = 12
 _STAGE, _STAGES = 0x3000, 0x30
 _ODD = 0x70  # of the first byte of the flags: a stage, or extended
 _SEGMENT_ENTRIES = 32
+_SEGMENT_BYTES = 2 * _SEGMENT_ENTRIES * 96
+"""One that has grown beyond is cut."""
 _POINT_SEGMENTS = 8
 _WORD = 0xFFFFFFFF
 
@@ -95,11 +97,24 @@ class Index:
 
     def get(self, path: bytes) -> bytes | None:
         """Return the entry of *path*, None if there is none, or only stages of a conflict."""
-        if self._bodies:
-            for key, raw in self._split(self._bodies[self._segment(path)]):
-                if key == path + b"\0\0":
-                    return raw
+        if not self._bodies:
+            return None
+        body = self._bodies[self._segment(path)]
+        at = self._find(body, len(path).to_bytes(2, "big") + path + b"\0")
+        if at >= 0 and len(path) < LENGTH:
+            return body[at : at + (self._name_at + 2 + len(path) + 8 & ~7)]
+        for key, raw in self._split(body):  # one that is extended, or of a very long path
+            if key == path + b"\0\0":
+                return raw
         return None
+
+    def _find(self, body: bytes, end: bytes) -> int:
+        """Return where an entry with *end*, its flags, path and NUL, begins; below 0: nowhere.
+
+        What it matches by chance is aligned once in 2**60 times.
+        """
+        at = body.find(end) - self._name_at
+        return -1 if at % 8 else at
 
     def restamp(self, stamps: Mapping[bytes, Stamp], owner: Owner) -> None:
         """Let every entry hold the stamp of its path: the files are copies of those it was of.
@@ -128,9 +143,10 @@ class Index:
             )
             self._note_extended()
             return
-        if all(self._replace(path, raw) for path, raw in changes.items()):
-            return
-        added = self._edit(changes)
+        changes = {path: raw for path, raw in changes.items() if not self._replace(path, raw)}
+        added = [path for path, raw in changes.items() if self._insert(path, raw)]
+        if len(added) < len(changes):
+            added += self._edit({path: changes[path] for path in changes.keys() - set(added)})
         in_the_way: dict[bytes, None] = {}
         above = {
             path[:at] for path in added for at in range(1, len(path)) if path[at : at + 1] == b"/"
@@ -180,12 +196,33 @@ class Index:
             return False
         number = self._segment(path)
         body = self._bodies[number]
-        # Flags, path and NUL: what it matches by chance is aligned once in 2**60 times.
-        at = body.find(raw[self._name_at :].rstrip(b"\0") + b"\0") - self._name_at
-        if at < 0 or at % 8:
+        at = self._find(body, raw[self._name_at :].rstrip(b"\0") + b"\0")
+        if at < 0:
             return False
         self._bodies[number] = body[:at] + raw + body[at + len(raw) :]
         self._sound_to = min(self._sound_to, number // _POINT_SEGMENTS + 1)
+        return True
+
+    def _insert(self, path: bytes, raw: bytes | None) -> bool:
+        """Put *raw* where *path* has no entry of any kind; tell whether it had none."""
+        number = self._segment(path)
+        body = self._bodies[number]
+        if raw is None or path + b"\0" in body or self._extended(raw) or len(path) >= LENGTH:
+            return False
+        place = len(body)
+        for at, start, end, _following in self._bounds(body, 0, len(body)):
+            if body[start:end] > path:
+                place = at
+                break
+        if not place:
+            self._firsts[number] = path + b"\0\0"
+        self._bodies[number] = body = body[:place] + raw + body[place:]
+        if len(body) > _SEGMENT_BYTES:
+            self._firsts[number : number + 1], self._bodies[number : number + 1] = _segments(
+                self._split(body)
+            )
+        self._count += 1
+        self._sound_to = 0
         return True
 
     def _edit(self, changes: Mapping[bytes, bytes | None]) -> list[bytes]:

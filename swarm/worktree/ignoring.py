@@ -27,6 +27,7 @@ _AT_MOST = 64
 _AT_ONCE_BYTES = 2048
 """What is asked before an answer is read: a pipe of a user who has many holds 8 KiB, and two who
 each wait for the other to read wait for ever."""
+_ANSWER_BYTES = 65536
 _SUBMODULE = b"160000 "
 _FILE = b"file:"
 _LONGEST_BYTES = 1 << 20
@@ -86,28 +87,27 @@ class Rules:
             matched: list[bytes] = []
             for some in _in_parts(paths):
                 write_all(self._questions, _lines(some))
-                matched += [path for path in some if self._next_matches()]
+                patterns = self._patterns(len(some))
+                matched += [path for path, one in zip(some, patterns, strict=True) if one]
         except OSError:
             self.close()  # it ended: a fresh one says why
             return paths
         return matched
 
-    def _next_matches(self) -> bool:
-        """Read a record; tell whether a pattern matched.
+    def _patterns(self, count: int) -> list[bytes]:
+        """Read *count* records; return the pattern of each, b"" where none matched.
 
         Raises:
-            OSError: there is no record any more.
+            OSError: there are no more records.
         """
         assert self._tool is not None
-        fields: list[bytes] = []
-        for _field in range(_FIELDS):
-            field = bytearray()
-            while (byte := self._tool.stdout.read(1)) != b"\0":
-                if not byte:
-                    raise OSError("git check-ignore ended")
-                field += byte
-            fields.append(bytes(field))
-        return bool(fields[2])
+        answer = b""
+        while answer.count(b"\0") < count * _FIELDS:
+            more = self._tool.stdout.read1(_ANSWER_BYTES)
+            if not more:
+                raise OSError("git check-ignore ended")
+            answer += more
+        return answer.split(b"\0")[2::_FIELDS]
 
     def _start(self) -> None:
         program, env = _git(self._worktree)

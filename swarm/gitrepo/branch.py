@@ -30,6 +30,17 @@ def is_checked_out(at: Places) -> bool:
     return read_small("HEAD", at.git).strip() == _HEAD
 
 
+def head(at: Places) -> str:
+    """Return the commit that HEAD names, by a branch or itself; "" if none."""
+    name = read_small("HEAD", at.git).strip()
+    if name.startswith(b"ref: "):
+        ref = name.removeprefix(b"ref: ")
+        name = read_small(ref.decode("utf-8", "surrogateescape"), at.git).strip()
+        if not name:
+            return _packed(at, ref)
+    return name.decode("ascii") if _is_name(name) else ""
+
+
 def read(at: Places) -> str:
     """Return the commit that our branch names, "" if there is no such branch.
 
@@ -43,8 +54,8 @@ def read(at: Places) -> str:
     if not content:
         if _stands(at):
             raise NotABranch(f"{REF} is no file with a commit's name")
-        return _packed(at)
-    if len(content) not in (40, 64) or not _DIGITS.issuperset(content):
+        return _packed(at, REF.encode())
+    if not _is_name(content):
         raise NotABranch(f"{REF} holds {content[:60]!r}")
     return content.decode("ascii")
 
@@ -102,7 +113,11 @@ def _stands(at: Places) -> bool:
     return True
 
 
-def _packed(at: Places) -> str:
+def _is_name(content: bytes) -> bool:
+    return len(content) in (40, 64) and _DIGITS.issuperset(content)
+
+
+def _packed(at: Places, wanted: bytes) -> str:
     try:
         fd = os.open("packed-refs", os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=at.git)
     except FileNotFoundError:
@@ -110,6 +125,6 @@ def _packed(at: Places) -> str:
     with os.fdopen(fd, "rb") as file:
         for line in file:
             name, _space, ref = line.strip().partition(b" ")
-            if ref == REF.encode():
+            if ref == wanted:
                 return name.decode("ascii")
     return ""

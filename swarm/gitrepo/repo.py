@@ -174,6 +174,20 @@ class GitRepo:
         return self._state.mark
 
     @property
+    def commit(self) -> str:
+        """The last commit of ours on our branch, "" before the first."""
+        return self._state.commit
+
+    def where(self) -> tuple[str, bool]:
+        """Return the commit that HEAD is at ("": none), and whether by our branch.
+
+        Raises:
+            Corrupt: the repository is not there.
+        """
+        with opened(self.worktree) as at:
+            return branch.head(at), branch.is_checked_out(at)
+
+    @property
     def waits(self) -> bool:
         """Something recorded is not in the repository yet: call :meth:`flush`."""
         return bool(self._drafts or self._edits)

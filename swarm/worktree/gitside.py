@@ -24,6 +24,7 @@ from swarm.gitrepo.objects import COMMIT, format_named
 from swarm.gitrepo.places import OURS, opened
 from swarm.gitrepo.reading import ObjectReader, quote
 from swarm.gitrepo.repo import File, GitRepo
+from swarm.worktree.going_back import Back, since_common
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -52,6 +53,20 @@ class Mark(NamedTuple):
     """The check-in of the base then."""
 
 
+class GoneBack(NamedTuple):
+    """Where the agent has taken HEAD."""
+
+    ours: str
+    """Our last commit."""
+    now: str
+    """Where HEAD is."""
+    back: Back
+    moved: bool
+    """Since the last look."""
+    is_ours: bool
+    """HEAD is on our branch, at a commit of ours: none of the agent's is on it."""
+
+
 class GitSide:
     """The repository of one worktree."""
 
@@ -63,6 +78,11 @@ class GitSide:
         self._damaged = False
         self._branch = f"{worktree}/.git/{REF}"
         self._tip: tuple[str, tuple[int, ...]] | None = None
+        self._head_file: tuple[int, ...] = ()
+        """HEAD as it was when it was on our branch."""
+        self._seen = ""
+        """Where HEAD was at the last look, if elsewhere than at our last commit."""
+        self._back: tuple[str, str, Back] | None = None
         self.trouble = ""
         """Why it is not as it should be, in words."""
         self._open()
@@ -161,6 +181,58 @@ class GitSide:
             finally:
                 os.close(info)
         self._open()
+
+    def gone_back(self) -> GoneBack | None:
+        """Return what our last commit has and HEAD, moved elsewhere by the agent, has not.
+
+        None where it has all of it, or nothing of ours; at the cost of two looks at a file. What
+        cannot be read is looked at again.
+        """
+        repo = self._repo
+        if repo is None:
+            return None
+        head_file, branch_file = _stamp_of(f"{self._worktree}/.git/HEAD"), _stamp_of(self._branch)
+        if head_file == self._head_file and self._tip == (repo.commit, branch_file):
+            return None
+        try:
+            now, on_ours = repo.where()
+            if on_ours:
+                self._head_file = head_file
+            if not repo.commit or now in ("", repo.commit):
+                self._seen = ""
+                if on_ours and now:
+                    self._tip = now, branch_file
+                return None
+            back = self._since_common(repo.commit, now)
+        except (HubError, OSError, ValueError) as error:
+            self.trouble = str(error)
+            return None
+        moved = now != self._seen
+        if not back.files:
+            self._seen = now
+            return None
+        return GoneBack(
+            ours=repo.commit,
+            now=now,
+            back=back,
+            moved=moved,
+            is_ours=on_ours and back.commit == now,
+        )
+
+    def _since_common(self, ours: str, now: str) -> Back:
+        known = self._back
+        if known is not None and known[:2] == (ours, now):
+            return known[2]
+        # Ours only goes on from itself: with the same commit it has the same in common.
+        common = known[2].commit if known is not None and known[1] == now != known[0] else ""
+        reader = ObjectReader(f"{self._worktree}/.git/objects", form_of(now))
+        back = since_common(self._worktree, ours, now, reader, common=common)
+        self._back = ours, now, back
+        return back
+
+    def followed(self, gone: GoneBack) -> None:
+        """Note that all was done that follows from *gone*."""
+        self._seen = gone.now
 
     def _head(self, repo: GitRepo) -> str:
         """Return where our branch is; it is only read if somebody has written it since we did."""

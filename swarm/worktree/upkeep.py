@@ -12,7 +12,8 @@ import time
 from foundation.errors import Corrupt, HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from slotgc.removal import remove_tree
-from swarm.worktree import gitside, making
+from swarm.gitrepo.repo import File
+from swarm.worktree import gitside, going_back, making
 from swarm.worktree.checkout import Checkout, VFile
 from swarm.worktree.gitside import GitSide, Mark
 
@@ -23,7 +24,8 @@ if TYPE_CHECKING:
     from foundation.workspace import Workspace
     from hub.repository import CheckinRow, Repository
     from slotgc.base import Base, Row
-    from swarm.gitrepo.repo import File
+    from swarm.worktree.gitside import GoneBack
+    from swarm.worktree.going_back import Version
     from swarm.worktree.ledger import Ledger
 
 _SECOND_NS = 1_000_000_000
@@ -56,6 +58,12 @@ class Upkeep:
         self._doubtful = False
         """It may not have the base's files."""
         self._unwritten = ""
+        self.went_back: frozenset[bytes] = frozenset()
+        """Where git was taken back, the base with it, to before others' work."""
+        self.went_beyond: frozenset[bytes] = frozenset()
+        """Where git was taken back to what trunk never had, so that the base cannot follow."""
+        self.back_from = ""
+        """The commit that git was taken back from."""
 
     @property
     def trouble(self) -> str:
@@ -98,6 +106,7 @@ class Upkeep:
             self._look_at_checkout()
             if self._git.is_gone():
                 self._make_git(self._repository.checkin(self._base.checkin))
+            self._follow_git_back()
         except OSError as error:
             raise self._hopeless(error) from None
 
@@ -160,6 +169,7 @@ class Upkeep:
 
     def update_git(self, at: CheckinRow, paths: Collection[bytes]) -> None:
         """Have git know what the base has at *paths*, of check-in *at*."""
+        self.went_back = frozenset()
         files = self._base.files
         rows = {path: files[path] for path in paths if path in files}
         removed = [path for path in paths if path not in files]
@@ -261,6 +271,76 @@ class Upkeep:
         paths = gitside.missing(self._repository, self._git.mark, self._slot, self._base)
         if paths:
             self.update_git(at, paths)
+
+    def _follow_git_back(self) -> None:
+        """Have the base be what git was taken back to, where others have changed that since.
+
+        A file that is as the base has it stays so (``git reset --soft``). One that is as neither of
+        the two was changed after a ``git reset --hard`` past others' work, or before one that
+        left the files alone: to take the older one for its base is right for the former, and no
+        harm to the latter, as what both sides have merges.
+        """
+        gone = self._git.gone_back()
+        if gone is None:
+            return
+        known = self._base
+        theirs: dict[bytes, Version | None] = {}
+        beyond = set()
+        for path, here in going_back.there(self._worktree, known, gone.back.files).items():
+            row = known.files.get(path)
+            now = None if row is None else (row[0], row[2])
+            if here == now:
+                continue
+            was = gone.back.version(path)
+            then = None if was is None else (was.kind, was.name)
+            if now == then or not (gone.moved or here == then):
+                continue
+            if not going_back.others_have_changed(self._repository, self._slot, path, now, was):
+                continue  # the slot takes back its own work: that is a change
+            if was is None or self._repository.has(was.name):
+                theirs[path] = was
+            else:
+                beyond.add(path)
+        if gone.moved:
+            self.went_beyond = frozenset(beyond)
+            self.went_back, self.back_from = frozenset(), gone.ours
+        if theirs:
+            removed = [path for path, was in theirs.items() if was is None]
+            rows = going_back.rows(theirs)
+            self._ledger.change(
+                checkin=known.checkin, indexed_ns=known.indexed_ns, rows=rows, removed=removed
+            )
+            hit("back.based")
+            self.record(rows, removed, moved=False)
+            self.went_back |= theirs.keys()
+        if theirs or gone.moved:
+            self._take_git_back(gone)
+        self._git.followed(gone)
+
+    def _take_git_back(self, gone: GoneBack) -> None:
+        """Have our branch be what the base is, where that has followed git back."""
+        if gone.is_ours and self._base.git_refs.get(gitside.REF) == gone.ours:
+            # What it was taken back from is on trunk, and no work of the agent's is on it.
+            self._know({gitside.REF: gone.now})
+        known = self._base.files
+        files: dict[bytes, File | None] = {}
+        for path in gone.back.files:
+            row, was = known.get(path), gone.back.version(path)
+            if was is None and row is None:
+                files[path] = None
+            elif was is not None and row is not None and row[:3:2] == (was.kind, was.name):
+                files[path] = File(was.kind, was.content)
+        if not files or self._git.waits:
+            return
+        self._know(
+            self._git.record(
+                files,
+                f"back to {gone.back.commit[:10]}",
+                mark=self._git.mark,
+                time_s=time.time_ns() // _SECOND_NS,
+                refs=self._base.git_refs,
+            )
+        )
 
     def _make_git(self, at: CheckinRow) -> None:
         git = f"{self._worktree}/.git"

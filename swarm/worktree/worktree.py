@@ -240,6 +240,8 @@ class Worktree:
         if not changes:
             raise Refused(self._nothing(), reason="nothing-to-commit")
         self._refuse_markers(one.path for one in changes if one.kind)
+        if paths is None:
+            self._refuse_what_went_beyond(one.path for one in changes)
         self._asked = Asked(id, reader.rows, seen_ns)
         return Proposal(
             id=id,
@@ -267,6 +269,11 @@ class Worktree:
 
     def _nothing(self) -> str:
         words = f"nothing in slot {self._slot} differs from {self.checkin[:10]}"
+        if self._upkeep.went_back:
+            words += (
+                " but for what git was taken back from, which stays on trunk: `bones swarm update` "
+                "brings it again, `bones revert` undoes a check-in"
+            )
         if not self.skipped:
             return words
         left = several([f"{treepath.show(one.path)} {one.reason}".strip() for one in self.skipped])
@@ -424,6 +431,18 @@ class Worktree:
             self._ledger.mark(marked)
         except OSError as error:
             self.trouble = str(error)
+
+    def _refuse_what_went_beyond(self, paths: Iterable[bytes]) -> None:
+        """Refuse those of *paths* that git was taken back to before trunk began."""
+        beyond = sorted(self._upkeep.went_beyond.intersection(paths))
+        if beyond:
+            shown = several([treepath.show(path) for path in beyond])
+            raise Refused(
+                f"{shown}: git was taken back to before trunk began, and others have changed that "
+                f"since: `git checkout {self._upkeep.back_from[:10]} -- PATH` brings back what was "
+                "here; to commit it as it is, name it",
+                reason="gone-back",
+            )
 
     def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int) -> None:
         rows: dict[bytes, Row] = {}

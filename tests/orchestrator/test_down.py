@@ -127,8 +127,8 @@ def test_down_does_nothing_where_nobody_can_be_asked(repo: Path) -> None:
 
 def test_down_shows_at_a_terminal_how_many_slots_are_cleaned_up(repo: Path) -> None:
     make_trunk(repo)
-    for number in range(40):
-        make_slot(repo, f"s{number}", {b"%d" % n: Node(b"1") for n in range(150)})
+    for number in range(100):
+        make_slot(repo, f"s{number}", TREE)
     ours, theirs = pty.openpty()
     shown = b""
     try:
@@ -145,7 +145,7 @@ def test_down_shows_at_a_terminal_how_many_slots_are_cleaned_up(repo: Path) -> N
         assert running.returncode == 0
     finally:
         os.close(ours)
-    assert b" of 40" in shown
+    assert b" of 100" in shown
 
 
 @pytest.mark.parametrize(("answer", "goes"), [("y\n", True), ("yes\n", True), ("\n", False)])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sys
 import time
 
-from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import output, verbs
 from hub.logs import NAMES, tail
@@ -14,12 +13,10 @@ from hub.logs import follow as follow_log
 _LOOK_EVERY_S = 0.1
 
 
+@output.verb("hub.logs")
 def logs(*, root: str | None, name: str | None, follow: bool, count: int, as_json: bool) -> int:
     """Print the last *count* lines of one log or of all, and with *follow* what comes."""
-    try:
-        workspace = Workspace.find(verbs.root_or_default(root))
-    except HubError as error:
-        return output.print_error("hub.logs", error, as_json=as_json)
+    workspace = Workspace.find(verbs.root_or_default(root))
     names = NAMES if name is None else (name,)
     paths = {each: f"{workspace.logs}/{each}.log" for each in names}
     followers = {each: follow_log(path) for each, path in paths.items()} if follow else {}
@@ -35,15 +32,12 @@ def logs(*, root: str | None, name: str | None, follow: bool, count: int, as_jso
         return 0
     for each, line in last:
         _print(each, line, alone=name is not None, as_json=as_json)
-    try:
-        while followers:
-            news = [(each, line) for each, lines in followers.items() for line in next(lines)]
-            for each, line in news:
-                _print(each, line, alone=name is not None, as_json=as_json)
-            if not news:
-                time.sleep(_LOOK_EVERY_S)
-    except KeyboardInterrupt:
-        return 130
+    while followers:
+        news = [(each, line) for each, lines in followers.items() for line in next(lines)]
+        for each, line in news:
+            _print(each, line, alone=name is not None, as_json=as_json)
+        if not news:
+            time.sleep(_LOOK_EVERY_S)
     return 0
 
 

@@ -7,15 +7,45 @@ import os
 import sys
 
 from foundation import codec
+from foundation.errors import HubError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Callable, Iterable
+    from typing import Any, ParamSpec, Self
 
-    from foundation.errors import HubError
     from hub.render import Shown
 
+    Options = ParamSpec("Options")
+
 VERSION = "v1"
+INTERRUPTED = 130
+
+
+def verb(
+    name: str, *, interrupted: str = ""
+) -> Callable[[Callable[Options, int]], Callable[Options, int]]:
+    """Make a function the verb *name*: its HubErrors are printed, and its exit code is theirs.
+
+    As JSON where its option ``as_json`` is set. Interrupted it says so, with the words
+    *interrupted* if there are any, and returns 130.
+    """
+
+    def made(act: Callable[Options, int]) -> Callable[Options, int]:
+        def acted(*args: Options.args, **options: Options.kwargs) -> int:
+            try:
+                return act(*args, **options)
+            except HubError as error:
+                return print_error(name, error, as_json=bool(options.get("as_json")))
+            except KeyboardInterrupt:
+                return end_interrupted(interrupted, program=_program(name))
+
+        # As functools.wraps does, which takes longer to import than a fast verb has.
+        acted.__name__, acted.__doc__ = act.__name__, act.__doc__
+        acted.__wrapped__ = act  # type: ignore[attr-defined]
+        return acted
+
+    return made
 
 
 def envelope(verb: str, data: Any) -> str:
@@ -51,8 +81,19 @@ def print_error(verb: str, error: HubError, *, as_json: bool) -> int:
     if as_json:
         _write(sys.stdout, error_envelope(verb, error))
     else:
-        say(str(error), program="hub" if verb.startswith("hub.") else "bones")
+        say(str(error), program=_program(verb))
     return error.exit_code
+
+
+def end_interrupted(words: str, *, program: str) -> int:
+    """Say that the verb was interrupted and, in *words*, what now; return its exit code."""
+    if words:
+        say(f"interrupted: {words}", program=program)
+    return INTERRUPTED
+
+
+def _program(verb: str) -> str:
+    return "hub" if verb.startswith("hub.") else "bones"
 
 
 def line(text: str) -> None:
@@ -60,9 +101,53 @@ def line(text: str) -> None:
     _write(sys.stdout, f"{text}\n")
 
 
+def lines(told: Iterable[str], otherwise: str, *, program: str) -> None:
+    """Print *told*, a line of data each; if there are none, say *otherwise*."""
+    text = "\n".join(told)
+    if text:
+        line(text)
+    else:
+        say(otherwise, program=program)
+
+
 def say(text: str, *, program: str = "hub") -> None:
     """Tell the person something that is not data."""
     _write(sys.stderr, talk(text, program=program))
+
+
+class Progress:
+    """Shows progress until the block is left; the bar is imported only if there is any."""
+
+    def __init__(self, program: str) -> None:
+        """Show nothing yet; *program* says what is not a bar."""
+        self._program = program
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_raised: object) -> None:
+        self.end()
+
+    def __call__(self, progress: dict[str, Any]) -> None:
+        """Show one: a warning, a note, or how far a phase is."""
+        for kind, before in (("warning", "warning: "), ("note", "")):
+            if kind in progress:
+                self.end()
+                say(f"{before}{progress[kind]}", program=self._program)
+                return
+        if self._bar is None:
+            from hub.bar import Bar  # noqa: PLC0415
+
+            self._bar = Bar(sys.stderr)
+        done, total = progress.get("done", 0), progress.get("total", 0)
+        self._bar.show(str(progress.get("phase", "")), int(done), int(total))
+
+    def end(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.end()
+            self._bar = None
 
 
 def _write(stream: Any, text: str) -> None:

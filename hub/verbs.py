@@ -10,8 +10,6 @@ from hub import output, render
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
-
     from hub.info import HubInfo
 
 ROOT_VARIABLE = "HUB_ROOT"
@@ -53,19 +51,18 @@ def start(
         progress.end()
         output.show(render.started(info, as_json=as_json, verb=verb))
 
-    progress = _Progress()
     try:
-        info = starting.start(
-            root_or_default(root),
-            detach=detach,
-            fossil_port=fossil_port,
-            nats_port=nats_port,
-            timeout_s=starting.TIMEOUT_S if timeout_s is None else timeout_s,
-            progress=progress,
-            on_ready=ready,
-            _lean=lean,
-        )
-        progress.end()
+        with output.Progress("hub") as progress:
+            info = starting.start(
+                root_or_default(root),
+                detach=detach,
+                fossil_port=fossil_port,
+                nats_port=nats_port,
+                timeout_s=starting.TIMEOUT_S if timeout_s is None else timeout_s,
+                progress=progress,
+                on_ready=ready,
+                _lean=lean,
+            )
         if info is None:
             if told:
                 return 0
@@ -75,12 +72,9 @@ def start(
                 f"a hub runs already in {info.root} (pid {info.pid})", reason="already-running"
             )
     except HubError as error:
-        progress.end()
         return output.print_error(verb, error, as_json=as_json)
     except KeyboardInterrupt:
-        progress.end()
-        output.say("interrupted: no hub was started")
-        return 130
+        return output.end_interrupted("no hub was started", program="hub")
     ready(info)
     asked = {"fossil": fossil_port, "nats": nats_port}
     for name, port in asked.items():
@@ -92,30 +86,7 @@ def start(
     return 0
 
 
-class _Progress:
-    """Hands progress to the bar, which is imported only if there is any."""
-
-    def __init__(self) -> None:
-        self._bar: Any = None
-
-    def __call__(self, progress: dict[str, Any]) -> None:
-        for kind in ("warning", "note"):
-            if kind in progress:
-                self.end()
-                output.say(f"{'warning: ' if kind == 'warning' else ''}{progress[kind]}")
-                return
-        if self._bar is None:
-            from hub.bar import Bar  # noqa: PLC0415
-
-            self._bar = Bar(sys.stderr)
-        self._bar.show(str(progress["phase"]), int(progress["done"]), int(progress["total"]))
-
-    def end(self) -> None:
-        if self._bar is not None:
-            self._bar.end()
-            self._bar = None
-
-
+@output.verb("hub.stop")
 def stop(
     *,
     root: str | None = None,
@@ -126,17 +97,15 @@ def stop(
     """Stop the hub."""
     from hub import stop as stopping  # noqa: PLC0415
 
-    try:
-        stopped = stopping.stop(
-            root_or_default(root),
-            force=force,
-            timeout_s=stopping.TIMEOUT_S if timeout_s is None else timeout_s,
-        )
-    except HubError as error:
-        return output.print_error("hub.stop", error, as_json=as_json)
+    stopped = stopping.stop(
+        root_or_default(root),
+        force=force,
+        timeout_s=stopping.TIMEOUT_S if timeout_s is None else timeout_s,
+    )
     return output.show(render.stopped(stopped, as_json=as_json))
 
 
+@output.verb("hub.restart")
 def restart(
     *,
     root: str | None = None,
@@ -148,10 +117,7 @@ def restart(
     """Stop the hub, whatever its version and its slots, and start one detached."""
     from hub import stop as stopping  # noqa: PLC0415
 
-    try:
-        stopping.stop(root_or_default(root), force=True)
-    except HubError as error:
-        return output.print_error("hub.restart", error, as_json=as_json)
+    stopping.stop(root_or_default(root), force=True)
     return start(
         root=root,
         detach=True,
@@ -163,59 +129,51 @@ def restart(
     )
 
 
+@output.verb("hub.status")
 def status(*, root: str | None = None, as_json: bool = False, everywhere: bool = False) -> int:
     """Show the state of the hub, or of all of this user's; the exit code says it too."""
     from hub import status as asking  # noqa: PLC0415
 
-    try:
-        if everywhere:
-            from hub import everywhere as listing  # noqa: PLC0415
+    if everywhere:
+        from hub import everywhere as listing  # noqa: PLC0415
 
-            below = directory_or_anywhere(root)
-            found = listing.everywhere(below)
-            return output.show(render.everywhere(found, as_json=as_json, below=below))
-        now = asking.status(root_or_default(root))
-    except HubError as error:
-        return output.print_error("hub.status", error, as_json=as_json)
+        below = directory_or_anywhere(root)
+        found = listing.everywhere(below)
+        return output.show(render.everywhere(found, as_json=as_json, below=below))
+    now = asking.status(root_or_default(root))
     return output.show(render.status(now, as_json=as_json))
 
 
+@output.verb("hub.url")
 def url(*, root: str | None = None, as_json: bool = False) -> int:
     """Print the URLs of the running hub."""
     from hub.status import running_info  # noqa: PLC0415
 
-    try:
-        info = running_info(root_or_default(root))
-    except HubError as error:
-        return output.print_error("hub.url", error, as_json=as_json)
-    return output.show(render.url(info, as_json=as_json))
+    return output.show(render.url(running_info(root_or_default(root)), as_json=as_json))
 
 
+@output.verb("hub.events")
 def events(
-    *,
-    root: str | None = None,
-    after: int = 0,
-    follow: bool = False,
-    as_json: bool = False,
-    verb: str = "hub.events",
+    *, root: str | None = None, after: int = 0, follow: bool = False, as_json: bool = False
 ) -> int:
     """Print what happened after event *after*, and with *follow* what happens."""
+    return print_events(root=root, after=after, follow=follow, as_json=as_json)
+
+
+def print_events(*, root: str | None, after: int, follow: bool, as_json: bool) -> int:
+    """Do what the verb ``events`` does, of whatever program it is."""
     from foundation.workspace import Workspace  # noqa: PLC0415
     from hub.status import wait_for_trunk  # noqa: PLC0415
 
-    try:
-        workspace = Workspace.find(root_or_default(root))
-        wait_for_trunk(workspace, TRUNK_WITHIN_S)
-        from hub.eventview import print_events  # noqa: PLC0415 - it loads the bus
+    workspace = Workspace.find(root_or_default(root))
+    wait_for_trunk(workspace, TRUNK_WITHIN_S)
+    from hub import eventview  # noqa: PLC0415 - it loads the bus
 
-        print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return 130
+    eventview.print_events(workspace, after=after, follow=follow, as_json=as_json, out=sys.stdout)
     return 0
 
 
+@output.verb("hub.reap")
 def reap(
     *,
     root: str | None = None,
@@ -228,31 +186,28 @@ def reap(
     from hub.census import census  # noqa: PLC0415
 
     below = directory_or_anywhere(root)
-    try:
-        with census() as found:
-            plan = reaping.plan(found, below)
-            planned = reaping.would(plan)
-        if dry_run or not planned:
-            return output.show(
-                render.reaped(planned, plan.spared, as_json=as_json, dry_run=dry_run, below=below)
+    with census() as found:
+        plan = reaping.plan(found, below)
+        planned = reaping.would(plan)
+    if dry_run or not planned:
+        return output.show(
+            render.reaped(planned, plan.spared, as_json=as_json, dry_run=dry_run, below=below)
+        )
+    if not yes:
+        if not as_json:
+            output.show(render.reaped(planned, plan.spared, as_json=False, dry_run=True))
+        if as_json or not _has_terminal():
+            raise Usage(
+                f"{render.processes(planned)} to end, and nobody here to ask: --yes ends "
+                "them, --dry-run only says which",
+                reason="not-confirmed",
             )
-        if not yes:
-            if not as_json:
-                output.show(render.reaped(planned, plan.spared, as_json=False, dry_run=True))
-            if as_json or not _has_terminal():
-                raise Usage(
-                    f"{render.processes(planned)} to end, and nobody here to ask: --yes ends "
-                    "them, --dry-run only says which",
-                    reason="not-confirmed",
-                )
-            output.say("end these processes? [y/N]")
-            if sys.stdin.readline().strip().lower() not in ("y", "yes"):
-                output.say("nothing was ended")
-                return 1
-        pids = [process.pid for one in planned for process in one.processes]
-        done = reaping.reap(below, only=pids)
-    except HubError as error:
-        return output.print_error("hub.reap", error, as_json=as_json)
+        output.say("end these processes? [y/N]")
+        if sys.stdin.readline().strip().lower() not in ("y", "yes"):
+            output.say("nothing was ended")
+            return 1
+    pids = [process.pid for one in planned for process in one.processes]
+    done = reaping.reap(below, only=pids)
     return output.show(
         render.reaped(done, plan.spared, as_json=as_json, dry_run=False, below=below)
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 from datetime import UTC, datetime
 
-from foundation.errors import HubError
 from foundation.workspace import Workspace
 from hub import output
 from hub import verbs as hub_verbs
@@ -15,7 +14,6 @@ from slotgc import treepath
 from swarm import history, render
 from swarm.history import SHORT, open_repository, title
 from swarm.showing import print_diff
-from swarm.verbs import Progress
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,6 +21,7 @@ if TYPE_CHECKING:
     from swarm.apply import Applied
 
 
+@output.verb("bones.log")
 def log(
     *,
     root: str | None = None,
@@ -31,24 +30,18 @@ def log(
     as_json: bool = False,
 ) -> int:
     """Print the last *count* check-ins of trunk, the newest first; None: all."""
-    verb = "bones.log"
-    try:
-        workspace = Workspace.find(root_or_default(root))
-        with open_repository(workspace.repository) as repository:
-            rows = itertools.islice(history.log(repository, slot=slot), count)
-            if as_json:
-                told = [_row(row) for row in rows]
-                output.print_data(verb, {"root": workspace.root, "checkins": told})
-                return 0
-            row = None
-            for row in rows:
-                output.line(printable(_line(row)))
-            if row is None:
-                output.say(printable(f"no check-ins of slot {slot}"), program=render.PROGRAM)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return 130
+    workspace = Workspace.find(root_or_default(root))
+    with open_repository(workspace.repository) as repository:
+        rows = itertools.islice(history.log(repository, slot=slot), count)
+        if as_json:
+            told = [_row(row) for row in rows]
+            output.print_data("bones.log", {"root": workspace.root, "checkins": told})
+            return 0
+        row = None
+        for row in rows:
+            output.line(printable(_line(row)))
+        if row is None:
+            output.say(printable(f"no check-ins of slot {slot}"), program=render.PROGRAM)
     return 0
 
 
@@ -71,6 +64,7 @@ def _local(time: str) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M:%S}"
 
 
+@output.verb("bones.diff")
 def diff(
     old: str | None = None,
     new: str | None = None,
@@ -79,63 +73,51 @@ def diff(
     as_json: bool = False,
 ) -> int:
     """Print what check-in *old* (the tip by default) changed, or what is between it and *new*."""
-    verb = "bones.diff"
-    try:
-        workspace = Workspace.find(root_or_default(root))
-        with open_repository(workspace.repository) as repository:
-            last = history.find(repository, new or old or "tip")
-            if new is None or old is None:
-                first, found = last.parent, repository.changes(last.hash)
-            else:
-                first = history.find(repository, old).hash
-                found = repository.difference(first, last.hash)
-            shown = history.diff(repository, found)
-            head = {"root": workspace.root, "from": first, "to": last.hash}
-            count = print_diff(verb, head, shown, as_json=as_json)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return 130
+    workspace = Workspace.find(root_or_default(root))
+    with open_repository(workspace.repository) as repository:
+        last = history.find(repository, new or old or "tip")
+        if new is None or old is None:
+            first, found = last.parent, repository.changes(last.hash)
+        else:
+            first = history.find(repository, old).hash
+            found = repository.difference(first, last.hash)
+        shown = history.diff(repository, found)
+        head = {"root": workspace.root, "from": first, "to": last.hash}
+        count = print_diff("bones.diff", head, shown, as_json=as_json)
     if not count and not as_json:
         output.say("no differences", program=render.PROGRAM)
     return 0
 
 
+@output.verb("bones.revert", interrupted="it may land all the same: `bones log`")
 def revert(name: str, *, message: str = "", root: str | None = None, as_json: bool = False) -> int:
     """Undo check-in *name* by a new one, and print that."""
     from swarm.reverting import RevertRefused  # noqa: PLC0415 - it loads the bus
     from swarm.reverting import revert as undo  # noqa: PLC0415
 
-    verb = "bones.revert"
     try:
         done = undo(Workspace.find(root_or_default(root)), name, message)
     except RevertRefused as error:
-        if as_json:
-            shown = render.conflicted(verb, str(error), error.conflicts, "", as_json=True)
-            return output.show(shown)
-        return output.print_error(verb, error, as_json=False)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        output.say("interrupted: it may land all the same: `bones log`", program=render.PROGRAM)
-        return 130
+        if not as_json:
+            raise
+        shown = render.conflicted("bones.revert", str(error), error.conflicts, "", as_json=True)
+        return output.show(shown)
     if as_json:
-        return output.show(render.data(verb, done.as_dict()))
+        return output.show(render.data("bones.revert", done.as_dict()))
     output.line(done.checkin)
     if not done.new:
         output.say("trunk has nothing of it any more: nothing was landed", program=render.PROGRAM)
     return 0
 
 
+@output.verb("bones.apply", interrupted="`bones apply` again goes on")
 def apply(
     branch: str = "", *, root: str | None = None, dry_run: bool = False, as_json: bool = False
 ) -> int:
     """Put the check-ins of trunk that *branch* of git has not yet on it."""
     from swarm.apply import apply as bring_back  # noqa: PLC0415
 
-    verb = "bones.apply"
-    progress = Progress()
-    try:
+    with output.Progress(render.PROGRAM) as progress:
         done = bring_back(
             root_or_default(root),
             branch,
@@ -144,16 +126,8 @@ def apply(
                 {"phase": phase, "done": at, "total": total}
             ),
         )
-    except HubError as error:
-        progress.end()
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        progress.end()
-        output.say("interrupted: `bones apply` again goes on", program=render.PROGRAM)
-        return 130
-    progress.end()
     if as_json:
-        output.print_data(verb, done.as_dict())
+        output.print_data("bones.apply", done.as_dict())
         return 0
     if dry_run:
         for one in done.added:
@@ -178,9 +152,10 @@ def _tell_applied(done: Applied) -> None:
         output.say(printable(words), program=render.PROGRAM)
 
 
+@output.verb("bones.events")
 def events(
     *, root: str | None = None, after: int = 0, follow: bool = False, as_json: bool = False
 ) -> int:
     """Print what happened, as `hub events` does."""
-    verb = "hub.events" if as_json else "bones.events"
-    return hub_verbs.events(root=root, after=after, follow=follow, as_json=as_json, verb=verb)
+    act = hub_verbs.events if as_json else hub_verbs.print_events
+    return act(root=root, after=after, follow=follow, as_json=as_json)

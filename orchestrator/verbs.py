@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from foundation.errors import HubError
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
@@ -17,42 +16,30 @@ if TYPE_CHECKING:
 _SHOWN = 20
 
 
+@output.verb("bones.status")
 def status(*, root: str | None = None, as_json: bool = False) -> int:
     """Show hub, trunk, slots and what needs a person."""
     from orchestrator import status as asking  # noqa: PLC0415
 
-    try:
-        now = asking.look(root_or_default(root))
-    except HubError as error:
-        return output.print_error(asking.VERB, error, as_json=as_json)
+    now = asking.look(root_or_default(root))
     return output.show(asking.render(now, as_json=as_json))
 
 
+@output.verb("bones.up", interrupted="`bones up` again goes on")
 def up(*, root: str | None = None, timeout_s: float | None = None, as_json: bool = False) -> int:
     """Have a hub run here, ready to take commits."""
     from hub.start import TIMEOUT_S  # noqa: PLC0415
     from orchestrator.up import up as bring_up  # noqa: PLC0415
     from swarm.history import title  # noqa: PLC0415
-    from swarm.verbs import Progress  # noqa: PLC0415
 
-    verb = "bones.up"
-    progress = Progress()
-    try:
+    with output.Progress(PROGRAM) as progress:
         done = bring_up(
             root_or_default(root),
             timeout_s=TIMEOUT_S if timeout_s is None else timeout_s,
             progress=progress,
         )
-    except HubError as error:
-        progress.end()
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        progress.end()
-        output.say("interrupted: `bones up` again goes on", program=PROGRAM)
-        return 130
-    progress.end()
     if as_json:
-        output.print_data(verb, done.as_dict())
+        output.print_data("bones.up", done.as_dict())
         return 0
     hub, tip = done.hub, done.tip
     how = "runs already" if hub.already_running else "is up"
@@ -61,6 +48,7 @@ def up(*, root: str | None = None, timeout_s: float | None = None, as_json: bool
     return 0
 
 
+@output.verb("bones.purge", interrupted="`bones purge` again removes the rest")
 def purge(
     *,
     root: str | None = None,
@@ -73,21 +61,14 @@ def purge(
     from swarm import purging  # noqa: PLC0415
     from swarm.asking import agreed  # noqa: PLC0415
 
-    verb = "bones.purge"
-    try:
-        workspace = Workspace.find(root_or_default(root))
-        loss = purging.look(workspace)
-        if not (dry_run or yes or loss.is_empty) and not agreed(_lost(loss), as_json=as_json):
-            output.say("nothing was removed", program=PROGRAM)
-            return 1
-        done = not dry_run and purging.purge(workspace)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        output.say("interrupted: `bones purge` again removes the rest", program=PROGRAM)
-        return 130
+    workspace = Workspace.find(root_or_default(root))
+    loss = purging.look(workspace)
+    if not (dry_run or yes or loss.is_empty) and not agreed(_lost(loss), as_json=as_json):
+        output.say("nothing was removed", program=PROGRAM)
+        return 1
+    done = not dry_run and purging.purge(workspace)
     if as_json:
-        output.print_data(verb, {"dry_run": dry_run, "purged": done, **loss.as_dict()})
+        output.print_data("bones.purge", {"dry_run": dry_run, "purged": done, **loss.as_dict()})
     elif loss.is_empty:
         output.say(printable(f"nothing of ours is in {loss.root}"), program=PROGRAM)
     elif dry_run:

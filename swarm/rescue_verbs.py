@@ -22,25 +22,20 @@ if TYPE_CHECKING:
     from slotgc.rescue import Rescue
 
 
+@output.verb("swarm.rescue.ls")
 def ls(*, root: str | None = None, as_json: bool = False) -> int:
     """List what was rescued, the oldest first."""
-    verb = "swarm.rescue.ls"
+    workspace = workspace_of(root)
     try:
-        workspace = workspace_of(root)
         rescues = list_rescues(workspace.root)
     except OSError as error:
-        wrapped = HubError(f"the rescues cannot be listed: {error}", reason="rescue")
-        return output.print_error(verb, wrapped, as_json=as_json)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
+        raise HubError(f"the rescues cannot be listed: {error}", reason="rescue") from None
     if as_json:
-        output.print_data(
-            verb, {"root": workspace.root, "rescues": [one.as_dict() for one in rescues]}
-        )
-    elif rescues:
-        output.line("\n".join(printable(_told(one)) for one in rescues))
+        told = [one.as_dict() for one in rescues]
+        output.print_data("swarm.rescue.ls", {"root": workspace.root, "rescues": told})
     else:
-        output.say(f"no rescues in {printable(workspace.root)}", program=render.PROGRAM)
+        none = f"no rescues in {printable(workspace.root)}"
+        output.lines((printable(_told(one)) for one in rescues), none, program=render.PROGRAM)
     return 0
 
 
@@ -52,20 +47,17 @@ def _told(one: Rescue) -> str:
     return f"{one.name}  {one.made_at or '-'}  {counts}  {base}"
 
 
+@output.verb("swarm.rescue.restore")
 def restore(
     name: str, *, root: str | None = None, to: str | None = None, as_json: bool = False
 ) -> int:
     """Bring the rescue *name* back, to *to* (./NAME by default)."""
-    verb = "swarm.rescue.restore"
-    try:
-        done = restore_rescue(workspace_of(root).root, name, to)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
+    done = restore_rescue(workspace_of(root).root, name, to)
     if as_json:
         data: dict[str, Any] = done.as_dict()
         for field in ("written", "deleted"):
             data[field] = [treepath.to_json(path) for path in data[field]]
-        output.print_data(verb, data)
+        output.print_data("swarm.rescue.restore", data)
         return 0
     count = len(done.written)
     same = f", {done.unchanged} as rescued already" if done.unchanged else ""

@@ -13,7 +13,7 @@ from hub.commits import Conflicted
 from hub.render import printable
 from swarm import render
 from swarm.slot import join
-from swarm.verbs import Progress, show_conflict
+from swarm.verbs import show_conflict
 from swarm.which import workspace_of
 
 TYPE_CHECKING = False
@@ -43,11 +43,10 @@ def run(
 ) -> int:
     """Join a slot, run *command* in it, close it by how that ended; return the exit code."""
     verb = "swarm.run"
-    progress = Progress()
     ran = None
     try:
-        joined = join(workspace_of(root).root, slot, task, progress=progress)
-        progress.end()
+        with output.Progress(render.PROGRAM) as progress:
+            joined = join(workspace_of(root).root, slot, task, progress=progress)
         message = message or task or f"work of {slot}"
         try:
             ran = joined.run(
@@ -82,14 +81,11 @@ def run(
             output.say(printable(words), program=render.PROGRAM)
         return status
     except KeyboardInterrupt:
-        output.say(
-            f"interrupted: the agent is ended, slot {slot} stays joined: the same again goes on, "
-            f"`bones swarm close --result fail --slot {slot}` ends it",
-            program=render.PROGRAM,
+        words = (
+            f"the agent is ended, slot {slot} stays joined: the same again goes on, "
+            f"`bones swarm close --result fail --slot {slot}` ends it"
         )
-        return 130
-    finally:
-        progress.end()
+        return output.end_interrupted(words, program=render.PROGRAM)
     if as_json:
         output.print_data(
             verb,

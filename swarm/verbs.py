@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 from foundation.errors import HubError, NotRunning, Refused
 from hub import output
@@ -26,6 +25,7 @@ _MERGE = "`bones swarm update --markers{slot}` brings theirs in, with markers wh
 _MARK = "`bones swarm update --markers{slot}` writes markers where both changed; or undo yours"
 
 
+@output.verb("swarm.join", interrupted="`bones swarm join` again goes on")
 def join(
     *,
     slot: str,
@@ -37,8 +37,7 @@ def join(
     """Join a slot and print its worktree."""
     from swarm.slot import join as join_slot  # noqa: PLC0415
 
-    progress = Progress()
-    try:
+    with output.Progress(render.PROGRAM) as progress:
         joined = join_slot(
             workspace_of(root).root,
             slot,
@@ -46,16 +45,13 @@ def join(
             timeout_s=JOIN_WITHIN_S if timeout_s is None else timeout_s,
             progress=progress,
         )
-    except HubError as error:
-        progress.end()
-        return output.print_error("swarm.join", error, as_json=as_json)
-    except KeyboardInterrupt:
-        progress.end()
-        return _interrupted("`bones swarm join` again goes on")
-    progress.end()
     return output.show(render.joined(joined.info, as_json=as_json))
 
 
+@output.verb(
+    "swarm.commit",
+    interrupted="it may land all the same; nothing lands twice: `bones swarm status`",
+)
 def commit(
     *,
     message: str,
@@ -66,7 +62,6 @@ def commit(
     as_json: bool = False,
 ) -> int:
     """Land what a slot has changed, or only *files* of it, and print the check-in."""
-    verb = "swarm.commit"
     within_s = COMMIT_WITHIN_S if timeout_s is None else timeout_s
     try:
         found = slot_of(root, slot)
@@ -74,17 +69,18 @@ def commit(
         with Patience(found, "not landed yet", within_s):
             done = found.commit(message, paths, timeout_s=within_s)
     except Conflicted as error:
-        return show_conflict(verb, error, _MERGE.format(slot=_naming(found)), as_json=as_json)
+        return show_conflict(
+            "swarm.commit", error, _MERGE.format(slot=_naming(found)), as_json=as_json
+        )
     except HubError as error:
         if files and error.reason == "nothing-to-commit":
             named = several([treepath.show(os.fsencode(name)) for name in files])
-            error = Refused(f"{error} at or below {named}", reason=error.reason)
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return _interrupted("it may land all the same; nothing lands twice: `bones swarm status`")
+            raise Refused(f"{error} at or below {named}", reason=error.reason) from None
+        raise
     return output.show(render.committed(done, as_json=as_json))
 
 
+@output.verb("swarm.update", interrupted="`bones swarm update` again goes on")
 def update(
     *,
     root: str | None = None,
@@ -93,31 +89,26 @@ def update(
     as_json: bool = False,
 ) -> int:
     """Bring trunk's tip into a slot's worktree."""
-    verb = "swarm.update"
     try:
         found = slot_of(root, slot)
         with Patience(found, "not updated yet", JOIN_WITHIN_S):
             done = found.update(markers=markers)
     except Conflicted as error:
-        return show_conflict(verb, error, _MARK.format(slot=_naming(found)), as_json=as_json)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return _interrupted("`bones swarm update` again goes on")
+        return show_conflict(
+            "swarm.update", error, _MARK.format(slot=_naming(found)), as_json=as_json
+        )
     return output.show(render.updated(done, as_json=as_json))
 
 
+@output.verb("swarm.status")
 def status(*, root: str | None = None, slot: str | None = None, as_json: bool = False) -> int:
     """Show a slot; where none is meant, all of the workspace."""
-    try:
-        found = named_or_here(root, slot)
-        if found is None:
-            from swarm.overview import show_all  # noqa: PLC0415 - looks at much more
+    found = named_or_here(root, slot)
+    if found is None:
+        from swarm.overview import show_all  # noqa: PLC0415 - looks at much more
 
-            return show_all(workspace_of(root), as_json=as_json)
-        return output.show(render.status(_status(found), as_json=as_json))
-    except HubError as error:
-        return output.print_error("swarm.status", error, as_json=as_json)
+        return show_all(workspace_of(root), as_json=as_json)
+    return output.show(render.status(_status(found), as_json=as_json))
 
 
 def _status(slot: Slot) -> dict[str, Any]:
@@ -130,12 +121,10 @@ def _status(slot: Slot) -> dict[str, Any]:
         return {**slot.status(), "changes": None, "trouble": str(error)}
 
 
+@output.verb("swarm.cwd")
 def cwd(*, root: str | None = None, slot: str | None = None, as_json: bool = False) -> int:
     """Print the worktree of a slot."""
-    try:
-        found = slot_of(root, slot)
-    except HubError as error:
-        return output.print_error("swarm.cwd", error, as_json=as_json)
+    found = slot_of(root, slot)
     if as_json:
         output.print_data("swarm.cwd", {"slot": found.name, "worktree": found.worktree})
     else:
@@ -143,6 +132,7 @@ def cwd(*, root: str | None = None, slot: str | None = None, as_json: bool = Fal
     return 0
 
 
+@output.verb("swarm.close", interrupted="`bones swarm close` again goes on")
 def close(
     *,
     root: str | None = None,
@@ -163,10 +153,9 @@ def close(
             gone = Closed(slot=slot, result=result)
             return output.show(render.closed(gone, as_json=as_json))
         if error.reason == "leaf-dead":
-            error = NotRunning(f"{error}, `bones swarm reap` rescues them", reason=error.reason)
-        return output.print_error("swarm.close", error, as_json=as_json)
-    except KeyboardInterrupt:
-        return _interrupted("`bones swarm close` again goes on")
+            words = f"{error}, `bones swarm reap` rescues them"
+            raise NotRunning(words, reason=error.reason) from None
+        raise
     return output.show(render.closed(done, as_json=as_json))
 
 
@@ -187,35 +176,3 @@ def show_conflict(verb: str, error: Conflicted, way_out: str, *, as_json: bool) 
     return output.show(
         render.conflicted(verb, str(error), error.conflicts, way_out, as_json=as_json)
     )
-
-
-def _interrupted(words: str) -> int:
-    output.say(f"interrupted: {words}", program=render.PROGRAM)
-    return 130
-
-
-class Progress:
-    """Shows a leaf's or an apply's progress; the bar is imported only if there is any."""
-
-    def __init__(self) -> None:
-        """Show nothing yet."""
-        self._bar: Any = None
-
-    def __call__(self, progress: dict[str, Any]) -> None:
-        """Show one sign of it: a note, or how far a phase is."""
-        if "phase" not in progress:
-            self.end()
-            output.say(str(progress.get("note", "")), program=render.PROGRAM)
-            return
-        if self._bar is None:
-            from hub.bar import Bar  # noqa: PLC0415
-
-            self._bar = Bar(sys.stderr)
-        done, total = progress.get("done", 0), progress.get("total", 0)
-        self._bar.show(str(progress["phase"]), int(done), int(total))
-
-    def end(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.end()
-            self._bar = None

@@ -22,7 +22,7 @@ from swarm.which import paths_in, slot_of, workspace_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterable, Iterator, Sequence
 
     from hub.repository import Repository
     from swarm.slot import Slot
@@ -38,6 +38,7 @@ class Change(NamedTuple):
     base_hash: str
 
 
+@output.verb("swarm.diff")
 def diff(
     *,
     files: Sequence[str] = (),
@@ -46,22 +47,16 @@ def diff(
     as_json: bool = False,
 ) -> int:
     """Show what a slot has changed against its base."""
-    verb = "swarm.diff"
-    try:
-        found = slot_of(root, slot)
-        paths = paths_in(found, files)
-        now = found.status(changes=True)
-        changes = [Change(treepath.from_json(row[0]), *row[1:]) for row in now["changes"]]
-        if paths is not None:
-            changes = [one for one in changes if _is_below(one.path, paths)]
-        workspace = workspace_of(found.root)
-        with history.open_repository(workspace.repository) as repository:
-            shown = _differences(found, repository, changes)
-            count = print_diff(verb, {"slot": found.name}, shown, as_json=as_json)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        return 130
+    found = slot_of(root, slot)
+    paths = paths_in(found, files)
+    now = found.status(changes=True)
+    changes = [Change(treepath.from_json(row[0]), *row[1:]) for row in now["changes"]]
+    if paths is not None:
+        changes = [one for one in changes if _is_below(one.path, paths)]
+    workspace = workspace_of(found.root)
+    with history.open_repository(workspace.repository) as repository:
+        shown = _differences(found, repository, changes)
+        count = print_diff("swarm.diff", {"slot": found.name}, shown, as_json=as_json)
     if now["more"]:
         words = f"{now['more']} more changed files are too many to be told of: commit in parts"
         output.say(words, program=render.PROGRAM)
@@ -111,44 +106,36 @@ def _worktree(slot: Slot, change: Change) -> Version | None:
         ) from None
 
 
+@output.verb("swarm.reap", interrupted="`bones swarm reap` again goes on")
 def reap(
     *, root: str | None = None, dry_run: bool = False, yes: bool = False, as_json: bool = False
 ) -> int:
     """Clean up after the dead slots; without *yes* only after asking."""
     verb = "swarm.reap"
-    try:
-        workspace = workspace_of(root)
-        refuse_foreign(workspace)
-        plan = pruning.plan(workspace.root)
-        lines = [f"{one.action:6}  {one.name}: {one.reason}" for one in plan]
-        if dry_run:
-            if as_json:
-                rows = [one.as_dict() for one in plan]
-                output.print_data(verb, {"dry_run": True, "root": workspace.root, "plan": rows})
-            else:
-                _lines(lines, f"no slots in {workspace.root}")
-            return 0
-        due = [one for one in plan if one.action != pruning.KEEP]
-        if due and not yes and not agreed(lines, as_json=as_json):
-            output.say("nothing was cleaned up", program=render.PROGRAM)
-            return 1
-        done = pruning.prune(workspace.root)
-    except HubError as error:
-        return output.print_error(verb, error, as_json=as_json)
-    except KeyboardInterrupt:
-        output.say("interrupted: `bones swarm reap` again goes on", program=render.PROGRAM)
-        return 130
+    workspace = workspace_of(root)
+    refuse_foreign(workspace)
+    plan = pruning.plan(workspace.root)
+    lines = [f"{one.action:6}  {one.name}: {one.reason}" for one in plan]
+    if dry_run:
+        if as_json:
+            rows = [one.as_dict() for one in plan]
+            output.print_data(verb, {"dry_run": True, "root": workspace.root, "plan": rows})
+        else:
+            _tell(lines, f"no slots in {workspace.root}")
+        return 0
+    due = [one for one in plan if one.action != pruning.KEEP]
+    if due and not yes and not agreed(lines, as_json=as_json):
+        output.say("nothing was cleaned up", program=render.PROGRAM)
+        return 1
+    done = pruning.prune(workspace.root)
     if as_json:
         output.print_data(verb, {"dry_run": False, "root": workspace.root, **done.as_dict()})
     else:
         stay = len(done.kept)
         why = f"; {stay} stay{'s' * (stay == 1)}: --dry-run says why" if stay else ""
-        _lines(list(gc.lines(done)), f"nothing to clean up{why}")
+        _tell(gc.lines(done), f"nothing to clean up{why}")
     return 1 if done.failed else 0
 
 
-def _lines(lines: list[str], otherwise: str) -> None:
-    if lines:
-        output.line("\n".join(map(printable, lines)))
-    else:
-        output.say(printable(otherwise), program=render.PROGRAM)
+def _tell(lines: Iterable[str], otherwise: str) -> None:
+    output.lines(map(printable, lines), printable(otherwise), program=render.PROGRAM)

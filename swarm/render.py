@@ -86,8 +86,9 @@ def updated(done: Update, *, as_json: bool) -> Shown:
     """Show what an update brought in: the check-in that the worktree is at."""
     if as_json:
         return data("swarm.update", done.as_dict())
-    at_tip = done.previous == done.checkin
-    news = "at the tip already" if at_tip else f"{files(done.files)} new" if done.files else ""
+    news = f"{files(done.files)} new" if done.files else ""
+    if done.previous == done.checkin and not (done.files or done.merged or done.conflicted):
+        news = "at the tip already"
     merged = f"merged with your changes: {_names(done.merged)}" if done.merged else ""
     marked = (
         f"conflict markers in {_names(done.conflicted)} (what is binary, or deleted on one side, "

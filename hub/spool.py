@@ -22,7 +22,7 @@ from __future__ import annotations
 import os
 import stat
 
-from foundation.atomic import read_bounded, remove, write_file
+from foundation.atomic import remove, write_file
 from foundation.errors import Refused, Unavailable
 from hub import commits
 from slotgc import artifact
@@ -109,6 +109,17 @@ def answered(spool: str, message: bytes) -> Landed:
     return commits.decode_answer(told)
 
 
+def content(spool: str, name: str) -> bytes | None:
+    """Return the content *name*, None if it is not there, or is none that trunk takes.
+
+    It is not compared with its name.
+    """
+    try:
+        return _read(f"{spool}/{name}", commits.LARGEST_BYTES)
+    except (OSError, ValueError):
+        return None
+
+
 def discard(spool: str, name: str) -> None:
     """Remove the parcel *name*, "" for none; what cannot be removed is swept some day."""
     if name:
@@ -157,23 +168,23 @@ def _first_leaf_ns(workspace: Workspace) -> int:
     return min(born_ns, default=1 << 63)
 
 
-def _put(spool: str, content: bytes) -> str:
-    """Put *content* into the spool; return its name.
+def _put(spool: str, parcel: bytes) -> str:
+    """Put *parcel* into the spool; return its name.
 
     Raises:
         Unavailable: it cannot be written.
     """
-    name = artifact.of_bytes(content)
+    name = artifact.of_bytes(parcel)
     path = f"{spool}/{name}"
     try:
         there = os.lstat(path)
-        if stat.S_ISREG(there.st_mode) and there.st_size == len(content):
+        if stat.S_ISREG(there.st_mode) and there.st_size == len(parcel):
             return name
     except OSError:
         pass
     try:
         os.makedirs(spool, mode=0o700, exist_ok=True)
-        write_file(path, content, durable=False)
+        write_file(path, parcel, durable=False)
     except OSError as error:
         raise Unavailable(f"{spool} cannot be written: {error}", reason="spool") from None
     return name
@@ -189,13 +200,35 @@ def _taken(spool: str, name: str, size: int) -> bytes:
         f"{spool} does not hold the parcel {name:.16}: ask again", reason="parcel-missing"
     )
     try:
-        path = f"{spool}/{name}"
-        if os.lstat(path).st_uid != os.geteuid():
-            raise missing
-        content = read_bounded(path, size)
+        parcel = _read(f"{spool}/{name}", size)
     except (OSError, ValueError):
         raise missing from None
-    if len(content) != size or artifact.of_bytes(content) != name:
+    if len(parcel) != size or artifact.of_bytes(parcel) != name:
         discard(spool, name)  # its name is a lie, and nobody would write it again
         raise missing
-    return content
+    return parcel
+
+
+def _read(path: str, limit: int) -> bytes:
+    """Return what the file of ours at *path* holds.
+
+    Raises:
+        OSError: it cannot be read, is no file (a link, say), or another user's.
+        ValueError: it is longer than *limit* bytes, or grows.
+    """
+    fd = artifact.open_regular(path)
+    try:
+        status = os.fstat(fd)
+        if status.st_uid != os.geteuid():
+            raise OSError(f"{path} is another user's")
+        if status.st_size > limit:
+            raise ValueError(f"{path} is longer than {limit} bytes")
+        # In one piece, and no more room taken than it needs: there are tens of thousands.
+        found = os.read(fd, status.st_size + 1)
+        while len(found) < status.st_size and (more := os.read(fd, status.st_size - len(found))):
+            found += more
+        if len(found) > status.st_size:
+            raise ValueError(f"{path} is being written")
+        return found
+    finally:
+        os.close(fd)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import suppress
 from datetime import UTC, datetime
 
-from foundation.atomic import read_bounded, remove
+from foundation.atomic import remove
 from foundation.errors import HubError, Refused
 from foundation.record import Record
-from hub.commits import LARGEST_BYTES, Landed
+from hub import spool
+from hub.commits import Landed
 from hub.repository import Repository
 from hub.trees import Entry
 from hub.trunk.anchor import Anchor
@@ -28,10 +28,6 @@ if TYPE_CHECKING:
 IDS_KEPT = 100_000
 """Commits that are recognised when they are asked for again: hours of them, and a request is
 repeated for minutes."""
-
-
-SPOOLED_NS = 86_400 * 10**9
-"""How long a content may wait in the spool for a commit that takes it to trunk."""
 
 
 class Arrival(Record):
@@ -55,10 +51,10 @@ class Head:
     one of them make a new one.
     """
 
-    def __init__(self, path: str, spool: str) -> None:
-        """Read the tip of the repository file *path*; contents may also lie in *spool*."""
+    def __init__(self, path: str, spool_directory: str) -> None:
+        """Read the tip of the repository file *path*; contents may also lie in a spool."""
         self._path = path
-        self._spool = spool
+        self.spool = spool_directory
         self.ledger = Ledger(path)
         try:
             self.repository = Repository(path)
@@ -149,18 +145,9 @@ class Head:
 
     def unspool(self, names: Iterable[str]) -> None:
         """Remove the contents *names* from the spool if trunk holds them."""
-        for name in names:
-            if self.ledger.holds(name):
-                with suppress(OSError):  # the sweep tries again
-                    remove(f"{self._spool}/{name}")
-
-    def sweep_spool(self, now_ns: int) -> None:
-        """Remove from the spool what nobody can be waiting for any more."""
-        os.makedirs(self._spool, mode=0o700, exist_ok=True)
-        for entry in list(os.scandir(self._spool)):
-            with suppress(OSError):  # gone meanwhile, or nothing that a leaf put there
-                if entry.stat(follow_symlinks=False).st_mtime_ns < now_ns - SPOOLED_NS:
-                    remove(entry.path)
+        for name in self.ledger.held(names):
+            with suppress(OSError):  # the sweep tries again
+                remove(f"{self.spool}/{name}")
 
     def _read_tip(self) -> Tip:
         row = self.repository.tip()
@@ -179,10 +166,10 @@ class Head:
     def _content(self, name: str) -> bytes:
         if self.ledger.holds(name):
             return self.repository.content(name)
-        try:
-            return read_bounded(f"{self._spool}/{name}", LARGEST_BYTES)
-        except (OSError, ValueError):
-            raise KeyError(name) from None
+        content = spool.content(self.spool, name)
+        if content is None:
+            raise KeyError(name)
+        return content
 
     def _holder(self, path: bytes) -> Holder | None:
         row = self.repository.last_change(path)

@@ -106,6 +106,14 @@ class Ledger:
             is not None
         )
 
+    def held(self, names: Iterable[str]) -> set[str]:
+        """Return those of *names* that are artifacts which are there."""
+        rows = self._db.execute(
+            "SELECT uuid FROM json_each(?) JOIN blob ON uuid=json_each.value AND size>=0",
+            (codec.dumps(list(names)),),
+        )
+        return {row[0] for row in rows}
+
     def id_of(self, checkin: str) -> str:
         """Return the commit id that *checkin* carries, "" if it has none."""
         row = self._db.execute(

@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 AHEAD_MS = 3_600_000
 NO_MESSAGE = "(no message)"
+MOST_CONFLICTS = 1000
+"""After so many nobody is told whose the others are, and nothing is merged to see whether it can
+be: that takes long, and the commit cannot land anyway."""
+_NOTHING = ("", "")
 _LONGEST_TARGET = 4095  # PATH_MAX
 
 
@@ -55,6 +59,11 @@ class Fault(NamedTuple):
 
     reason: str
     words: str
+
+
+MISSING = Fault(
+    "content-missing", "trunk does not hold its content, and that did not come along: commit again"
+)
 
 
 class Unacceptable(Refused):
@@ -103,6 +112,19 @@ class Plan:
             return self._judge(proposal)
         except Unacceptable as error:
             return error
+
+    def conflicts(self, proposal: Proposal) -> tuple[Conflict, ...]:
+        """Return the conflicts that *proposal* would meet, at the cost of what has moved.
+
+        Raises:
+            Unacceptable: it cannot land whatever has moved.
+        """
+        commit = _Commit(proposal, self)
+        files = self.tip.files
+        for change in proposal.changes:
+            if (files.get(change.path) or _NOTHING) != (change.base_kind, change.base_hash):
+                commit.take(change)
+        return tuple(commit.conflicts)
 
     def take_back(self, planned: Planned) -> None:
         """Undo the latest check-in planned; its contents are not sent.
@@ -184,6 +206,7 @@ class _Commit:
         self._proposal = proposal
         self._plan = plan
         self._files = plan.tip.files
+        self._spooled = frozenset(proposal.spooled)
         self._known: dict[str, bytes] = {}
 
     def take(self, change: Change) -> None:
@@ -214,7 +237,7 @@ class _Commit:
                 self.merged.append((path, *result))
         if result == theirs:
             return
-        if result is not None:
+        if result is not None and not self.conflicts:
             self._provide(path, result)
         self.changes[path] = result
 
@@ -240,6 +263,8 @@ class _Commit:
             return Entry(kind, theirs.hash)
         if theirs.hash == base.hash:
             return Entry(kind, mine.hash)
+        if self._is_hopeless():
+            raise merge.CannotMerge("both changed it")
         merged = merge.merge(*(self._read(path, one.hash) for one in (base, mine, theirs)))
         name = hashlib.sha3_256(merged).hexdigest()
         if manifest.is_artifact(merged):
@@ -270,7 +295,7 @@ class _Commit:
         """
         if name in self.contents:
             return self.contents[name]
-        if name in self._proposal.contents or name in self._proposal.spooled:
+        if name in self._proposal.contents or name in self._spooled:
             return self._brought(path, name)
         return self._fetched(path, name)
 
@@ -284,15 +309,12 @@ class _Commit:
         if content is None:
             content = self._proposal.contents.get(name)
             if content is None:
-                if name not in self._proposal.spooled:
-                    raise _missing(path, name)
+                if name not in self._spooled:
+                    raise unacceptable(path, MISSING)
                 content = self._fetched(path, name)
             fault = None if self._plan.was_checked(name) else fault_of(content, name)
             if fault:
-                raise Unacceptable(
-                    f"{treepath.show(path)} cannot be committed: {fault.words}",
-                    reason=fault.reason,
-                )
+                raise unacceptable(path, fault)
             self._known[name] = content
         return content
 
@@ -300,10 +322,13 @@ class _Commit:
         try:
             return self._plan.content(name)
         except KeyError:
-            raise _missing(path, name) from None
+            raise unacceptable(path, MISSING) from None
+
+    def _is_hopeless(self) -> bool:
+        return len(self.conflicts) >= MOST_CONFLICTS
 
     def _conflict(self, change: Change, theirs: Entry | None, reason: str) -> Conflict:
-        holder = self._plan.holder(change.path)
+        holder = Holder("", "") if self._is_hopeless() else self._plan.holder(change.path)
         return Conflict(
             path=change.path,
             reason=reason,
@@ -348,11 +373,10 @@ def fault_of(content: bytes, name: str) -> Fault | None:
     return None
 
 
-def _missing(path: bytes, name: str) -> Unacceptable:
+def unacceptable(path: bytes, fault: Fault) -> Unacceptable:
+    """Return what is said of a commit because of the *fault* of its content at *path*."""
     return Unacceptable(
-        f"{treepath.show(path)}: trunk does not hold the content {name[:16]}, and it did not come "
-        "with the commit: commit again",
-        reason="content-missing",
+        f"{treepath.show(path)} cannot be committed: {fault.words}", reason=fault.reason
     )
 
 

@@ -58,6 +58,11 @@ class Queue:
             self._waiting.append(asked)
             self.arrival.notify()
 
+    def put_first(self, asked: Asked) -> None:
+        """Let *asked* be the next."""
+        with self.arrival:
+            self._waiting.appendleft(asked)
+
     def end(self) -> None:
         """Have whoever takes, or pauses, return at once, now and from now on."""
         with self.arrival:

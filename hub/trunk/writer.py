@@ -16,12 +16,13 @@ from typing import NamedTuple
 
 from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import hit
-from hub import place
+from hub import place, spool
 from hub.commits import Landed
 from hub.trunk import baseline
+from hub.trunk.ahead import Ahead
 from hub.trunk.head import Arrival, Head
 from hub.trunk.journal import Batch, Journal
-from hub.trunk.planning import Plan, Planned
+from hub.trunk.planning import Plan, Planned, Unacceptable
 from hub.trunk.pushing import NotStoredError, Server
 from hub.trunk.queue import ATTEMPTS, BATCH_BYTES, Asked, Queue
 
@@ -40,7 +41,9 @@ if TYPE_CHECKING:
 ALONE_BYTES = 4 << 20
 """A content larger than this is pushed by itself, before the check-in that names it."""
 COMMIT_BYTES = 1 << 30
-"""The contents of one commit at most: trunk holds them all while it plans it."""
+"""The contents of one commit at most."""
+UNSPOOLED = 500
+"""So many contents are removed from the spool at once; the others when nobody waits."""
 LEAST_FREE_BYTES = 64 << 20
 """Below this no commit is taken: Fossil, JetStream and everybody's worktrees share the disk."""
 
@@ -93,6 +96,8 @@ class Writer:
         self._fence = fence
         self._gate = gate
         self._queue = Queue()
+        self._ahead = Ahead()
+        self._rubbish: list[str] = []
         self._batch: list[Asked] = []
         self._gated = False
         self._failures = 0
@@ -121,7 +126,8 @@ class Writer:
 
     def refuse(self, error: HubError) -> None:
         """Answer all that wait with *error*."""
-        self._reports.answered([(asked, error) for asked in self._queue.take_all()])
+        waiting = self._queue.take_all() + self._ahead.take_all()
+        self._reports.answered([(asked, error) for asked in waiting])
 
     def stop(self) -> None:
         """Let :meth:`run` return; who waits for an answer gets none."""
@@ -145,7 +151,7 @@ class Writer:
                     # What stands there may be of a trunk that was killed before it synced it,
                     # and whoever asks for it again is told that it has landed.
                     head.ledger.sync()
-                    head.sweep_spool(time.time_ns())
+                    spool.sweep(self._workspace, time.time_ns())
                     self._reports.opened()
                     while not self._queue.ended:
                         self._turn(head)
@@ -159,9 +165,16 @@ class Writer:
             wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
 
     def _turn(self, head: Head) -> None:
-        self._batch = self._queue.take(
-            within_s=IDLE_S, last_took_s=self._took_s, is_alone=self._look_at_gate
+        busy = bool(self._ahead or self._rubbish)
+        taken = self._queue.take(
+            within_s=0 if busy else IDLE_S,
+            last_took_s=self._took_s,
+            is_alone=self._look_at_gate,
         )
+        self._batch = [asked for asked in taken if not self._ahead.is_large(asked)]
+        for asked in taken:
+            if self._ahead.is_large(asked):
+                self._ahead.put(asked)
         if self._batch:
             began_s = time.monotonic()
             try:
@@ -172,8 +185,46 @@ class Writer:
             self._took_s = time.monotonic() - began_s
         else:
             head.anchor.release()
+        if self._ahead:
+            self._send_ahead(head)
+        if self._rubbish:
+            head.unspool(self._rubbish[-UNSPOOLED:])
+            del self._rubbish[-UNSPOOLED:]
         self._lighten(head.tip.baseline)
         self._look_around(head)
+
+    def _send_ahead(self, head: Head) -> None:
+        """Send a part of a large commit, between two batches."""
+        try:
+            ready = self._ahead.step(
+                head,
+                lambda asked, first: self._foreseen(head, asked, first=first),
+                lambda part: self._push_ahead(head, part),
+            )
+        except NotStoredError as error:
+            asked = self._ahead.failed(str(error))
+            if asked is not None:
+                self._reports.answered([(asked, _not_stored(error))])
+            return
+        if ready is None:
+            return
+        if ready.outcome is None:
+            self._queue.put_first(ready.asked)
+        else:
+            self._reports.answered([(ready.asked, ready.outcome)])
+
+    def _foreseen(self, head: Head, asked: Asked, *, first: bool) -> Outcome | None:
+        """Return what will become of a large commit whatever is sent; None if it may land."""
+        known = self._known(head, asked, self._room())
+        if known is not None or not first:
+            return known
+        self._catch_up(head)
+        try:
+            return Plan(head.tip, head.store, now_ms=0).conflicts(asked.proposal) or None
+        except Unacceptable as error:
+            return error
+        except Exception:  # noqa: BLE001 - planning meets it again, and tells
+            return None
 
     def _lighten(self, name: str) -> None:
         """Have Fossil read the baseline *name* faster from now on."""
@@ -248,8 +299,7 @@ class Writer:
             except NotStoredError as error:
                 self._undo(plan, planned)
                 if len(batch) == 1:
-                    words = f"Fossil did not store the commit: {error}"
-                    return [Unavailable(words, reason="commit-not-stored")]
+                    return [_not_stored(error)]
                 raise
             self._undo(plan, planned)
         head.ledger.sync()
@@ -261,7 +311,8 @@ class Writer:
         }
         head.remember((commit_id, checkin) for checkin, commit_id in ids.items())
         for asked in batch:
-            head.unspool(asked.proposal.spooled)
+            head.unspool(asked.proposal.spooled[:UNSPOOLED])
+            self._rubbish.extend(asked.proposal.spooled[UNSPOOLED:])
         self._reports.arrived([_arrival(one) for one in planned])
         return [_answered(one) for one in outcomes]
 
@@ -269,9 +320,7 @@ class Writer:
         self, head: Head, plan: Plan, asked: Asked, room: HubError | None
     ) -> Planned | Outcome:
         proposal = asked.proposal
-        known = (
-            head.landed_before(proposal) or self._fence(proposal) or room or _too_large(asked.size)
-        )
+        known = self._known(head, asked, room)
         if known is not None:
             return known
         try:
@@ -288,6 +337,13 @@ class Writer:
                 plan.take_back(outcome)
                 return refused
         return outcome
+
+    def _known(self, head: Head, asked: Asked, room: HubError | None) -> Landed | HubError | None:
+        """Return what is said of a commit before anybody looks at its changes."""
+        proposal = asked.proposal
+        return (
+            head.landed_before(proposal) or self._fence(proposal) or room or _too_large(asked.size)
+        )
 
     def _room(self) -> HubError | None:
         free = place.free_bytes(self._workspace.state)
@@ -407,6 +463,10 @@ def _has_moved(head: Head, parent: str) -> bool:
     """Tell whether trunk ends somewhere else than at *parent*, which it once ended at."""
     position = head.ledger.position(parent)
     return bool(position.children) or not position.on_trunk
+
+
+def _not_stored(error: NotStoredError) -> Unavailable:
+    return Unavailable(f"Fossil did not store the commit: {error}", reason="commit-not-stored")
 
 
 def _too_large(size: int) -> Refused | None:

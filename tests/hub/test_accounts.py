@@ -75,78 +75,70 @@ async def denied(bus: Bus, subject: str, within_s: float = 5.0) -> None:
 
 
 @real
-def test_a_slot_publishes_its_own_events_and_asks_trunk_in_its_own_name_only(
-    tmp_path: Path,
+async def test_a_slot_publishes_its_own_events_and_asks_trunk_in_its_own_name_only(
+    server: Server,
 ) -> None:
     async def echo(subject: str, payload: bytes, _headers: object) -> bytes:
         return subject.encode() + payload
 
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            accounts_of(server.workspace) as accounts,
-        ):
-            for config in CONFIGS.values():
-                await ensure(hub, config)
-            await hub.serve("trunk.request.>", echo)
-            await hub.serve("slots.request.>", echo)
-            async with await leaf(server.workspace, accounts, "a") as a:
-                assert (await a.publish("slot.a.event.joined", b"{}", msg_id="1")).seq == 1
-                assert (await a.publish("slot.a.log", b"line", msg_id="2")).seq == 1
-                answer = await a.request("trunk.request.commit.a", b"!")
-                assert answer.data == b"trunk.request.commit.a!"
-                assert (await a.request("slots.request.leave.a")).data == b"slots.request.leave.a"
-                for subject in (
-                    "slot.b.event.joined",
-                    "slot.b.log",
-                    "hub.event.ready",
-                    "trunk.event.checkin",
-                    "task.1.event.won",
-                    "trunk.request.commit.b",
-                    "slots.request.register",
-                    "slots.request.leave.b",
-                    "trunk.started",
-                    "slot.a.request.stop",
-                    "_INBOX_b.x",
-                    "_INBOX_hub.x",
-                    "$JS.API.STREAM.INFO.EVENTS",
-                    "$JS.API.DIRECT.GET.EVENTS.slot.a.event.joined",
-                    "$JS.API.STREAM.PURGE.EVENTS",
-                    "$SYS.REQ.SERVER.PING",
-                ):
-                    await denied(a, subject)
-                assert await last_seq(hub) == 1
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        accounts_of(server.workspace) as accounts,
+    ):
+        for config in CONFIGS.values():
+            await ensure(hub, config)
+        await hub.serve("trunk.request.>", echo)
+        await hub.serve("slots.request.>", echo)
+        async with await leaf(server.workspace, accounts, "a") as a:
+            assert (await a.publish("slot.a.event.joined", b"{}", msg_id="1")).seq == 1
+            assert (await a.publish("slot.a.log", b"line", msg_id="2")).seq == 1
+            answer = await a.request("trunk.request.commit.a", b"!")
+            assert answer.data == b"trunk.request.commit.a!"
+            assert (await a.request("slots.request.leave.a")).data == b"slots.request.leave.a"
+            for subject in (
+                "slot.b.event.joined",
+                "slot.b.log",
+                "hub.event.ready",
+                "trunk.event.checkin",
+                "task.1.event.won",
+                "trunk.request.commit.b",
+                "slots.request.register",
+                "slots.request.leave.b",
+                "trunk.started",
+                "slot.a.request.stop",
+                "_INBOX_b.x",
+                "_INBOX_hub.x",
+                "$JS.API.STREAM.INFO.EVENTS",
+                "$JS.API.DIRECT.GET.EVENTS.slot.a.event.joined",
+                "$JS.API.STREAM.PURGE.EVENTS",
+                "$SYS.REQ.SERVER.PING",
+            ):
+                await denied(a, subject)
+            assert await last_seq(hub) == 1
 
 
 @real
-def test_a_slot_hears_what_is_for_it_and_nothing_else(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            accounts_of(server.workspace) as accounts,
-            await leaf(server.workspace, accounts, "a") as a,
-        ):
-            started = asyncio.Event()
-            await a.subscribe("trunk.started", lambda *_message: started.set())
-            await hub.send("trunk.started", b"")
-            await asyncio.wait_for(started.wait(), 10)
+async def test_a_slot_hears_what_is_for_it_and_nothing_else(server: Server) -> None:
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        accounts_of(server.workspace) as accounts,
+        await leaf(server.workspace, accounts, "a") as a,
+    ):
+        started = asyncio.Event()
+        await a.subscribe("trunk.started", lambda *_message: started.set())
+        await hub.send("trunk.started", b"")
+        await asyncio.wait_for(started.wait(), 10)
 
-            async def answer(subject: str, payload: bytes, _headers: object) -> bytes:
-                return subject.encode() + payload
+        async def answer(subject: str, payload: bytes, _headers: object) -> bytes:
+            return subject.encode() + payload
 
-            await a.serve("slot.a.request.>", answer)
-            asked = await hub.request("slot.a.request.stop", b"!")
-            assert asked.data == b"slot.a.request.stop!"
-            for subject in (">", "_INBOX_hub.>", "_INBOX_b.>", "slot.b.request.>", "slot.*.log"):
-                with pytest.raises(Refused) as refused:
-                    await a.subscribe(subject, lambda *_message: None)
-                assert refused.value.reason == "denied"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        await a.serve("slot.a.request.>", answer)
+        asked = await hub.request("slot.a.request.stop", b"!")
+        assert asked.data == b"slot.a.request.stop!"
+        for subject in (">", "_INBOX_hub.>", "_INBOX_b.>", "slot.b.request.>", "slot.*.log"):
+            with pytest.raises(Refused) as refused:
+                await a.subscribe(subject, lambda *_message: None)
+            assert refused.value.reason == "denied"
 
 
 @real
@@ -179,8 +171,8 @@ def test_what_the_server_answers_into_anothers_events_is_no_event(tmp_path: Path
 
 
 @real
-def test_a_higher_epoch_ends_the_connection_of_the_lower_before_it_is_answered(
-    tmp_path: Path,
+async def test_a_higher_epoch_ends_the_connection_of_the_lower_before_it_is_answered(
+    server: Server,
 ) -> None:
     async def flood(bus: Bus) -> None:
         number = 0
@@ -192,175 +184,143 @@ def test_a_higher_epoch_ends_the_connection_of_the_lower_before_it_is_answered(
                 return
             await asyncio.sleep(0)
 
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            accounts_of(server.workspace) as accounts,
-        ):
-            await ensure(hub, CONFIGS["EVENTS"])
-            old = await leaf(server.workspace, accounts, "a", 1)
-            other = await leaf(server.workspace, accounts, "b", 1)
-            flooding = asyncio.create_task(flood(old))
-            await until_stored(hub, 10)
-            new = await leaf(server.workspace, accounts, "a", 2)
-            await flooding
-            fence = (await new.publish("slot.a.event.new", b"{}", msg_id="n")).seq
-            await asyncio.wait_for(old.closed.wait(), 10)
-            assert isinstance(old.closed_because, Refused)
-            with pytest.raises(Unavailable) as closed:
-                await old.publish("slot.a.event.old", b"{}", msg_id="late")
-            assert closed.value.reason == "bus-closed"
-            await other.publish("slot.b.event.x", b"{}", msg_id="o")
-            assert await last_seq(hub) == fence + 1
-            for bus in (old, new, other):
-                await bus.close()
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        accounts_of(server.workspace) as accounts,
+    ):
+        await ensure(hub, CONFIGS["EVENTS"])
+        old = await leaf(server.workspace, accounts, "a", 1)
+        other = await leaf(server.workspace, accounts, "b", 1)
+        flooding = asyncio.create_task(flood(old))
+        await until_stored(hub, 10)
+        new = await leaf(server.workspace, accounts, "a", 2)
+        await flooding
+        fence = (await new.publish("slot.a.event.new", b"{}", msg_id="n")).seq
+        await asyncio.wait_for(old.closed.wait(), 10)
+        assert isinstance(old.closed_because, Refused)
+        with pytest.raises(Unavailable) as closed:
+            await old.publish("slot.a.event.old", b"{}", msg_id="late")
+        assert closed.value.reason == "bus-closed"
+        await other.publish("slot.b.event.x", b"{}", msg_id="o")
+        assert await last_seq(hub) == fence + 1
+        for bus in (old, new, other):
+            await bus.close()
 
 
 @real
-def test_a_leaf_of_yesterday_cannot_log_in_or_register(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            seed, public = new_key()
-            await accounts.register("a", 4, public)
-            await accounts.register("a", 5, new_key()[1])
-            with pytest.raises(Refused) as refused:
-                await connect(server.workspace, seed=seed, name="a")
-            assert refused.value.reason == "denied"
-            for epoch, key in ((4, public), (5, new_key()[1])):
-                with pytest.raises(LeaseLost) as lost:
-                    await accounts.register("a", epoch, key)
-                assert lost.value.reason == "superseded"
-            with pytest.raises(LeaseLost):
-                accounts.check("a", 4)
-            accounts.check("a", 5)
-            accounts.check("never-there", 0)
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_leaf_of_yesterday_cannot_log_in_or_register(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        seed, public = new_key()
+        await accounts.register("a", 4, public)
+        await accounts.register("a", 5, new_key()[1])
+        with pytest.raises(Refused) as refused:
+            await connect(server.workspace, seed=seed, name="a")
+        assert refused.value.reason == "denied"
+        for epoch, key in ((4, public), (5, new_key()[1])):
+            with pytest.raises(LeaseLost) as lost:
+                await accounts.register("a", epoch, key)
+            assert lost.value.reason == "superseded"
+        with pytest.raises(LeaseLost):
+            accounts.check("a", 4)
+        accounts.check("a", 5)
+        accounts.check("never-there", 0)
 
 
 @real
-def test_registering_twice_is_registering_once(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            seed, public = new_key()
+async def test_registering_twice_is_registering_once(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        seed, public = new_key()
+        await accounts.register("a", 1, public)
+        reloads, entry = accounts.reloads, accounts.slots["a"]
+        async with await connect(server.workspace, seed=seed, name="a") as a:
             await accounts.register("a", 1, public)
-            reloads, entry = accounts.reloads, accounts.slots["a"]
-            async with await connect(server.workspace, seed=seed, name="a") as a:
-                await accounts.register("a", 1, public)
-                assert (accounts.reloads, accounts.slots["a"]) == (reloads, entry)
-                assert not a.closed.is_set()
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+            assert (accounts.reloads, accounts.slots["a"]) == (reloads, entry)
+            assert not a.closed.is_set()
 
 
 @real
-def test_a_slot_that_left_has_no_key_and_keeps_its_epoch(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            seed, public = new_key()
+async def test_a_slot_that_left_has_no_key_and_keeps_its_epoch(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        seed, public = new_key()
+        await accounts.register("a", 3, public)
+        bus = await connect(server.workspace, seed=seed, name="a")
+        await accounts.leave("a", 3)
+        await accounts.leave("a", 3)
+        await accounts.leave("never-there", 1)
+        assert registry.read(server.workspace).slots["a"].public == ""
+        await asyncio.wait_for(bus.closed.wait(), 10)
+        with pytest.raises(LeaseLost, match="left"):
             await accounts.register("a", 3, public)
-            bus = await connect(server.workspace, seed=seed, name="a")
-            await accounts.leave("a", 3)
-            await accounts.leave("a", 3)
-            await accounts.leave("never-there", 1)
-            assert registry.read(server.workspace).slots["a"].public == ""
-            await asyncio.wait_for(bus.closed.wait(), 10)
-            with pytest.raises(LeaseLost, match="left"):
-                await accounts.register("a", 3, public)
-            with pytest.raises(LeaseLost):
-                await accounts.leave("a", 2)
-            async with await leaf(server.workspace, accounts, "a", 4):
-                pass
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        with pytest.raises(LeaseLost):
+            await accounts.leave("a", 2)
+        async with await leaf(server.workspace, accounts, "a", 4):
+            pass
 
 
 @real
-def test_the_lease_has_the_last_word_on_epochs(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            path = f"{server.workspace.leases}/slot-a"
-            for _ in range(3):
-                with join(path, ttl_s=60) as owner:
-                    epoch = owner.epoch
-            with pytest.raises(LeaseLost):
-                await accounts.register("a", epoch - 1, new_key()[1])
-            with pytest.raises(Refused) as refused:
-                await accounts.register("a", epoch + 1, new_key()[1])
-            assert refused.value.reason == "slot-epoch"
-            await accounts.register("a", epoch, new_key()[1])
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_the_lease_has_the_last_word_on_epochs(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        path = f"{server.workspace.leases}/slot-a"
+        for _ in range(3):
+            with join(path, ttl_s=60) as owner:
+                epoch = owner.epoch
+        with pytest.raises(LeaseLost):
+            await accounts.register("a", epoch - 1, new_key()[1])
+        with pytest.raises(Refused) as refused:
+            await accounts.register("a", epoch + 1, new_key()[1])
+        assert refused.value.reason == "slot-epoch"
+        await accounts.register("a", epoch, new_key()[1])
 
 
 @real
 @pytest.mark.parametrize("slot", ["", "a.b", "a>", "*", "hub", "x" * 64, 'a"', "a b"])
-def test_what_cannot_name_a_slot_gets_no_key(tmp_path: Path, slot: str) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
+async def test_what_cannot_name_a_slot_gets_no_key(server: Server, slot: str) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        with pytest.raises(Refused) as refused:
+            await accounts.register(slot, 1, new_key()[1])
+        assert refused.value.reason == "slot-name"
+
+
+@real
+async def test_a_key_that_would_stop_the_server_is_refused(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        await accounts.register("a", 1, A_KEY)
+        operator = nats.read_users(server.workspace)["operator"]
+        wrong = A_KEY[:-1] + ("A" if A_KEY[-1] != "A" else "B")
+        for key in (A_KEY, operator, wrong, "", "U" * 56, "O" + A_KEY[1:], 'U"' + A_KEY[2:]):
             with pytest.raises(Refused) as refused:
-                await accounts.register(slot, 1, new_key()[1])
-            assert refused.value.reason == "slot-name"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+                await accounts.register("b", 1, key)
+            assert refused.value.reason == "slot-key"
+        await accounts.register("b", 1, B_KEY)
 
 
 @real
-def test_a_key_that_would_stop_the_server_is_refused(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            await accounts.register("a", 1, A_KEY)
-            operator = nats.read_users(server.workspace)["operator"]
-            wrong = A_KEY[:-1] + ("A" if A_KEY[-1] != "A" else "B")
-            for key in (A_KEY, operator, wrong, "", "U" * 56, "O" + A_KEY[1:], 'U"' + A_KEY[2:]):
-                with pytest.raises(Refused) as refused:
-                    await accounts.register("b", 1, key)
-                assert refused.value.reason == "slot-key"
-            await accounts.register("b", 1, B_KEY)
+async def test_requests_over_the_bus_are_answered_with_what_became_of_them(server: Server) -> None:
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        await connect(server.workspace, "operator") as operator,
+        accounts_of(server.workspace) as accounts,
+    ):
+        await hub.serve("slots.request.>", accounts.answer)
 
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        async def ask(subject: str, **body: object) -> dict[str, object]:
+            asked = await operator.request(subject, codec.dumps(body).encode())
+            return codec.loads_object(asked.data)
 
-
-@real
-def test_requests_over_the_bus_are_answered_with_what_became_of_them(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            await connect(server.workspace, "operator") as operator,
-            accounts_of(server.workspace) as accounts,
+        told = {"v": 1, "slot": "a", "epoch": 2, "public": A_KEY}
+        assert await ask("slots.request.register", **told) == {"v": 1}
+        assert await ask("slots.request.leave.a", v=1, slot="a", epoch=2) == {"v": 1}
+        late = from_wire((await ask("slots.request.register", **told))["error"])
+        assert isinstance(late, LeaseLost)
+        for subject, body in (
+            ("slots.request.register", {**told, "v": 2}),
+            ("slots.request.register", {**told, "epoch": "2"}),
+            ("slots.request.register", {**told, "slot": 1}),
+            ("slots.request.leave.b", {"v": 1, "slot": "a", "epoch": 2}),
+            ("slots.request.nonsense", told),
         ):
-            await hub.serve("slots.request.>", accounts.answer)
-
-            async def ask(subject: str, **body: object) -> dict[str, object]:
-                asked = await operator.request(subject, codec.dumps(body).encode())
-                return codec.loads_object(asked.data)
-
-            told = {"v": 1, "slot": "a", "epoch": 2, "public": A_KEY}
-            assert await ask("slots.request.register", **told) == {"v": 1}
-            assert await ask("slots.request.leave.a", v=1, slot="a", epoch=2) == {"v": 1}
-            late = from_wire((await ask("slots.request.register", **told))["error"])
-            assert isinstance(late, LeaseLost)
-            for subject, body in (
-                ("slots.request.register", {**told, "v": 2}),
-                ("slots.request.register", {**told, "epoch": "2"}),
-                ("slots.request.register", {**told, "slot": 1}),
-                ("slots.request.leave.b", {"v": 1, "slot": "a", "epoch": 2}),
-                ("slots.request.nonsense", told),
-            ):
-                wrong = from_wire((await ask(subject, **body))["error"])
-                assert wrong.reason == "protocol"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+            wrong = from_wire((await ask(subject, **body))["error"])
+            assert wrong.reason == "protocol"
 
 
 # --- many at once --------------------------------------------------------------------------
@@ -368,37 +328,33 @@ def test_requests_over_the_bus_are_answered_with_what_became_of_them(tmp_path: P
 
 @real
 @pytest.mark.slow
-def test_a_hundred_joins_at_once_are_a_handful_of_reloads_and_disturb_nobody(
-    tmp_path: Path,
+async def test_a_hundred_joins_at_once_are_a_handful_of_reloads_and_disturb_nobody(
+    server: Server,
 ) -> None:
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            accounts_of(server.workspace) as accounts,
-        ):
-            await ensure(hub, CONFIGS["EVENTS"])
-            bystander = await leaf(server.workspace, accounts, "bystander")
-            before = accounts.reloads
-            seeds = {f"s{number}": new_key() for number in range(100)}
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        accounts_of(server.workspace) as accounts,
+    ):
+        await ensure(hub, CONFIGS["EVENTS"])
+        bystander = await leaf(server.workspace, accounts, "bystander")
+        before = accounts.reloads
+        seeds = {f"s{number}": new_key() for number in range(100)}
 
-            async def one(name: str) -> None:
-                seed, public = seeds[name]
-                await accounts.register(name, 1, public)
-                async with await connect(server.workspace, seed=seed, name=name) as bus:
-                    await bus.publish(f"slot.{name}.event.x", b"{}", msg_id=name, within_s=30)
+        async def one(name: str) -> None:
+            seed, public = seeds[name]
+            await accounts.register(name, 1, public)
+            async with await connect(server.workspace, seed=seed, name=name) as bus:
+                await bus.publish(f"slot.{name}.event.x", b"{}", msg_id=name, within_s=30)
 
-            async with asyncio.TaskGroup() as group:
-                for name in seeds:
-                    group.create_task(one(name))
-                for number in range(20):
-                    await bystander.publish("slot.bystander.event.x", b"{}", msg_id=f"b{number}")
-            assert accounts.reloads - before <= 5
-            assert await last_seq(hub) == 120
-            assert not bystander.closed.is_set()
-            await bystander.close()
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        async with asyncio.TaskGroup() as group:
+            for name in seeds:
+                group.create_task(one(name))
+            for number in range(20):
+                await bystander.publish("slot.bystander.event.x", b"{}", msg_id=f"b{number}")
+        assert accounts.reloads - before <= 5
+        assert await last_seq(hub) == 120
+        assert not bystander.closed.is_set()
+        await bystander.close()
 
 
 # --- what fails, and what is killed --------------------------------------------------------
@@ -441,110 +397,90 @@ def test_accounts_that_the_server_does_not_take_are_named_and_mended_by_the_next
 
 @real
 @pytest.mark.faults
-def test_a_registry_that_cannot_be_written_lets_nobody_in(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            place = nats.slots_path(server.workspace)
-            os.mkdir(place)
-            seed, public = new_key()
-            with pytest.raises(Unavailable, match=r"slots\.json") as failed:
-                await accounts.register("a", 1, public)
-            assert failed.value.reason == "accounts-io"
-            with pytest.raises(Refused):
-                await connect(server.workspace, seed=seed, name="a")
-            os.rmdir(place)
+async def test_a_registry_that_cannot_be_written_lets_nobody_in(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        place = nats.slots_path(server.workspace)
+        os.mkdir(place)
+        seed, public = new_key()
+        with pytest.raises(Unavailable, match=r"slots\.json") as failed:
             await accounts.register("a", 1, public)
-            async with await connect(server.workspace, seed=seed, name="a"):
-                pass
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        assert failed.value.reason == "accounts-io"
+        with pytest.raises(Refused):
+            await connect(server.workspace, seed=seed, name="a")
+        os.rmdir(place)
+        await accounts.register("a", 1, public)
+        async with await connect(server.workspace, seed=seed, name="a"):
+            pass
 
 
 @real
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_server_killed_while_slots_register_forgets_none_of_them(tmp_path: Path) -> None:
+async def test_a_server_killed_while_slots_register_forgets_none_of_them(server: Server) -> None:
     """The supervisor writes the accounts as trunk does; neither loses what the other wrote."""
+    async with accounts_of(server.workspace) as accounts:
+        keys = {f"s{number}": new_key() for number in range(30)}
 
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            keys = {f"s{number}": new_key() for number in range(30)}
+        async def register(name: str) -> None:
+            while True:
+                try:
+                    await accounts.register(name, 1, keys[name][1])
+                except Unavailable:
+                    continue
+                return
 
-            async def register(name: str) -> None:
-                while True:
-                    try:
-                        await accounts.register(name, 1, keys[name][1])
-                    except Unavailable:
-                        continue
-                    return
-
-            async with asyncio.TaskGroup() as group:
-                for number, name in enumerate(keys):
-                    group.create_task(register(name))
-                    if number % 10 == 5:
-                        server.kill()
-                        await asyncio.to_thread(server.restart)
-            for name, (seed, _) in keys.items():
-                async with await connect(server.workspace, seed=seed, name=name, within_s=20):
-                    pass
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
-
-
-@real
-@pytest.mark.faults
-def test_a_registration_waits_for_a_server_that_is_being_restarted(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            await accounts.register("a", 1, A_KEY)
-            server.kill()
-            registering = asyncio.create_task(accounts.register("b", 1, B_KEY))
-            await asyncio.to_thread(server.restart)
-            await registering
-            assert accounts.slots["b"].public == B_KEY
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
-
-
-@real
-def test_slots_survive_a_restart_of_the_server(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            accounts_of(server.workspace) as accounts,
-            await leaf(server.workspace, accounts, "a") as a,
-        ):
-            server.kill()
-            os.unlink(nats.accounts_path(server.workspace))
-            await asyncio.to_thread(server.restart)
-            await denied(a, "hub.event.x", within_s=20.0)  # so it is in again
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
-
-
-@real
-@pytest.mark.faults
-def test_a_slot_that_the_server_forgot_is_let_in_when_it_registers_again(tmp_path: Path) -> None:
-    """The registry was damaged when the server was started, and trunk lives."""
-
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            seed, public = new_key()
-            await accounts.register("a", 1, public)
-            bus = await connect(server.workspace, seed=seed, name="a")
-            spoil(server.workspace)
-            server.kill()
-            await asyncio.to_thread(server.restart)
-            await asyncio.wait_for(bus.closed.wait(), 20)
-            await accounts.register("a", 1, public)
-            async with await connect(server.workspace, seed=seed, name="a"):
+        async with asyncio.TaskGroup() as group:
+            for number, name in enumerate(keys):
+                group.create_task(register(name))
+                if number % 10 == 5:
+                    server.kill()
+                    await asyncio.to_thread(server.restart)
+        for name, (seed, _) in keys.items():
+            async with await connect(server.workspace, seed=seed, name=name, within_s=20):
                 pass
 
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+
+@real
+@pytest.mark.faults
+async def test_a_registration_waits_for_a_server_that_is_being_restarted(server: Server) -> None:
+    async with accounts_of(server.workspace) as accounts:
+        await accounts.register("a", 1, A_KEY)
+        server.kill()
+        registering = asyncio.create_task(accounts.register("b", 1, B_KEY))
+        await asyncio.to_thread(server.restart)
+        await registering
+        assert accounts.slots["b"].public == B_KEY
+
+
+@real
+async def test_slots_survive_a_restart_of_the_server(server: Server) -> None:
+    async with (
+        accounts_of(server.workspace) as accounts,
+        await leaf(server.workspace, accounts, "a") as a,
+    ):
+        server.kill()
+        os.unlink(nats.accounts_path(server.workspace))
+        await asyncio.to_thread(server.restart)
+        await denied(a, "hub.event.x", within_s=20.0)  # so it is in again
+
+
+@real
+@pytest.mark.faults
+async def test_a_slot_that_the_server_forgot_is_let_in_when_it_registers_again(
+    server: Server,
+) -> None:
+    """The registry was damaged when the server was started, and trunk lives."""
+    async with accounts_of(server.workspace) as accounts:
+        seed, public = new_key()
+        await accounts.register("a", 1, public)
+        bus = await connect(server.workspace, seed=seed, name="a")
+        spoil(server.workspace)
+        server.kill()
+        await asyncio.to_thread(server.restart)
+        await asyncio.wait_for(bus.closed.wait(), 20)
+        await accounts.register("a", 1, public)
+        async with await connect(server.workspace, seed=seed, name="a"):
+            pass
 
 
 @real
@@ -600,8 +536,8 @@ asyncio.run(main())
 @real
 @pytest.mark.faults
 @pytest.mark.parametrize("point", ["accounts.registered", "accounts.written", "accounts.reloaded"])
-def test_a_registration_killed_at_any_step_is_completed_by_the_next(
-    tmp_path: Path, point: str
+async def test_a_registration_killed_at_any_step_is_completed_by_the_next(
+    server: Server, point: str
 ) -> None:
     async def again(old: Bus) -> None:
         async with accounts_of(server.workspace) as accounts:
@@ -613,20 +549,17 @@ def test_a_registration_killed_at_any_step_is_completed_by_the_next(
                 pass
             await asyncio.wait_for(old.closed.wait(), 10)
 
-    async def run() -> None:
-        async with accounts_of(server.workspace) as accounts:
-            old = await leaf(server.workspace, accounts, "a", 1)
-        killed = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", KILLED_AT, str(CODE), server.workspace.root, "2", public),
-            env={**os.environ, "HUB_FAILPOINT": point},
-        )
-        assert await killed.wait() == -9
-        await again(old)
-        await old.close()
-
     seed, public = new_key()
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+
+    async with accounts_of(server.workspace) as accounts:
+        old = await leaf(server.workspace, accounts, "a", 1)
+    killed = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", KILLED_AT, str(CODE), server.workspace.root, "2", public),
+        env={**os.environ, "HUB_FAILPOINT": point},
+    )
+    assert await killed.wait() == -9
+    await again(old)
+    await old.close()
 
 
 # --- the registry --------------------------------------------------------------------------
@@ -725,21 +658,19 @@ def test_a_slot_that_joins_while_the_supervisor_writes_is_not_lost(
 
 
 @real
-def test_a_leaf_whose_key_was_forgotten_registers_the_same_epoch_again(tmp_path: Path) -> None:
-    async def run() -> None:
-        with join(f"{server.workspace.leases}/slot-a", ttl_s=60) as owner:
-            spoil(server.workspace)
-            async with accounts_of(server.workspace) as accounts:
-                assert accounts.damage
-                with pytest.raises(LeaseLost):
-                    accounts.check("a", owner.epoch - 1)
-                async with await leaf(server.workspace, accounts, "a", owner.epoch):
-                    pass
-                with pytest.raises(LeaseLost):
-                    await accounts.register("a", owner.epoch, new_key()[1])
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_leaf_whose_key_was_forgotten_registers_the_same_epoch_again(
+    server: Server,
+) -> None:
+    with join(f"{server.workspace.leases}/slot-a", ttl_s=60) as owner:
+        spoil(server.workspace)
+        async with accounts_of(server.workspace) as accounts:
+            assert accounts.damage
+            with pytest.raises(LeaseLost):
+                accounts.check("a", owner.epoch - 1)
+            async with await leaf(server.workspace, accounts, "a", owner.epoch):
+                pass
+            with pytest.raises(LeaseLost):
+                await accounts.register("a", owner.epoch, new_key()[1])
 
 
 def test_the_registry_is_read_without_what_a_start_cannot_afford() -> None:

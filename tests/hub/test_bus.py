@@ -52,8 +52,8 @@ def test_a_message_sent_twice_is_stored_once(tmp_path: Path) -> None:
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_kill_9_of_the_server_while_publishing_loses_nothing_and_doubles_nothing(
-    tmp_path: Path,
+async def test_kill_9_of_the_server_while_publishing_loses_nothing_and_doubles_nothing(
+    server: Server,
 ) -> None:
     total, kills = 600, 4
 
@@ -69,85 +69,65 @@ def test_kill_9_of_the_server_while_publishing_loses_nothing_and_doubles_nothing
             server.kill()
             await asyncio.to_thread(server.start)
 
-    async def run() -> None:
-        done: list[int] = []
-        async with await connect(server.workspace, "hub") as bus:
-            await ensure(bus, CONFIGS["EVENTS"])
-            async with asyncio.TaskGroup() as group:
-                group.create_task(kill_at_times(done))
-                for worker in range(4):
-                    group.create_task(publish(bus, done, worker))
-            assert len(done) == total
-            assert await stored(bus) == total
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    done: list[int] = []
+    async with await connect(server.workspace, "hub") as bus:
+        await ensure(bus, CONFIGS["EVENTS"])
+        async with asyncio.TaskGroup() as group:
+            group.create_task(kill_at_times(done))
+            for worker in range(4):
+                group.create_task(publish(bus, done, worker))
+        assert len(done) == total
+        assert await stored(bus) == total
 
 
-def test_a_denied_publish_fails_at_once_and_the_connection_lives_on(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as hub,
-            await connect(server.workspace, "operator") as operator,
-        ):
-            await ensure(hub, CONFIGS["EVENTS"])
-            started = time.monotonic()
-            with pytest.raises(Refused) as refused:
-                await operator.publish("hub.event.Ready", b"{}", msg_id="1", within_s=20.0)
-            assert refused.value.reason == "denied"
-            assert time.monotonic() - started < 5.0
-            await operator.publish(SUBJECT, b"{}", msg_id="2")
-            assert await stored(operator) == 1
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_denied_publish_fails_at_once_and_the_connection_lives_on(server: Server) -> None:
+    async with (
+        await connect(server.workspace, "hub") as hub,
+        await connect(server.workspace, "operator") as operator,
+    ):
+        await ensure(hub, CONFIGS["EVENTS"])
+        started = time.monotonic()
+        with pytest.raises(Refused) as refused:
+            await operator.publish("hub.event.Ready", b"{}", msg_id="1", within_s=20.0)
+        assert refused.value.reason == "denied"
+        assert time.monotonic() - started < 5.0
+        await operator.publish(SUBJECT, b"{}", msg_id="2")
+        assert await stored(operator) == 1
 
 
-def test_a_failed_expectation_says_which(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            await ensure(bus, CONFIGS["EVENTS"])
-            expected = {"Nats-Expected-Last-Sequence": "5"}
-            with pytest.raises(StreamRefused) as refused:
-                await bus.publish(SUBJECT, b"{}", msg_id="1", headers=expected)
-            assert refused.value.code == WRONG_LAST_SEQUENCE
-            with pytest.raises(StreamRefused) as refused:
-                await bus.publish(
-                    SUBJECT,
-                    b"{}",
-                    msg_id="2",
-                    headers={
-                        "Nats-Expected-Last-Subject-Sequence": "5",
-                        "Nats-Expected-Last-Subject-Sequence-Subject": "slot.*.event.>",
-                    },
-                )
-            assert refused.value.code == WRONG_LAST_SEQUENCE
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_failed_expectation_says_which(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        await ensure(bus, CONFIGS["EVENTS"])
+        expected = {"Nats-Expected-Last-Sequence": "5"}
+        with pytest.raises(StreamRefused) as refused:
+            await bus.publish(SUBJECT, b"{}", msg_id="1", headers=expected)
+        assert refused.value.code == WRONG_LAST_SEQUENCE
+        with pytest.raises(StreamRefused) as refused:
+            await bus.publish(
+                SUBJECT,
+                b"{}",
+                msg_id="2",
+                headers={
+                    "Nats-Expected-Last-Subject-Sequence": "5",
+                    "Nats-Expected-Last-Subject-Sequence-Subject": "slot.*.event.>",
+                },
+            )
+        assert refused.value.code == WRONG_LAST_SEQUENCE
 
 
-def test_a_subject_that_nobody_serves_is_unavailable_by_the_deadline(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            with pytest.raises(Unavailable) as late:
-                await bus.publish("nobody.listens", b"", msg_id="1", within_s=0.3)
-            assert late.value.reason == "bus-timeout"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_subject_that_nobody_serves_is_unavailable_by_the_deadline(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        with pytest.raises(Unavailable) as late:
+            await bus.publish("nobody.listens", b"", msg_id="1", within_s=0.3)
+        assert late.value.reason == "bus-timeout"
 
 
 @pytest.mark.faults
-def test_a_server_that_is_gone_makes_requests_fail_by_their_deadline(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            server.kill()
-            with pytest.raises(Unavailable):
-                await bus.publish(SUBJECT, b"{}", msg_id="1", within_s=0.5)
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_server_that_is_gone_makes_requests_fail_by_their_deadline(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        server.kill()
+        with pytest.raises(Unavailable):
+            await bus.publish(SUBJECT, b"{}", msg_id="1", within_s=0.5)
 
 
 @pytest.mark.faults
@@ -245,24 +225,20 @@ def test_somebody_else_on_the_port_means_not_running(tmp_path: Path, greeting: b
 
 @pytest.mark.faults
 @pytest.mark.parametrize("greeting", [b"INFO []\r\n", b"no INFO\r\n"])
-def test_somebody_on_the_port_meanwhile_does_not_keep_us_from_coming_back(
-    tmp_path: Path, greeting: bytes
+async def test_somebody_on_the_port_meanwhile_does_not_keep_us_from_coming_back(
+    server: Server, greeting: bytes
 ) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            server.kill()
-            with stranger(server.port, greeting) as greeted:
-                assert await asyncio.to_thread(greeted.wait, 20)
-                await asyncio.to_thread(server_started_after, greeted)
-            await asyncio.to_thread(server.start)
-            assert "limits" in await bus.call("INFO", within_s=30.0)
-
     def server_started_after(greeted: threading.Event) -> None:
         greeted.clear()
         assert greeted.wait(20), "it was asked once and never again"
 
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        server.kill()
+        with stranger(server.port, greeting) as greeted:
+            assert await asyncio.to_thread(greeted.wait, 20)
+            await asyncio.to_thread(server_started_after, greeted)
+        await asyncio.to_thread(server.start)
+        assert "limits" in await bus.call("INFO", within_s=30.0)
 
 
 @pytest.mark.faults
@@ -355,46 +331,38 @@ def test_a_connection_that_was_never_made_can_be_closed() -> None:
         (SUBJECT, {"": "v"}, 0),
     ],
 )
-def test_what_would_be_read_as_something_else_is_refused_and_the_connection_lives_on(
-    tmp_path: Path, subject: str, headers: dict[str, str], size: int
+async def test_what_would_be_read_as_something_else_is_refused_and_the_connection_lives_on(
+    server: Server, subject: str, headers: dict[str, str], size: int
 ) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            id_before = bus._connection.client.client_id
-            for asking in (
-                bus.request(subject, b"x" * size, headers=headers),
-                bus.send(subject, b"x" * size, headers=headers),
-            ):
-                with pytest.raises(Refused) as refused:
-                    await asking
-                assert refused.value.reason == "bus-impossible"
-            assert "limits" in await bus.call("INFO")
-            assert bus._connection.client.client_id == id_before
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        id_before = bus._connection.client.client_id
+        for asking in (
+            bus.request(subject, b"x" * size, headers=headers),
+            bus.send(subject, b"x" * size, headers=headers),
+        ):
+            with pytest.raises(Refused) as refused:
+                await asking
+            assert refused.value.reason == "bus-impossible"
+        assert "limits" in await bus.call("INFO")
+        assert bus._connection.client.client_id == id_before
 
 
-def test_the_largest_message_is_taken_and_arrives_as_it_was_sent(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            feed = await bus.feed()
-            headers = {"K": "v: w", "Long-Name": "ä \N{SNOWMAN}", "Empty": ""}
-            for payload, labels in (
-                (b"x" * (MAX_PAYLOAD_BYTES - 18), {"K": "v"}),
-                (b"x" * MAX_PAYLOAD_BYTES, {}),
-                (b"\r\nMSG a 1 1\r\n\0\xff", headers),
-                (b"", headers),
-                (b"", {}),
-            ):
-                await bus.send(feed.inbox, payload, headers=labels, reply="a.b")
-                message = await feed.next(10.0)
-                assert message is not None
-                assert (message.data == payload, message.reply) == (True, "a.b")
-                assert (message.headers or {}) == labels
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_the_largest_message_is_taken_and_arrives_as_it_was_sent(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        feed = await bus.feed()
+        headers = {"K": "v: w", "Long-Name": "ä \N{SNOWMAN}", "Empty": ""}
+        for payload, labels in (
+            (b"x" * (MAX_PAYLOAD_BYTES - 18), {"K": "v"}),
+            (b"x" * MAX_PAYLOAD_BYTES, {}),
+            (b"\r\nMSG a 1 1\r\n\0\xff", headers),
+            (b"", headers),
+            (b"", {}),
+        ):
+            await bus.send(feed.inbox, payload, headers=labels, reply="a.b")
+            message = await feed.next(10.0)
+            assert message is not None
+            assert (message.data == payload, message.reply) == (True, "a.b")
+            assert (message.headers or {}) == labels
 
 
 @pytest.mark.faults
@@ -406,363 +374,294 @@ def test_the_largest_message_is_taken_and_arrives_as_it_was_sent(tmp_path: Path)
         b"HPUB trunk.event.x 17 18\r\nNATS/1.0\r\n\xff:\xfe\r\n\r\nx\r\n",
     ],
 )
-def test_a_message_that_is_no_text_harms_no_other(tmp_path: Path, raw: bytes) -> None:
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as bus,
-            await connect(server.workspace, "hub") as other,
-        ):
-            heard: asyncio.Queue[bytes] = asyncio.Queue()
-            await bus.subscribe("trunk.event.>", lambda _s, data, _h: heard.put_nowait(data))
-            await other._connection.client._send_command(raw)
-            await other.send("trunk.event.y", b"last")
-            while await asyncio.wait_for(heard.get(), 10) != b"last":
-                pass
-            assert "limits" in await bus.call("INFO")
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_message_that_is_no_text_harms_no_other(server: Server, raw: bytes) -> None:
+    async with (
+        await connect(server.workspace, "hub") as bus,
+        await connect(server.workspace, "hub") as other,
+    ):
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        await bus.subscribe("trunk.event.>", lambda _s, data, _h: heard.put_nowait(data))
+        await other._connection.client._send_command(raw)
+        await other.send("trunk.event.y", b"last")
+        while await asyncio.wait_for(heard.get(), 10) != b"last":
+            pass
+        assert "limits" in await bus.call("INFO")
 
 
-def test_an_answer_that_is_no_acknowledgement_is_said_to_be_none(tmp_path: Path) -> None:
+async def test_an_answer_that_is_no_acknowledgement_is_said_to_be_none(server: Server) -> None:
     """A service that listens on a subject which no stream has."""
-
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as bus,
-            await connect(server.workspace, "hub") as service,
-        ):
-            feed = await service.feed()
-            for payload in (b"[", b"{}", b'{"seq":"1"}'):
-                asking = asyncio.ensure_future(bus.publish(feed.inbox, b"", msg_id="1"))
-                question = await feed.next(10.0)
-                assert question is not None
-                await service.send(question.reply, payload, reply="")
-                with pytest.raises(Unavailable) as failed:
-                    await asking
-                assert failed.value.reason == "bus-failed"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as bus,
+        await connect(server.workspace, "hub") as service,
+    ):
+        feed = await service.feed()
+        for payload in (b"[", b"{}", b'{"seq":"1"}'):
+            asking = asyncio.ensure_future(bus.publish(feed.inbox, b"", msg_id="1"))
+            question = await feed.next(10.0)
+            assert question is not None
+            await service.send(question.reply, payload, reply="")
+            with pytest.raises(Unavailable) as failed:
+                await asking
+            assert failed.value.reason == "bus-failed"
 
 
 @pytest.mark.faults
-def test_whatever_is_asked_of_a_closed_connection_fails_in_our_words(tmp_path: Path) -> None:
-    async def run() -> None:
-        bus = await connect(server.workspace, "hub")
-        feed = await bus.feed()
-        await bus.close()
-        for call in (
-            bus.request(SUBJECT),
-            bus.publish(SUBJECT, b"", msg_id="1"),
-            bus.send(SUBJECT, b"", reply="x"),
-            bus.feed(),
-            feed.close(),
-        ):
-            with pytest.raises(Unavailable):
-                await call
-        await bus.close()
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_whatever_is_asked_of_a_closed_connection_fails_in_our_words(server: Server) -> None:
+    bus = await connect(server.workspace, "hub")
+    feed = await bus.feed()
+    await bus.close()
+    for call in (
+        bus.request(SUBJECT),
+        bus.publish(SUBJECT, b"", msg_id="1"),
+        bus.send(SUBJECT, b"", reply="x"),
+        bus.feed(),
+        feed.close(),
+    ):
+        with pytest.raises(Unavailable):
+            await call
+    await bus.close()
 
 
 # --- serving and listening -----------------------------------------------------------------
 
 
 @pytest.mark.faults
-def test_what_is_served_is_served_again_after_the_server_was_killed(tmp_path: Path) -> None:
+async def test_what_is_served_is_served_again_after_the_server_was_killed(server: Server) -> None:
     async def echo(subject: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
         return f"{subject} {payload.decode()} {headers.get('K', '')}".encode()
 
-    async def run() -> None:
-        async with (
-            await connect(server.workspace, "hub") as service,
-            await connect(server.workspace, "operator") as bus,
-        ):
-            heard: asyncio.Queue[bytes] = asyncio.Queue()
-            await service.serve("trunk.request.echo.*", echo)
-            await bus.subscribe("trunk.started", lambda _s, payload, _h: heard.put_nowait(payload))
-            for turn in range(3):
-                if turn:
-                    server.kill()
-                    await asyncio.to_thread(server.start)
-                asked = await bus.request(
-                    "trunk.request.echo.a", b"%d" % turn, headers={"K": "v: w"}, within_s=20.0
-                )
-                assert asked.data.decode() == f"trunk.request.echo.a {turn} v: w"
-                await service.send("trunk.started", b"%d" % turn)
-                assert await asyncio.wait_for(heard.get(), 10) == b"%d" % turn
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "operator") as bus,
+    ):
+        heard: asyncio.Queue[bytes] = asyncio.Queue()
+        await service.serve("trunk.request.echo.*", echo)
+        await bus.subscribe("trunk.started", lambda _s, payload, _h: heard.put_nowait(payload))
+        for turn in range(3):
+            if turn:
+                server.kill()
+                await asyncio.to_thread(server.start)
+            asked = await bus.request(
+                "trunk.request.echo.a", b"%d" % turn, headers={"K": "v: w"}, within_s=20.0
+            )
+            assert asked.data.decode() == f"trunk.request.echo.a {turn} v: w"
+            await service.send("trunk.started", b"%d" % turn)
+            assert await asyncio.wait_for(heard.get(), 10) == b"%d" % turn
 
 
-def test_an_answer_goes_to_an_inbox_and_nowhere_else(tmp_path: Path) -> None:
+async def test_an_answer_goes_to_an_inbox_and_nowhere_else(server: Server) -> None:
     async def answer(_subject: str, payload: bytes, _headers: object) -> bytes | None:
         return payload or None
 
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            heard: list[tuple[str, bytes]] = []
-            await bus.subscribe(
-                "hub.event.>", lambda subject, data, _h: heard.append((subject, data))
-            )
-            await bus.serve("trunk.request.>", answer)
-            await bus.send("trunk.request.a", b"forged", reply="hub.event.ready")
-            await bus.send("trunk.request.a", b"unasked")
-            with pytest.raises(Unavailable):
-                await bus.request("trunk.request.a", b"", within_s=0.2)  # it has no answer to this
-            assert (await bus.request("trunk.request.a", b"!")).data == b"!"
-            await bus.send("hub.event.last", b"")
-            await bus.request("trunk.request.a", b"fence")
-            assert heard == [("hub.event.last", b"")]
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        heard: list[tuple[str, bytes]] = []
+        await bus.subscribe("hub.event.>", lambda subject, data, _h: heard.append((subject, data)))
+        await bus.serve("trunk.request.>", answer)
+        await bus.send("trunk.request.a", b"forged", reply="hub.event.ready")
+        await bus.send("trunk.request.a", b"unasked")
+        with pytest.raises(Unavailable):
+            await bus.request("trunk.request.a", b"", within_s=0.2)  # it has no answer to this
+        assert (await bus.request("trunk.request.a", b"!")).data == b"!"
+        await bus.send("hub.event.last", b"")
+        await bus.request("trunk.request.a", b"fence")
+        assert heard == [("hub.event.last", b"")]
 
 
-def test_no_more_are_at_work_than_allowed_and_none_is_forgotten(tmp_path: Path) -> None:
-    async def run() -> None:
-        at_work: set[bytes] = set()
-        gate = asyncio.Event()
-        full = asyncio.Event()
-        most = 0
+async def test_no_more_are_at_work_than_allowed_and_none_is_forgotten(server: Server) -> None:
+    at_work: set[bytes] = set()
+    gate = asyncio.Event()
+    full = asyncio.Event()
+    most = 0
 
-        async def answer(_subject: str, payload: bytes, _headers: object) -> bytes:
-            nonlocal most
-            at_work.add(payload)
-            most = max(most, len(at_work))
-            if most == 3:
-                full.set()
-            await gate.wait()
-            at_work.discard(payload)
-            return payload
+    async def answer(_subject: str, payload: bytes, _headers: object) -> bytes:
+        nonlocal most
+        at_work.add(payload)
+        most = max(most, len(at_work))
+        if most == 3:
+            full.set()
+        await gate.wait()
+        at_work.discard(payload)
+        return payload
 
-        async with (
-            await connect(server.workspace, "hub") as service,
-            await connect(server.workspace, "hub") as bus,
-        ):
-            await service.serve("trunk.request.>", answer, at_once=3)
-            asking = asyncio.gather(*(bus.request("trunk.request.x", b"%d" % n) for n in range(20)))
-            await asyncio.wait_for(full.wait(), 10)
-            gate.set()
-            assert [one.data for one in await asking] == [b"%d" % n for n in range(20)]
-            assert most == 3
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "hub") as bus,
+    ):
+        await service.serve("trunk.request.>", answer, at_once=3)
+        asking = asyncio.gather(*(bus.request("trunk.request.x", b"%d" % n) for n in range(20)))
+        await asyncio.wait_for(full.wait(), 10)
+        gate.set()
+        assert [one.data for one in await asking] == [b"%d" % n for n in range(20)]
+        assert most == 3
 
 
-def test_a_handler_that_meets_a_bug_is_reported_and_the_others_are_served(tmp_path: Path) -> None:
-    async def run() -> None:
-        bugs: list[dict[str, Any]] = []
-        asyncio.get_running_loop().set_exception_handler(lambda _loop, told: bugs.append(told))
+async def test_a_handler_that_meets_a_bug_is_reported_and_the_others_are_served(
+    server: Server,
+) -> None:
+    bugs: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, told: bugs.append(told))
 
-        async def answer(_subject: str, payload: bytes, _headers: object) -> bytes:
-            return b"%d" % (1 // int(payload))
+    async def answer(_subject: str, payload: bytes, _headers: object) -> bytes:
+        return b"%d" % (1 // int(payload))
 
-        async with await connect(server.workspace, "hub") as bus:
-            await bus.serve("trunk.request.>", answer)
-            with pytest.raises(Unavailable):
-                await bus.request("trunk.request.x", b"0", within_s=0.3)
-            assert (await bus.request("trunk.request.x", b"1")).data == b"1"
-        assert [type(told["exception"]) for told in bugs] == [ZeroDivisionError]
-        assert "trunk.request.x" in bugs[0]["message"]
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        await bus.serve("trunk.request.>", answer)
+        with pytest.raises(Unavailable):
+            await bus.request("trunk.request.x", b"0", within_s=0.3)
+        assert (await bus.request("trunk.request.x", b"1")).data == b"1"
+    assert [type(told["exception"]) for told in bugs] == [ZeroDivisionError]
+    assert "trunk.request.x" in bugs[0]["message"]
 
 
-def test_closing_the_bus_cancels_what_is_at_work(tmp_path: Path) -> None:
-    async def run() -> None:
-        begun = asyncio.Event()
-        ended: list[str] = []
+async def test_closing_the_bus_cancels_what_is_at_work(server: Server) -> None:
+    begun = asyncio.Event()
+    ended: list[str] = []
 
-        async def answer(_subject: str, _payload: bytes, _headers: object) -> bytes:
-            begun.set()
-            try:
-                await asyncio.get_running_loop().create_future()
-            finally:
-                ended.append("cancelled")
-            return b""
+    async def answer(_subject: str, _payload: bytes, _headers: object) -> bytes:
+        begun.set()
+        try:
+            await asyncio.get_running_loop().create_future()
+        finally:
+            ended.append("cancelled")
+        return b""
 
-        async with await connect(server.workspace, "hub") as bus:
-            await bus.serve("trunk.request.>", answer)
-            await bus.send("trunk.request.x", b"")
-            await asyncio.wait_for(begun.wait(), 10)
-        assert ended == ["cancelled"]
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        await bus.serve("trunk.request.>", answer)
+        await bus.send("trunk.request.x", b"")
+        await asyncio.wait_for(begun.wait(), 10)
+    assert ended == ["cancelled"]
 
 
-def test_what_may_not_be_heard_is_refused_and_the_connection_lives_on(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            for subject in ("a..b", "a b", ""):
-                with pytest.raises(Refused) as refused:
-                    await bus.subscribe(subject, lambda *_message: None)
-                assert refused.value.reason == "bus-impossible"
-            assert (await bus.request("$JS.API.INFO")).data
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_what_may_not_be_heard_is_refused_and_the_connection_lives_on(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        for subject in ("a..b", "a b", ""):
+            with pytest.raises(Refused) as refused:
+                await bus.subscribe(subject, lambda *_message: None)
+            assert refused.value.reason == "bus-impossible"
+        assert (await bus.request("$JS.API.INFO")).data
 
 
 # --- asking again --------------------------------------------------------------------------
 
 
-def test_a_request_that_nobody_answers_is_sent_again_and_the_same(tmp_path: Path) -> None:
-    async def run() -> None:
-        got: list[bytes] = []
+async def test_a_request_that_nobody_answers_is_sent_again_and_the_same(server: Server) -> None:
+    got: list[bytes] = []
 
-        async def deaf_at_first(_subject: str, payload: bytes, _headers: object) -> bytes | None:
-            got.append(payload)
-            return payload if len(got) == 3 else None
+    async def deaf_at_first(_subject: str, payload: bytes, _headers: object) -> bytes | None:
+        got.append(payload)
+        return payload if len(got) == 3 else None
 
-        async with (
-            await connect(server.workspace, "hub") as service,
-            await connect(server.workspace, "hub") as bus,
-        ):
-            await service.serve("trunk.request.>", deaf_at_first)
-            assert (await bus.request("trunk.request.x", b"same", per_try_s=0.05)).data == b"same"
-            assert got == [b"same"] * 3
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "hub") as bus,
+    ):
+        await service.serve("trunk.request.>", deaf_at_first)
+        assert (await bus.request("trunk.request.x", b"same", per_try_s=0.05)).data == b"same"
+        assert got == [b"same"] * 3
 
 
-def test_whoever_begins_to_serve_is_asked_at_once_when_told(tmp_path: Path) -> None:
-    async def run() -> None:
-        lost = asyncio.Event()
+async def test_whoever_begins_to_serve_is_asked_at_once_when_told(server: Server) -> None:
+    lost = asyncio.Event()
 
-        async def drop(_subject: str, _payload: bytes, _headers: object) -> None:
-            lost.set()
+    async def drop(_subject: str, _payload: bytes, _headers: object) -> None:
+        lost.set()
 
-        async def echo(_subject: str, payload: bytes, _headers: object) -> bytes:
-            return payload
-
-        async with await connect(server.workspace, "hub") as bus:
-            await bus.subscribe("trunk.started", lambda *_message: bus.resend())
-            async with await connect(server.workspace, "hub") as first:
-                await first.serve("trunk.request.x", drop)
-                asking = [
-                    asyncio.ensure_future(bus.request("trunk.request.x", b"%d" % n, within_s=30.0))
-                    for n in range(5)
-                ]
-                await asyncio.wait_for(lost.wait(), 10)
-            async with await connect(server.workspace, "hub") as second:
-                await second.serve("trunk.request.x", echo)
-                await second.send("trunk.started", b"")
-                answers = await asyncio.wait_for(asyncio.gather(*asking), 10)
-            assert [one.data for one in answers] == [b"0", b"1", b"2", b"3", b"4"]
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
-
-
-def test_a_request_waits_for_a_server_of_its_subject_or_fails_at_once(tmp_path: Path) -> None:
     async def echo(_subject: str, payload: bytes, _headers: object) -> bytes:
         return payload
 
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            with pytest.raises(Unavailable) as nobody:
-                await bus.request("trunk.request.x", b"", within_s=20.0, unserved_waits=False)
-            assert nobody.value.reason == "bus-unserved"
-            asking = asyncio.ensure_future(bus.request("trunk.request.x", b"!", within_s=20.0))
-            await bus.request("$JS.API.INFO")  # so it has been sent, and nobody was there
-            await bus.serve("trunk.request.x", echo)
-            assert (await asking).data == b"!"
+    async with await connect(server.workspace, "hub") as bus:
+        await bus.subscribe("trunk.started", lambda *_message: bus.resend())
+        async with await connect(server.workspace, "hub") as first:
+            await first.serve("trunk.request.x", drop)
+            asking = [
+                asyncio.ensure_future(bus.request("trunk.request.x", b"%d" % n, within_s=30.0))
+                for n in range(5)
+            ]
+            await asyncio.wait_for(lost.wait(), 10)
+        async with await connect(server.workspace, "hub") as second:
+            await second.serve("trunk.request.x", echo)
+            await second.send("trunk.started", b"")
+            answers = await asyncio.wait_for(asyncio.gather(*asking), 10)
+        assert [one.data for one in answers] == [b"0", b"1", b"2", b"3", b"4"]
 
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+
+async def test_a_request_waits_for_a_server_of_its_subject_or_fails_at_once(server: Server) -> None:
+    async def echo(_subject: str, payload: bytes, _headers: object) -> bytes:
+        return payload
+
+    async with await connect(server.workspace, "hub") as bus:
+        with pytest.raises(Unavailable) as nobody:
+            await bus.request("trunk.request.x", b"", within_s=20.0, unserved_waits=False)
+        assert nobody.value.reason == "bus-unserved"
+        asking = asyncio.ensure_future(bus.request("trunk.request.x", b"!", within_s=20.0))
+        await bus.request("$JS.API.INFO")  # so it has been sent, and nobody was there
+        await bus.serve("trunk.request.x", echo)
+        assert (await asking).data == b"!"
 
 
 @pytest.mark.faults
-def test_a_request_made_while_the_server_is_away_is_answered_when_it_is_back(
-    tmp_path: Path,
+async def test_a_request_made_while_the_server_is_away_is_answered_when_it_is_back(
+    server: Server,
 ) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            server.kill()
-            asking = [asyncio.ensure_future(bus.call("INFO", within_s=30.0)) for _ in range(5)]
-            await asyncio.to_thread(server.start)
-            for answer in await asyncio.gather(*asking):
-                assert "limits" in answer
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    async with await connect(server.workspace, "hub") as bus:
+        server.kill()
+        asking = [asyncio.ensure_future(bus.call("INFO", within_s=30.0)) for _ in range(5)]
+        await asyncio.to_thread(server.start)
+        for answer in await asyncio.gather(*asking):
+            assert "limits" in answer
 
 
 @pytest.mark.faults
-def test_whoever_listens_where_nothing_comes_back_is_told_in_time(tmp_path: Path) -> None:
+async def test_whoever_listens_where_nothing_comes_back_is_told_in_time(server: Server) -> None:
     """The server is back on another port: this connection never will be."""
+    async with await connect(server.workspace, "hub") as bus:
+        server.kill()
+        for listening in (
+            bus.feed(within_s=0.3),
+            bus.subscribe("a", lambda *_message: None, within_s=0.3),
+        ):
+            with pytest.raises(Unavailable) as late:
+                await listening
+            assert late.value.reason == "bus-timeout"
 
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            server.kill()
-            for listening in (
-                bus.feed(within_s=0.3),
-                bus.subscribe("a", lambda *_message: None, within_s=0.3),
+
+@pytest.mark.faults
+async def test_a_server_that_is_slow_to_hear_us_out_keeps_its_connection(server: Server) -> None:
+    """What was given up is answered late, and nobody is confused by that."""
+    async with await connect(server.workspace, "hub") as bus:
+        id_before = bus._connection.client.client_id
+        await asyncio.to_thread(server.freeze)
+        try:
+            for listen in (
+                lambda: bus.feed(within_s=0.1),
+                lambda: bus.subscribe("a", lambda *_message: None, within_s=0.1),
+                lambda: bus.request("a", within_s=0.1),
             ):
                 with pytest.raises(Unavailable) as late:
-                    await listening
+                    await listen()
                 assert late.value.reason == "bus-timeout"
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
-
-
-@pytest.mark.faults
-def test_a_server_that_is_slow_to_hear_us_out_keeps_its_connection(tmp_path: Path) -> None:
-    """What was given up is answered late, and nobody is confused by that."""
-
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            id_before = bus._connection.client.client_id
-            await asyncio.to_thread(server.freeze)
-            try:
-                for listen in (
-                    lambda: bus.feed(within_s=0.1),
-                    lambda: bus.subscribe("a", lambda *_message: None, within_s=0.1),
-                    lambda: bus.request("a", within_s=0.1),
-                ):
-                    with pytest.raises(Unavailable) as late:
-                        await listen()
-                    assert late.value.reason == "bus-timeout"
-            finally:
-                server.thaw()
-            assert "limits" in await bus.call("INFO", within_s=20.0)
-            await bus.feed()
-            assert bus._connection.client.client_id == id_before
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+        finally:
+            server.thaw()
+        assert "limits" in await bus.call("INFO", within_s=20.0)
+        await bus.feed()
+        assert bus._connection.client.client_id == id_before
 
 
 @pytest.mark.faults
 @pytest.mark.slow
-def test_a_server_that_hangs_costs_no_more_than_the_deadline(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            await asyncio.to_thread(server.freeze)
-            try:
-                payload = b"x" * 1_000_000
-                asking = [
-                    bus.request("a", payload, within_s=0.5, per_try_s=0.01) for _ in range(20)
-                ]
-                for error in await asyncio.gather(*asking, return_exceptions=True):
-                    assert isinstance(error, Unavailable)
-                # What cannot be written is not written again and again.
-                assert bus._connection.client.stats["out_bytes"] < 22_000_000
-            finally:
-                server.thaw()
-            assert "limits" in await bus.call("INFO", within_s=20.0)
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_server_that_hangs_costs_no_more_than_the_deadline(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        await asyncio.to_thread(server.freeze)
+        try:
+            payload = b"x" * 1_000_000
+            asking = [bus.request("a", payload, within_s=0.5, per_try_s=0.01) for _ in range(20)]
+            for error in await asyncio.gather(*asking, return_exceptions=True):
+                assert isinstance(error, Unavailable)
+            # What cannot be written is not written again and again.
+            assert bus._connection.client.stats["out_bytes"] < 22_000_000
+        finally:
+            server.thaw()
+        assert "limits" in await bus.call("INFO", within_s=20.0)
 
 
 def test_a_request_costs_little(tmp_path: Path) -> None:

@@ -270,59 +270,47 @@ def test_an_outbox_that_was_deleted_starts_again_without_being_mistaken(tmp_path
         assert published(server.workspace) == [1, 2, 3, 1, 2, 3]
 
 
-def test_no_event_is_doubled_after_the_dedup_window(tmp_path: Path) -> None:
+async def test_no_event_is_doubled_after_the_dedup_window(server: Server) -> None:
     """Two publishers that both believe that they are at the beginning, and no window."""
-
-    async def run() -> None:
-        config = {**CONFIGS["EVENTS"], "duplicate_window": 100_000_000}
-        async with await connect(server.workspace, "hub") as bus:
-            await ensure(bus, config)
-            stale = Announcer(bus, server.workspace.outbox)
-            assert await stale.drain() == 0
-            assert await Announcer(bus, server.workspace.outbox).drain() == 0
-            fill(server.workspace, 3)
-            assert await Announcer(bus, server.workspace.outbox).drain() == 3
-            await asyncio.sleep(0.3)  # the window has to pass; nothing signals that
-            assert await stale.drain() == 0
-            assert await _numbers(bus) == 3
 
     async def _numbers(bus: Bus) -> int:
         return int((await bus.call("STREAM.INFO.EVENTS"))["state"]["messages"])
 
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+    config = {**CONFIGS["EVENTS"], "duplicate_window": 100_000_000}
+    async with await connect(server.workspace, "hub") as bus:
+        await ensure(bus, config)
+        stale = Announcer(bus, server.workspace.outbox)
+        assert await stale.drain() == 0
+        assert await Announcer(bus, server.workspace.outbox).drain() == 0
+        fill(server.workspace, 3)
+        assert await Announcer(bus, server.workspace.outbox).drain() == 3
+        await asyncio.sleep(0.3)  # the window has to pass; nothing signals that
+        assert await stale.drain() == 0
+        assert await _numbers(bus) == 3
 
 
-def test_a_message_of_somebody_elses_does_not_hide_how_far_we_got(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            await ensure(bus, CONFIGS["EVENTS"])
-            fill(server.workspace, 3)
-            assert await Announcer(bus, server.workspace.outbox).drain() == 3
-            await bus.publish("slot.a.event.x", b"{}", msg_id="a")
-            await bus.publish("hub.event.forged", b"{}", msg_id="b")
-            await bus.publish("slot.a.event.x", b"{}", msg_id="c")
-            fill(server.workspace, 1)
-            assert await Announcer(bus, server.workspace.outbox).drain() == 1
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_message_of_somebody_elses_does_not_hide_how_far_we_got(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        await ensure(bus, CONFIGS["EVENTS"])
+        fill(server.workspace, 3)
+        assert await Announcer(bus, server.workspace.outbox).drain() == 3
+        await bus.publish("slot.a.event.x", b"{}", msg_id="a")
+        await bus.publish("hub.event.forged", b"{}", msg_id="b")
+        await bus.publish("slot.a.event.x", b"{}", msg_id="c")
+        fill(server.workspace, 1)
+        assert await Announcer(bus, server.workspace.outbox).drain() == 1
 
 
-def test_a_stream_with_another_configuration_is_brought_into_line(tmp_path: Path) -> None:
-    async def run() -> None:
-        async with await connect(server.workspace, "hub") as bus:
-            other = {**CONFIGS["EVENTS"], "duplicate_window": 1_000_000_000, "allow_atomic": False}
-            await ensure(bus, {**other, "subjects": ["hub.event.>"]})
-            await bus.publish("hub.event.x", b"{}", msg_id="1")
-            assert (await ensure(bus, CONFIGS["EVENTS"])).last_seq == 1
-            config = (await bus.call("STREAM.INFO.EVENTS"))["config"]
-            assert {key: config[key] for key in CONFIGS["EVENTS"] if config.get(key)} == {
-                key: value for key, value in CONFIGS["EVENTS"].items() if value
-            }
-
-    with Server(tmp_path) as server:
-        asyncio.run(run())
+async def test_a_stream_with_another_configuration_is_brought_into_line(server: Server) -> None:
+    async with await connect(server.workspace, "hub") as bus:
+        other = {**CONFIGS["EVENTS"], "duplicate_window": 1_000_000_000, "allow_atomic": False}
+        await ensure(bus, {**other, "subjects": ["hub.event.>"]})
+        await bus.publish("hub.event.x", b"{}", msg_id="1")
+        assert (await ensure(bus, CONFIGS["EVENTS"])).last_seq == 1
+        config = (await bus.call("STREAM.INFO.EVENTS"))["config"]
+        assert {key: config[key] for key in CONFIGS["EVENTS"] if config.get(key)} == {
+            key: value for key, value in CONFIGS["EVENTS"].items() if value
+        }
 
 
 def test_a_stream_that_cannot_be_changed_is_named_and_nothing_is_ready(tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm diff | `{slot, files: as diff}` |
 | bones swarm status | of one slot: as join, and `{phase, hub, since, commits, landed, pending, changes}`; of all: `{root, slots: [SLOT]}` |
 | bones swarm cwd | `{slot, worktree}` |
-| bones swarm close | `{slot, result, checkin, commits, outcome, rescue, reason}`; `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone` |
+| bones swarm close | `{slot, result, checkin, commits, outcome, rescue, reason, before}`; `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused}`; the agent's output goes to stderr |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 

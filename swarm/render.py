@@ -106,14 +106,16 @@ def closed(done: Closed, *, as_json: bool) -> Shown:
         return data("swarm.close", done.as_dict()).replace(status=status)
     from shlex import quote  # noqa: PLC0415 - it loads re, and the other verbs are fast
 
+    begun = f"slot {done.slot} closed ({done.result})"
+    if done.before:
+        begun = f"slot {done.slot} was closed already"
     words = {
-        "removed": f"slot {done.slot} closed ({done.result}) and removed",
-        "rescued": f"slot {done.slot} closed ({done.result}); its unsaved work is kept: "
+        "removed": f"{begun} and removed",
+        "rescued": f"{begun}; its unsaved work is kept: "
         f"`bones swarm rescue restore {quote(done.rescue)}`",
-        "kept": f"slot {done.slot} closed ({done.result}); its directory stays for now: "
-        f"{done.reason}; `bones swarm reap` removes it",
-        "failed": f"slot {done.slot} closed ({done.result}); its directory could not be removed: "
-        f"{done.reason}",
+        "kept": f"{begun}; its directory stays for now: {done.reason}; `bones swarm reap` "
+        "removes it",
+        "failed": f"{begun}; its directory could not be removed: {done.reason}",
         "gone": f"there is no slot {done.slot} any more",
     }
     return Shown(stderr=said(words[done.outcome]), status=status)

@@ -129,6 +129,8 @@ class Closed(Record):
     """The name of its rescue: unsaved work that it held."""
     reason: str = ""
     """Why it was kept or failed."""
+    before: bool = False
+    """It was closed before, and only its directory was still there."""
 
 
 class Ran(Record):
@@ -352,7 +354,7 @@ class Slot:
         """End the leaf and clean up after it: a clean slot is removed, unsaved work is rescued.
 
         *artifact*: success means that there was a commit since the join, and that nothing is
-        left uncommitted. A slot that is gone already is no error.
+        left uncommitted. A slot that was closed before is no error, whether it is gone or not.
 
         Raises:
             Refused: success without a commit (``no-artifact``) or with uncommitted changes
@@ -363,7 +365,11 @@ class Slot:
         if not _is_own_directory(self.directory):
             return Closed(slot=self.name, result=result)
         self._let_go()
-        connection = self._connect()
+        connection = connect(self._workspace, self.name)
+        if connection is None:
+            if _was_closed(self._workspace, self.name):
+                return self._cleaned(Closed(slot=self.name, result=result, before=True))
+            raise _dead(self._workspace, self.name)
         with connection:
             leaf = open_pidfd(connection.peer_pid())
             try:
@@ -626,6 +632,14 @@ def _dead(workspace: Workspace, slot: str) -> NotRunning:
         f"`bones swarm join --slot {slot}` goes on with them",
         reason="leaf-dead",
     )
+
+
+def _was_closed(workspace: Workspace, slot: str) -> bool:
+    """Tell whether the last leaf of *slot* left by a close: trunk keeps no key of such a one."""
+    from hub.trunk.registry import read  # noqa: PLC0415 - hardly ever
+
+    entry = read(workspace).slots.get(slot)
+    return entry is not None and bool(entry.joined) and not entry.public
 
 
 def _attached(workspace: Workspace, slot: str) -> dict[str, Any] | None:

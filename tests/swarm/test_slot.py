@@ -224,9 +224,21 @@ def test_a_slot_in_which_somebody_works_is_closed_and_stays(swarm_hub: Hub) -> N
     slot = swarm.join(swarm_hub.root, "alpha")
     with subprocess.Popen(["sleep", "1000"], cwd=slot.worktree) as shell:
         closed = slot.close("success", artifact=False)
+        again = slot.close()
         shell.kill()
-    assert closed.outcome == "kept"
+    assert (closed.outcome, closed.before) == ("kept", False)
     assert str(shell.pid) in closed.reason
+    assert again == closed.replace(before=True)
+    assert slot.close().outcome == "removed"
+
+
+def test_a_slot_whose_leaf_was_killed_is_not_closed(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    kill(slot.info["pid"])
+    eventually(lambda: is_gone(slot.info["pid"]))
+    with pytest.raises(NotRunning) as caught:
+        slot.close()
+    assert caught.value.reason == "leaf-dead"
 
 
 @pytest.mark.faults

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import ctypes
 import os
+from itertools import accumulate
 from operator import is_not
 
-from foundation.atomic import write_all
 from foundation.failpoint import hit
 from slotgc.base import TICK_NS
 from swarm.gitrepo.index import Stamp, smudged, stamp_of
-from swarm.gitrepo.places import OURS, cut, open_spare
+from swarm.gitrepo.places import OURS, cut, open_spare, write_at
 from swarm.gitrepo.segments import Index, NeedsGit
 
 TYPE_CHECKING = False
@@ -213,11 +213,11 @@ class IndexFile:
     def _write(self, at: Places, pieces: list[bytes], second_ns: int) -> Written:
         """Write the spare file: what differs in it, or all."""
         spare, self._spare = self._spare, None
-        fd, reused = open_spare(_SPARE, at.git)
+        fd, was = open_spare(_SPARE, at.git)
         try:
-            same = reused and spare is not None and spare.known == _known(os.fstat(fd))
+            same = was is not None and spare is not None and spare.known == _known(was)
             before = spare.pieces if spare is not None and same else []
-            _write_different(fd, before, pieces)
+            cut(fd, _write_different(fd, before, pieces), was)
             # As old as this second's beginning: git compares whatever changed since.
             os.utime(fd, ns=(second_ns, second_ns))
             found = os.fstat(fd)
@@ -230,20 +230,20 @@ def _known(found: os.stat_result) -> Known:
     return found.st_ino, found.st_size, found.st_mtime_ns
 
 
-def _write_different(fd: int, before: list[bytes], pieces: list[bytes]) -> None:
-    """Write *pieces* over *before*, but for those that stand there."""
+def _write_different(fd: int, before: list[bytes], pieces: list[bytes]) -> int:
+    """Write *pieces* over *before*, but for those that stand there; return where they end."""
     differing = [turn for turn, differs in enumerate(map(is_not, before, pieces)) if differs]
+    starts = list(accumulate(map(len, pieces), initial=0))
     replaced = len(before) == len(pieces) and all(
         len(before[turn]) == len(pieces[turn]) for turn in differing
     )
     if replaced:
         for turn in differing:
-            os.pwrite(fd, pieces[turn], sum(map(len, pieces[:turn])))
+            write_at(fd, pieces[turn], starts[turn])
     else:  # from the first on all stands elsewhere
         first = differing[0] if differing else min(len(before), len(pieces))
-        os.lseek(fd, sum(map(len, pieces[:first])), os.SEEK_SET)
-        write_all(fd, b"".join(pieces[first:]))
-    cut(fd, sum(map(len, pieces)))
+        write_at(fd, b"".join(pieces[first:]), starts[first])
+    return starts[-1]
 
 
 def _exchange(git: int, spare: str, live: str) -> None:

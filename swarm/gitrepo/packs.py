@@ -13,10 +13,9 @@ from __future__ import annotations
 
 import os
 
-from foundation.atomic import write_all
 from foundation.failpoint import hit
 from swarm.gitrepo.objects import content_of, entry, pack_header, pack_index, pack_row
-from swarm.gitrepo.places import OURS, cut, open_spare
+from swarm.gitrepo.places import OURS, cut, open_spare, write_at
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -102,26 +101,23 @@ class Packs:
         start = pack_header(len(entries))
         packed = self._form.new(b"".join([start, *entries])).digest()
         known, self._in_spare = self._in_spare, 0
-        fd, reused = open_spare(_SPARE, at.git)
+        fd, was = open_spare(_SPARE, at.git)
         try:
-            if not reused:
+            if was is None:
                 known = 0
-            written = [*entries[known:], packed]
+            ending = b"".join([*entries[known:], packed])
             if known:
-                os.pwrite(fd, start, 0)
-                os.lseek(fd, int.from_bytes(rows[known][2], "big"), os.SEEK_SET)
+                write_at(fd, start, 0)
+                end = write_at(fd, ending, int.from_bytes(rows[known][2], "big"))
             else:
-                written.insert(0, start)
-            write_all(fd, b"".join(written))
-            cut(fd, os.lseek(fd, 0, os.SEEK_CUR))
+                end = write_at(fd, start + ending, 0)
+            cut(fd, end, was)
         finally:
             os.close(fd)
         hit("gitrepo.pack")
-        fd, _reused = open_spare(_SPARE_INDEX, at.git)
+        fd, was = open_spare(_SPARE_INDEX, at.git)
         try:
-            index = pack_index(self._form, rows, packed)
-            write_all(fd, index)
-            cut(fd, len(index))
+            cut(fd, write_at(fd, pack_index(self._form, rows, packed), 0), was)
         finally:
             os.close(fd)
         hit("gitrepo.pack-index")

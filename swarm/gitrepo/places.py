@@ -109,11 +109,11 @@ def clear_lock(git: int, name: str) -> bool:
     return True
 
 
-def open_spare(name: str, git: int) -> tuple[int, bool]:
-    """Return a descriptor to write our file *name* (as seen from ``.git``), from its beginning.
+def open_spare(name: str, git: int) -> tuple[int, os.stat_result | None]:
+    """Return a descriptor to write our file *name* (as seen from ``.git``), and what it is.
 
-    The file that is there (True) unless somebody may see it change: a git that has it open, or
-    mapped, a second name of it. Then, or if there is none, a new one (False).
+    The file that is there unless somebody may see it change: a git that has it open, or mapped, a
+    second name of it. Then, or if there is none, a new one (None).
     """
     flags = os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
     try:
@@ -125,15 +125,24 @@ def open_spare(name: str, git: int) -> tuple[int, bool]:
     else:
         found = os.fstat(fd)
         if stat.S_ISREG(found.st_mode) and found.st_nlink == 1 and _is_unread(fd):
-            return fd, True
+            return fd, found
         os.close(fd)
         os.unlink(name, dir_fd=git)
-    return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=git), False
+    return os.open(name, flags | os.O_CREAT | os.O_EXCL, 0o644, dir_fd=git), None
 
 
-def cut(fd: int, size: int) -> None:
-    """Cut a file down to *size*; to be asked is cheaper than to cut nothing off."""
-    if os.fstat(fd).st_size > size:
+def write_at(fd: int, content: bytes, at: int) -> int:
+    """Write all of *content* where *at* is; return where it ends."""
+    end = at + len(content)
+    at += os.pwrite(fd, content, at)
+    while at < end:
+        at += os.pwrite(fd, content[at - end :], at)
+    return end
+
+
+def cut(fd: int, size: int, was: os.stat_result | None) -> None:
+    """Cut a file that was *was* down to *size*; to know is cheaper than to cut nothing off."""
+    if was is not None and was.st_size > size:
         os.ftruncate(fd, size)
 
 

@@ -28,6 +28,8 @@ _TRIES = 5
 _AGAIN_S = 0.01
 _CHUNK = 1 << 20
 _LONGEST_HELD = INLINE_BYTES
+_UNASKED_BYTES = 16 * 1024
+"""So much travels in any case: to ask whether trunk has it would cost more."""
 
 
 class Reader:
@@ -147,17 +149,18 @@ class Reader:
         return self._spool_file(fd, was)
 
     def _keep(self, name: str, content: bytes, was: Row | None) -> None:
-        if self._needs(name, was):
+        sent = INLINE_BYTES - self._room
+        if self._needs(name, was, ask=sent + len(content) > _UNASKED_BYTES):
             self.contents[name] = content
             self._room -= len(content)
 
-    def _needs(self, name: str, was: Row | None) -> bool:
+    def _needs(self, name: str, was: Row | None, *, ask: bool = True) -> bool:
         return (
             self._has is not None
             and (was is None or was[2] != name)
             and name not in self.contents
             and name not in self.spooled
-            and not self._has(name)
+            and not (ask and self._has(name))
         )
 
     def _spool_file(self, fd: int, was: Row | None) -> str:
@@ -189,8 +192,9 @@ class Reader:
 
 
 def _all_of(fd: int, size: int) -> bytes:
+    """Return what *fd* holds; what grows beyond *size* meanwhile has another status."""
     content = os.read(fd, size + 1)
-    while len(content) <= size and (more := os.read(fd, _CHUNK)):
+    while len(content) < size and (more := os.read(fd, _CHUNK)):
         content += more
     return content
 

@@ -98,11 +98,13 @@ def at(
     except OSError as error:
         raise HubError(f"{worktree} cannot be looked at: {error}", reason="worktree") from None
     named = sorted(path for path in paths if path in sight.new)
-    nested = _around(worktree, paths)
+    nested = _around(worktree, paths, {*sight.known, *sight.new})
     _refuse_unfit(named, nested)
     below = Sight()
-    below.new = {path: status for path, status in sight.new.items() if path not in set(named)}
-    _leave_out(below, rules, nested)
+    if len(named) < len(sight.new):
+        by_name = set(named)
+        below.new = {path: status for path, status in sight.new.items() if path not in by_name}
+        _leave_out(below, rules, nested)
     hidden = rules.ignored(named)
     if hidden:
         raise Refused(
@@ -207,17 +209,19 @@ def _below(known: Base, paths: Iterable[bytes]) -> list[bytes]:
     return [path for path in known.files if path.startswith(prefixes)]
 
 
-def _around(worktree: str, paths: Iterable[bytes]) -> tuple[bytes, ...]:
-    """Return which of *paths*, and of the directories that they are in, are git repositories."""
+def _around(worktree: str, paths: Iterable[bytes], files: Collection[bytes]) -> tuple[bytes, ...]:
+    """Return which of *paths*, and of the directories that they are in, are git repositories.
+
+    Those of *paths* that are *files* are none.
+    """
     top = os.fsencode(worktree) + b"/"
-    found = set()
+    places: set[bytes] = set()
     for path in paths:
-        above = path
-        while above:
-            if os.path.lexists(top + above + _DOT_GIT):
-                found.add(above + b"/")
+        above = path.rpartition(b"/")[0] if path in files else path
+        while above and above not in places:
+            places.add(above)
             above = above.rpartition(b"/")[0]
-    return tuple(sorted(found))
+    return tuple(sorted(one + b"/" for one in places if os.path.lexists(top + one + _DOT_GIT)))
 
 
 def _refuse_unfit(named: Iterable[bytes], nested: tuple[bytes, ...]) -> None:

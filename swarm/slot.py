@@ -16,7 +16,8 @@ answered in their order. PATHS are of :func:`slotgc.treepath.to_json`, from the 
 ``commit {"message", "paths": [PATH, …] | null, "timeout_s"}``
     → ``{"checkin", "parent", "time", "message", "files", "merged": [PATH, …], "new"}``. No paths:
     all that has changed. The answer may take *timeout_s*; unknown at that time: error Unavailable,
-    and the next verb settles it.
+    and the next verb settles it. Of many paths it takes 4 ms each longer; progress then says
+    ``{"patience_s": S}``, how long there may be nothing.
 ``update {"markers": BOOL, "timeout_s"}``
     → ``{"checkin", "previous", "files", "merged": [PATH, …], "conflicted": [PATH, …]}``
 ``changes {}``
@@ -198,8 +199,11 @@ class LeafConnection(Connection):
             if "error" in message:
                 self.answered = True
                 raise _error(message["error"])
-            if progress is not None and isinstance(message.get("progress"), dict):
-                progress(message["progress"])
+            told = message.get("progress")
+            if isinstance(told, dict):
+                patience_s = max(patience_s, float(told.get("patience_s", 0)))
+                if progress is not None:
+                    progress(told)
 
     def peer_pid(self) -> int:
         """Return the pid of the process that listens. Source: unix(7), SO_PEERCRED."""
@@ -271,8 +275,8 @@ class Slot:
             Conflicted: others have changed the same; nothing was committed or touched.
             Refused: nothing to commit (``nothing-to-commit``), no message (``no-message``), a
                 path that is none of the worktree's (``not-in-slot``), the gate said no.
-            Unavailable: not known to have landed within *timeout_s*; the next commit or status
-                finds out, and nothing lands twice.
+            Unavailable: not known to have landed within *timeout_s*, of many paths 4 ms each
+                later; the next commit or status finds out, and nothing lands twice.
             LeaseLost: another has taken the slot.
             NotRunning: its leaf has ended (``leaf-dead``).
         """

@@ -26,6 +26,8 @@ REPLY_LIMIT = 1 << 20
 CONNECTED_WITHIN_S = 5.0
 ANSWERED_WITHIN_S = 60.0
 """Fossil waits 15 s for a lock, and takes 3 s to store 100 MiB on a quiet machine."""
+ANSWERED_BYTES_PER_S = 50_000
+"""So much longer it may take for each byte: a check-in of 50,000 changes, 5 MB, some 20 s."""
 
 _CLIENT = b"pragma client-version 22100 20230226 192424\n"
 _SERVER_CODE = b"0" * 40  # whose we are; nobody looks at it
@@ -118,7 +120,7 @@ def post(url: str, body: bytes) -> Reply:
         f"Content-Length: {len(body)}\r\n\r\n"
     ).encode()
     with socket.create_connection((host, int(port)), CONNECTED_WITHIN_S) as connection:
-        connection.settimeout(ANSWERED_WITHIN_S)
+        connection.settimeout(ANSWERED_WITHIN_S + len(body) / ANSWERED_BYTES_PER_S)
         try:
             connection.sendall(head)
             connection.sendall(body)

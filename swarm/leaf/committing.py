@@ -21,8 +21,10 @@ if TYPE_CHECKING:
     from swarm.worktree import Worktree
 
 _AGAIN_S = 0.2
-_A_PATH_S = 0.004
+A_PATH_S = 0.004
 """So much longer a commit may take for each of its paths: Fossil alone takes 0.5 ms."""
+MANY = 5000
+"""So many paths take longer than whoever waits may believe."""
 NOTHING = "nothing-to-commit"
 
 
@@ -60,9 +62,15 @@ class Committer:
         self._complain = complain
 
     async def commit(
-        self, message: str, paths: list[bytes] | None, deadline_s: float
+        self,
+        message: str,
+        paths: list[bytes] | None,
+        deadline_s: float,
+        announce: Callable[[int], object] = lambda _paths: None,
     ) -> tuple[Landed, int]:
         """Land what has changed; return the check-in, and how many paths were asked for.
+
+        If it is many, *announce* is told before they are sent.
 
         Raises:
             Conflicted: others have changed the same; nothing was touched.
@@ -82,6 +90,8 @@ class Committer:
                 return untold  # whoever was told that nobody knows asks again
             raise
         self.pending = proposal
+        if len(proposal.changes) >= MANY:
+            announce(len(proposal.changes))
         return await self._land(deadline_s)
 
     async def settle(self, deadline_s: float) -> None:
@@ -102,7 +112,7 @@ class Committer:
 
     async def _land(self, deadline_s: float) -> tuple[Landed, int]:
         assert self.pending is not None
-        deadline_s += len(self.pending.changes) * _A_PATH_S
+        deadline_s += len(self.pending.changes) * A_PATH_S
         parcel = ""
         try:
             while True:

@@ -10,6 +10,7 @@ from foundation.failpoint import hit
 from hub.commits import Conflicted
 from hub.wording import several
 from slotgc import treepath
+from swarm.leaf.committing import A_PATH_S, MANY
 from swarm.leaf.running import Running
 from swarm.leaf.server import LIST_BYTES as _LIST_BYTES
 from swarm.leaf.server import fitting
@@ -118,8 +119,17 @@ class Verbs:
             self._settling.cancel()
         async with leaf.order:
             leaf.check()
+
+            def announce(paths: int) -> None:
+                if client is not None:
+                    left_s = deadline_s - _now_s() + 2 * paths * A_PATH_S  # to land, to note it
+                    client.progress({"phase": "landing", "total": paths, "patience_s": left_s})
+
+            if len(leaf.worktree.base.files) >= MANY:
+                announce(len(leaf.worktree.base.files))
+                await asyncio.sleep(0)  # it is sent before the loop does nothing but read files
             try:
-                landed, files = await leaf.committer.commit(message, paths, deadline_s)
+                landed, files = await leaf.committer.commit(message, paths, deadline_s, announce)
             except Conflicted as error:
                 named = [treepath.to_json(one.path) for one in error.conflicts[:_NAMED]]
                 leaf.events.announce("conflict", paths=named, count=len(error.conflicts))

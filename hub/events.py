@@ -18,6 +18,7 @@ from foundation.record import Record
 from hub.bus import GARBLED, STREAM_NOT_FOUND, StreamRefused, connect
 from hub.status import status_of
 from hub.trunk.streams import EVENTS
+from hub.wording import starting
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Callable, Mapping
@@ -62,7 +63,7 @@ def address(workspace: Workspace) -> str:
     if now.info is not None:
         return now.info.nats_url
     if now.state == "stopped":
-        text = f"no hub runs in {now.root}: `hub start --detach`"
+        text = f"no hub runs in {now.root}: `{starting()}`"
     else:
         text = f"no hub is ready in {now.root} ({now.reason or now.state}): `hub status`"
     raise NotRunning(text, reason="not-running")

@@ -15,6 +15,7 @@ from hub import manifest_reading
 from hub.contents import Contents
 from hub.manifest import COMMIT_ID
 from hub.trees import Difference, Entry, Told, Trees
+from hub.wording import starting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -444,7 +445,7 @@ def explain(error: sqlite3.Error, path: str) -> HubError:
         )
     if "unable to open" in text:
         return Refused(
-            f"{path} cannot be opened: is there a hub here? (`hub start`)", reason="no-trunk"
+            f"{path} cannot be opened: is there a hub here? (`{starting()}`)", reason="no-trunk"
         )
     if "malformed" in text or "not a database" in text or "no such table" in text:
         return Corrupt(f"{path} is no sound Fossil repository: {text}", reason="repository-corrupt")

@@ -10,6 +10,7 @@ from foundation.record import Record
 from foundation.workspace import Workspace
 from hub.contact import connect
 from hub.info import HubInfo
+from hub.wording import starting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -189,7 +190,7 @@ def running_info(root: str | os.PathLike[str] | None = None) -> HubInfo:
         raise Unavailable(f"the hub of {now.root} cannot be asked: {now.reason}", reason="unknown")
     if now.info is None:
         raise NotRunning(
-            f"no hub runs in {now.root} ({now.reason or now.state}): `hub start --detach`",
+            f"no hub runs in {now.root} ({now.reason or now.state}): `{starting()}`",
             reason="not-running",
         )
     return now.info

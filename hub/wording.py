@@ -1,12 +1,22 @@
-"""Values in a sentence for a person: a few names out of many, a size."""
+"""Words for a person: a few names out of many, a size, how to start a hub."""
 
 from __future__ import annotations
+
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _GIB = 2**30
+
+
+def starting() -> str:
+    """Return the command that starts a hub, as whoever reads this knows it.
+
+    Who uses slots uses ``bones``; the program ``hub`` loads nothing of them.
+    """
+    return "bones up" if "swarm" in sys.modules else "hub start --detach"
 
 
 def several(things: Sequence[str], most: int = 5) -> str:

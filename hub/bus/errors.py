@@ -7,6 +7,7 @@ from typing import NamedTuple
 import nats.errors
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
+from hub.wording import starting
 
 LOST = (
     nats.errors.OutboundBufferLimitError,
@@ -95,6 +96,4 @@ def foreign(url: str) -> Unavailable:
 
 def nobody(url: str, error: Exception) -> NotRunning:
     """Return that there is no server at *url*."""
-    return NotRunning(
-        f"no bus answers at {url} ({error}): `hub start --detach`", reason="not-running"
-    )
+    return NotRunning(f"no bus answers at {url} ({error}): `{starting()}`", reason="not-running")

@@ -11,6 +11,7 @@ from hub.bus.bus import Bus
 from hub.bus.connection import Login
 from hub.creds import read_seed
 from hub.nats import config_path
+from hub.wording import starting
 
 if TYPE_CHECKING:
     from foundation.workspace import Workspace
@@ -88,7 +89,7 @@ def read_url(workspace: Workspace) -> str:
         return read_bounded(workspace.nats_url, _URL_LIMIT).decode("ascii").strip()
     except (OSError, ValueError):
         raise NotRunning(
-            f"no hub runs in {workspace.root}: `hub start --detach`", reason="not-running"
+            f"no hub runs in {workspace.root}: `{starting()}`", reason="not-running"
         ) from None
 
 

@@ -18,6 +18,7 @@ from foundation import codec
 from foundation.errors import HubError, LeaseLost, NotRunning, Refused, Unavailable, from_wire
 from hub import bus as buses
 from hub import commits
+from hub.wording import starting
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -288,7 +289,7 @@ class Link:
                     await self._has_bus.wait()
         except TimeoutError:
             raise Unavailable(
-                f"the hub of {self._workspace.root} is away ({self.away}): `hub start --detach`",
+                f"the hub of {self._workspace.root} is away ({self.away}): `{starting()}`",
                 reason="hub-away",
             ) from None
         finally:

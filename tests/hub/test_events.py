@@ -22,6 +22,7 @@ from hub.event_words import line, summary
 from hub.events import Event, read
 from hub.eventview import print_events
 from hub.trunk.streams import CONFIGS, ensure
+from hub.wording import starting
 from tests.hub.bus_server import Server, copied_server, free_port, make_workspace
 from tests.support import HUB, Hub, eventually, port_of
 
@@ -206,7 +207,7 @@ def test_without_a_hub_the_reader_says_so(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     with pytest.raises(NotRunning) as not_running:
         print_events(workspace, after=0, follow=False, as_json=False, out=io.StringIO())
-    assert str(not_running.value) == f"no hub runs in {tmp_path}: `hub start --detach`"
+    assert str(not_running.value) == f"no hub runs in {tmp_path}: `{starting()}`"
 
 
 def test_a_hub_whose_bus_is_down_says_that_it_may_come_back(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from orchestrator.cli import app
 from slotgc.pruning import prune
 from tests.slotgc.leaves import leaf
 from tests.slotgc.worktrees import Node, make_slot, plant
-from tests.support import CODE, data_of, git
+from tests.support import CODE, HUB, data_of, git
 from tests.swarm.stock import Checkout
 
 if TYPE_CHECKING:
@@ -48,6 +48,17 @@ def error_of(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
     assert told["error"]["exit_code"] == done.returncode
     error: dict[str, Any] = told["error"]
     return error
+
+
+def test_without_a_hub_each_program_says_how_it_starts_one(repo: Path) -> None:
+    for words in (["events"], ["log"], ["swarm", "join", "--slot", "a"], ["hub", "events"]):
+        done = bones(repo, *words)
+        assert done.returncode in (1, 3), done
+        assert "`bones up`" in done.stderr
+    done = subprocess.run(
+        [HUB, "events"], cwd=repo, capture_output=True, text=True, check=False, timeout=50
+    )
+    assert "`hub start --detach`" in done.stderr
 
 
 @pytest.fixture

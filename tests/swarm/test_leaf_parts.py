@@ -58,7 +58,7 @@ def test_without_a_hub_a_request_says_how_to_have_one(tmp_path: Path) -> None:
         link = Link(Workspace(str(tmp_path)), "alpha", on_change=print, on_superseded=print)
         await link.request("trunk.request.commit.alpha", b"", within_s=0.01)
 
-    with pytest.raises(HubError, match="hub start --detach"):
+    with pytest.raises(HubError, match="`bones up`"):
         asyncio.run(ask())
 
 

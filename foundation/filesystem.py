@@ -10,8 +10,25 @@ NETWORK = frozenset(
 )
 """Types on which flock, Unix sockets or fsync do not mean what they mean on a local disk."""
 
+_LOCAL = frozenset(
+    {0xEF53, 0x58465342, 0x9123683E, 0x01021994, 0x794C7630, 0xF2F52010, 0x2FC12FC1, 0xCA451A4E}
+)
+"""ext2 to ext4, xfs, btrfs, tmpfs, overlay, f2fs, zfs, bcachefs. Source: statfs(2), f_type."""
 
 _MOUNT_POINT = 4  # the field of a line
+
+
+def network_kind_of(path: str) -> str:
+    """Return the type of the file system that *path* is on if it is a network's, "" if not.
+
+    The kernel knows most disks' by a number, at a hundredth of what reading the table costs.
+    """
+    from foundation import libc  # noqa: PLC0415 - 0.9 ms that others can do without
+
+    if libc.file_system_at(path) in _LOCAL:
+        return ""
+    kind = kind_of(path)
+    return kind if kind in NETWORK else ""
 
 
 def kind_of(path: str) -> str:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import _ctypes
 import os
+import sys
 from _ctypes import CFuncPtr, _SimpleCData
+from _struct import pack
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
 
 
 class _Int(_SimpleCData):  # type: ignore[type-arg] # generic in the stub alone
@@ -51,6 +52,26 @@ def function(name: str) -> Callable[..., int]:
     return checked
 
 
-def buffer(size: int) -> Any:
-    """Return *size* bytes that a function may write to; ``bytes`` of it are what it wrote."""
-    return type("Buffer", (_ctypes.Array,), {"_type_": _Char, "_length_": size})()
+class _Statfs(_ctypes.Array):  # type: ignore[type-arg]
+    """More than the 120 bytes of struct statfs; its first word is f_type. Source: statfs(2)."""
+
+    _type_ = _Char
+    _length_ = 256
+
+
+_statfs = function("statfs")
+_WORD = len(pack("@l", 0))
+
+
+def file_system_at(path: str) -> int:
+    """Return the number of the type of the file system that *path* is on, f_type of statfs(2).
+
+    Raises:
+        OSError: it cannot be told.
+    """
+    found = _Statfs()
+    try:
+        _statfs(os.fsencode(path), found)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
+    return int.from_bytes(bytes(found)[:_WORD], sys.byteorder)

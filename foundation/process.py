@@ -55,6 +55,21 @@ class Identity(Record):
             os.close(fd)
 
     @classmethod
+    def own(cls) -> Self | None:
+        """Return the identity of this process, None if /proc does not show it.
+
+        Found once: it changes with the user alone, and a forked child is another.
+        """
+        key = ("identity", cls, os.getpid(), os.geteuid())
+        if key not in _own:
+            identity = cls.of(os.getpid())
+            if identity is None:
+                return None
+            _own[key] = identity
+        found: Self = _own[key]
+        return found
+
+    @classmethod
     def of_pidfd(cls, pid: int, pidfd: int) -> Self | None:
         """Return the identity of the process behind *pidfd*, None once it has exited."""
         start = procfs.start_ticks(pid)
@@ -137,7 +152,7 @@ class Identity(Record):
         return ALIVE if start == self.start else GONE
 
 
-_own: dict[str, Any] = {}
+_own: dict[object, Any] = {}
 os.register_at_fork(after_in_child=_own.clear)  # it may be in another pid namespace
 
 

@@ -44,11 +44,23 @@ class Boottime:
         return moment_ns + self._offset_ns
 
 
+_found: dict[str, int] = {}
+"""The shift by namespace. It is fixed before the first process enters one."""
+os.register_at_fork(after_in_child=_found.clear)  # it may be in another, the number in use again
+
+
 def _offset_ns() -> int:
     try:
         own = os.readlink("/proc/self/ns/time")
     except FileNotFoundError:  # a kernel without time namespaces
         return 0
+    if own not in _found:
+        _found.clear()  # only that which we are in is sure to exist, and its number to be its own
+        _found[own] = _read_offset_ns(own)
+    return _found[own]
+
+
+def _read_offset_ns(own: str) -> int:
     # The offsets are those that a child of this process would have.
     if own != os.readlink("/proc/self/ns/time_for_children"):
         raise ValueError("it has unshared its time namespace: fork first, then join")

@@ -72,7 +72,8 @@ def join(
         meta=words,
         acquired_at=utc_now(),
     )
-    if len(rules.encode(draft.replace(epoch=rules.LARGEST))) > rules.RECORD_LIMIT:
+    # Without words it is as short as the guard's copy.
+    if words and len(rules.encode(draft.replace(epoch=rules.LARGEST))) > rules.RECORD_LIMIT:
         raise ValueError(f"endpoint and meta make a record of over {rules.RECORD_LIMIT} bytes")
     workers = _hired(path, clock)
     try:
@@ -162,7 +163,7 @@ def _no_threads(path: str, error: RuntimeError) -> Unavailable:
 
 def _own_identity(path: str) -> Identity:
     try:
-        identity = Identity.of(os.getpid())
+        identity = Identity.own()
     except OSError as error:
         raise store.explain(error, path) from None
     if identity is None:
@@ -173,10 +174,10 @@ def _own_identity(path: str) -> Identity:
 def _refuse_network(path: str) -> None:
     directory = os.path.dirname(path)
     try:
-        kind = filesystem.kind_of(directory)
+        kind = filesystem.network_kind_of(directory)
     except OSError as error:
         raise store.explain(error, directory) from None
-    if kind in filesystem.NETWORK:
+    if kind:
         raise Refused(
             f"{directory} is on a network file system ({kind}), where locks mean something else: "
             "keep the lease on a local disk",

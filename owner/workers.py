@@ -131,7 +131,8 @@ class Worker:
                 duty.failed(error)
             raise
         finally:
-            self._timer.close()
+            with self._mutex:  # whoever sets it at this moment
+                self._timer.close()
 
     def _call(self) -> None:
         """Call the duty, if there is one still."""

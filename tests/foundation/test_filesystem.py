@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from foundation import filesystem
-from foundation.filesystem import kind_in, kind_of
+from foundation import filesystem, libc
+from foundation.filesystem import kind_in, kind_of, network_kind_of
 
 MOUNTS = rb"""21 1 254:0 / / rw,relatime shared:1 - ext4 /dev/root rw
 22 21 0:20 / /proc rw,nosuid - proc proc rw
@@ -60,3 +60,21 @@ def test_this_machine_s_own_are_told(tmp_path: Path) -> None:
     assert kind_of("/sys") == "sysfs"
     if os.path.exists("/dev/shm"):
         assert kind_of("/dev/shm") == "tmpfs"
+
+
+def test_a_local_disk_is_no_network_s_and_the_table_is_read_only_for_what_is_not_known(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert network_kind_of(str(tmp_path)) == network_kind_of("/proc") == ""
+    monkeypatch.setattr(filesystem, "kind_of", lambda _path: "nfs4")
+    assert network_kind_of("/proc") == "nfs4"
+    for number, kind in ((0xEF53, ""), (0x01021994, ""), (0x6969, "nfs4"), (0x65735546, "nfs4")):
+        monkeypatch.setattr(libc, "file_system_at", lambda _path, number=number: number)
+        assert network_kind_of("/proc") == kind
+    monkeypatch.setattr(filesystem, "kind_of", lambda _path: "fuse")
+    assert network_kind_of("/proc") == ""
+
+
+def test_who_has_no_such_directory_is_told_so() -> None:
+    with pytest.raises(FileNotFoundError, match="'/nowhere'"):
+        network_kind_of("/nowhere")

@@ -17,11 +17,11 @@ def test_what_it_returns_and_what_it_fails_of_is_told() -> None:
     assert error.value.errno == errno.EBADF
 
 
-def test_it_may_write_to_a_buffer() -> None:
-    written = libc.buffer(64)
-    assert libc.function("gethostname")(written, 64) == 0
-    with open("/proc/sys/kernel/hostname", "rb") as file:
-        assert bytes(written).rstrip(b"\0") == file.read().strip()
+def test_a_file_system_is_told_by_its_number() -> None:
+    assert libc.file_system_at("/proc") == 0x9FA0
+    assert libc.file_system_at("/sys") == 0x62656572
+    with pytest.raises(FileNotFoundError, match="'/nowhere'"):
+        libc.file_system_at("/nowhere")
 
 
 def test_a_name_that_it_has_not_is_refused() -> None:

@@ -23,7 +23,7 @@ from foundation.process import (
     wait_exit,
 )
 from foundation.procfs import start_ticks
-from tests.support import CODE, eventually, stranger
+from tests.support import CODE, eventually, run_python, stranger
 
 STUBBORN = """
 import signal, sys, time
@@ -38,6 +38,26 @@ def own() -> Identity:
     identity = Identity.of(os.getpid())
     assert identity is not None
     return identity
+
+
+def test_our_own_is_found_once_and_a_forked_child_has_another() -> None:
+    mine = Identity.own()
+    assert mine == own()
+    assert Identity.own() is mine
+    program = (
+        "import os\n"
+        "from foundation.process import Identity\n"
+        "mine = Identity.own()\n"
+        "if os.getuid() == 0:\n"
+        "    os.seteuid(65534)\n"
+        "    assert Identity.own() == Identity.of(os.getpid())\n"
+        "    os.seteuid(0)\n"
+        "if os.fork() == 0:\n"
+        "    mine = Identity.own() == Identity.of(os.getpid()) and Identity.own() != mine\n"
+        "    os._exit(0 if mine else 1)\n"
+        "print(os.wait()[1])\n"
+    )
+    assert run_python(program).stdout == "0\n"
 
 
 def pidfd_of(pid: int) -> int:

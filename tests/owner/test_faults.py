@@ -388,6 +388,24 @@ def test_who_has_unshared_its_clock_but_not_forked_is_refused(path: Path) -> Non
     assert done.stdout == "clock\n", done.stderr
 
 
+def test_who_has_read_its_clock_keeps_it_whatever_its_children_will_have(path: Path) -> None:
+    done = run_python(
+        "import ctypes, sys\n"
+        "from owner.boottime import Boottime\n"
+        "before = Boottime.here()\n"
+        "if ctypes.CDLL(None).unshare(0x10000000 | 0x80): sys.exit(9)\n"
+        "from owner import join\n"
+        "with open('/proc/self/timens_offsets', 'w') as file: file.write('boottime 1000 0')\n"
+        "assert Boottime.here()._offset_ns == before._offset_ns\n"
+        "print(join(sys.argv[1], ttl_s=10).is_owner)\n",
+        str(path),
+        check=False,
+    )
+    if done.returncode == 9:
+        pytest.skip("no unprivileged time namespaces here")
+    assert done.stdout == "True\n", done.stderr
+
+
 @pytest.mark.skipif(os.getuid() != 0, reason="only root can become another user")
 def test_of_another_users_lease_nothing_is_told_and_nothing_taken(tmp_path: Path) -> None:
     path = tmp_path / "slot.owner"

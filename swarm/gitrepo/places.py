@@ -1,7 +1,7 @@
-"""The directories of a slot's repository, opened for one record; and git's locks in them.
+"""The directories of a slot's repository, and git's locks in them.
 
-Opened anew each time and never through a link: an agent may have replaced its ``.git`` by a link
-to the user's, and nothing of ours may be written there.
+Never opened through a link: an agent may have replaced its ``.git`` by a link to the user's, and
+nothing of ours may be written there.
 
 Nothing is made or removed but objects. On a file system without a journal each inode removed makes
 the next ones dearer for a minute (ext4 looks at each before it dares to reuse one): at a hundred
@@ -66,6 +66,62 @@ def opened(worktree: str) -> Iterator[Places]:
     finally:
         for fd in fds:
             os.close(fd)
+
+
+class Doors:
+    """The directories of one repository, which stay open between two uses, in a ``with`` each.
+
+    At each use they are compared with what their names lead to, and opened anew if they differ.
+    """
+
+    def __init__(self, worktree: str) -> None:
+        """Open nothing yet."""
+        self._worktree = worktree
+        self._path = f"{worktree}/.git"
+        self._places: Places | None = None
+        self._known: tuple[int, ...] = ()
+
+    def __enter__(self) -> Places:
+        """Return the directories.
+
+        Raises: as :func:`opened`.
+        """
+        places = self._places
+        if places is None or not self._known or self._found(places) != self._known:
+            self.close()
+            with opened(self._worktree) as at:
+                places = self._places = Places(*map(_kept, at))
+            self._known = self._found(places)
+        return places
+
+    def __exit__(self, *_exc: object) -> None:
+        """Leave them open."""
+
+    def __del__(self) -> None:
+        """Close them."""
+        self.close()
+
+    def close(self) -> None:
+        """Close them; the next use opens them."""
+        places, self._places = self._places, None
+        if places is not None:
+            for fd in places:
+                os.close(fd)
+
+    def _found(self, places: Places) -> tuple[int, ...]:
+        """Return what tells the directories that the names lead to from all others."""
+        try:
+            os.stat(OURS, dir_fd=places.git)
+            git = os.lstat(self._path)
+            pack = os.stat("objects/pack", dir_fd=places.git)
+            heads = os.stat("refs/heads", dir_fd=places.git)
+        except OSError:
+            return ()
+        return git.st_ino, pack.st_ino, heads.st_ino, git.st_dev, pack.st_dev, heads.st_dev
+
+
+def _kept(fd: int) -> int:
+    return fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0)
 
 
 def _open(path: str, fds: list[int], dir_fd: int | None = None) -> int:

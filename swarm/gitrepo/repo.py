@@ -32,7 +32,7 @@ from swarm.gitrepo.indexfile import IndexFile
 from swarm.gitrepo.names import is_possible
 from swarm.gitrepo.objects import BLOB, COMMIT, TREE, format_named
 from swarm.gitrepo.packs import Packs
-from swarm.gitrepo.places import clear_lock, let_go, opened, try_lock
+from swarm.gitrepo.places import Doors, clear_lock, let_go, opened, try_lock
 from swarm.gitrepo.reading import ObjectReader
 from swarm.gitrepo.segments import NeedsGit
 from swarm.gitrepo.state import State
@@ -88,7 +88,8 @@ class GitRepo:
         """
         self.worktree = worktree
         self.name = name
-        with opened(worktree) as at:
+        self._doors = Doors(worktree)
+        with self._doors as at:
             self._state = state.read(at.git)
             for lock in (INDEX_LOCK, branch.LOCK):
                 clear_lock(at.git, lock)
@@ -158,7 +159,7 @@ class GitRepo:
         """
         repo = cls(worktree, name)
         if stamps is not None:
-            with opened(worktree) as at:
+            with repo._doors as at:
                 repo._index.restamp(at, stamps, repo._owner, time.time_ns())
         making.configure(
             f"{worktree}/.git",
@@ -184,7 +185,7 @@ class GitRepo:
         Raises:
             Corrupt: the repository is not there.
         """
-        with opened(self.worktree) as at:
+        with self._doors as at:
             return branch.head(at), branch.is_checked_out(at)
 
     @property
@@ -198,7 +199,7 @@ class GitRepo:
         Raises:
             Corrupt: the repository is not there.
         """
-        with opened(self.worktree) as at:
+        with self._doors as at:
             try:
                 return branch.read(at)
             except NotABranch:
@@ -228,7 +229,7 @@ class GitRepo:
             OSError: it cannot be written; the commit waits, as for a lock.
         """
         state.check_mark(mark)
-        with opened(self.worktree) as at:
+        with self._doors as at:
             self._accept(changes, message, time_s, author or person(self.name))
             self._mark = mark
             return self._flush(at, wait_s)
@@ -239,7 +240,7 @@ class GitRepo:
         Raises:
             Corrupt, OSError: as :meth:`record`.
         """
-        with opened(self.worktree) as at:
+        with self._doors as at:
             try:
                 self._index.warm(at)
             except (NeedsGit, ValueError):
@@ -253,7 +254,7 @@ class GitRepo:
         Raises:
             Corrupt, OSError: as :meth:`record`.
         """
-        with opened(self.worktree) as at:
+        with self._doors as at:
             return self._flush(at, wait_s)
 
     def _accept(

@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import os
 import stat
-import time
-from calendar import timegm
+from datetime import datetime
 from typing import NamedTuple
 
 from foundation.errors import Corrupt, HubError, Refused
@@ -428,7 +427,7 @@ def words(at: CheckinRow) -> str:
 
 def seconds(checkin_time: str) -> int:
     """Return a check-in's time in seconds since the epoch."""
-    return timegm(time.strptime(checkin_time[:19], "%Y-%m-%dT%H:%M:%S"))
+    return int(datetime.fromisoformat(f"{checkin_time[:19]}+00:00").timestamp())
 
 
 def _seeded_from(git: Git, repository: Repository, root: CheckinRow) -> tuple[str, list[Entry]]:

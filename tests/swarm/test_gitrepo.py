@@ -323,11 +323,17 @@ def test_what_git_would_take_for_a_repository_is_left_out(
     assert slot.status() == b""
 
 
-@pytest.mark.parametrize("how", ["link", "file", "gone", "anew"])
+@pytest.mark.parametrize("how", ["link", "file", "gone", "anew", "objects", "refs/heads"])
 def test_nothing_is_written_where_the_repository_is_not_ours_any_more(slot: Slot, how: str) -> None:
     repo = slot.check_out(TREE)
-    shutil.rmtree(slot.wt / ".git")
+    slot.edit(b"README", b"once\n")
+    slot.record(repo)
     theirs = slot.user.root / ".git"
+    if (slot.wt / ".git" / how).is_dir():
+        os.rename(slot.wt / ".git" / how, slot.wt / ".git/former")
+        (slot.wt / ".git" / how).symlink_to(theirs / how)
+    else:
+        shutil.rmtree(slot.wt / ".git")
     if how == "link":
         (slot.wt / ".git").symlink_to(theirs)
     elif how == "file":

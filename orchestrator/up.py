@@ -7,6 +7,7 @@ from foundation.record import Record
 from foundation.workspace import Workspace
 from hub import start as starting
 from hub.status import status_of, wait_for_trunk
+from hub.trunk import wanted
 from swarm.history import open_repository
 
 TYPE_CHECKING = False
@@ -33,6 +34,8 @@ def up(
 ) -> Up:
     """Have a hub run in the workspace around *root*, detached; return once it takes commits.
 
+    Who wants that will want slots: what the first takes longest for is begun in the background.
+
     Raises:
         Unavailable: its trunk does not come up (``trunk-away``).
         And as :func:`hub.start.start`.
@@ -50,5 +53,6 @@ def up(
             f"{phases.get('trunk', 'missing')}: `hub logs trunk`",
             reason="trunk-away",
         )
+    wanted.ask(workspace)
     with open_repository(workspace.repository) as repository:
         return Up(hub=info, tip=repository.tip())

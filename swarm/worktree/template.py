@@ -18,10 +18,11 @@ import time
 from calendar import timegm
 
 from foundation import atomic, codec
-from foundation.errors import Corrupt, HubError
+from foundation.errors import Corrupt, HubError, Unavailable
 from foundation.failpoint import hit
 from foundation.lock import try_lock
 from hub.repository import Repository
+from hub.wording import size
 from slotgc import base, planted, treepath
 from slotgc.removal import remove_tree
 from swarm.worktree import checkout, gitside
@@ -45,7 +46,12 @@ if TYPE_CHECKING:
 REFRESH_PATHS = 300
 """A template is followed by a newer one when the tip differs from it in more files than that."""
 
+LEAST_ROOM_BYTES = 2**30
+"""With less free on the disk no template is made but by a join that needs one."""
+
 _KEPT = 2
+_AGAIN_S = 0.05
+_NOTE_LIMIT = 64
 _SECOND_NS = 1_000_000_000
 _PAST_NS = 10 * _SECOND_NS
 _TELL_EVERY = 256
@@ -82,37 +88,106 @@ class Template:
 def prepare(workspace: Workspace) -> None:
     """Make a template now, if there is none that will do, so that no join has to.
 
+    One that another is making is left to him.
+
     Raises:
         HubError: none can be made.
     """
-    with Repository(workspace.repository) as repository:
-        hold(workspace, repository, lambda **_progress: None).close()
+    lock = try_lock(_lock_path(workspace))
+    if lock is None:
+        return
+    try:
+        _sweep(workspace)
+        room = os.statvfs(workspace.templates)
+        if room.f_bavail * room.f_frsize < LEAST_ROOM_BYTES:
+            raise Unavailable(
+                f"less than {size(LEAST_ROOM_BYTES)} are left on the disk of "
+                f"{workspace.templates}: no template is made ahead",
+                reason="disk-full",
+            )
+        with Repository(workspace.repository) as repository:
+            found = _newest(workspace)
+            if found is None or _is_far_behind(found, repository):
+                found = _make_next(workspace, repository, found, _silent, lock)
+            found.close()
+    finally:
+        os.close(lock)
+
+
+def sweep(workspace: Workspace) -> None:
+    """Remove what makers that were killed have left.
+
+    Raises:
+        OSError: something cannot be removed.
+    """
+    lock = try_lock(_lock_path(workspace))
+    if lock is None:
+        return
+    try:
+        _sweep(workspace)
+    finally:
+        os.close(lock)
 
 
 def hold(workspace: Workspace, repository: Repository, progress: Progress) -> Template:
     """Return a template to copy from, made now if there is none that will do.
 
+    One that another is making is waited for, and his progress told.
+
     Raises:
         HubError: none can be made.
     """
-    found = _newest(workspace)
-    if found is not None and not _is_far_behind(found, repository):
-        return found
-    lock = try_lock(f"{workspace.templates}/lock")
-    if lock is None:
+    while True:
+        before = _generations(workspace)
+        found = _newest(workspace)
+        if found is not None and not _is_far_behind(found, repository):
+            return found
+        lock = try_lock(_lock_path(workspace))
+        if lock is None:
+            if found is not None:
+                return found  # somebody is making a better one; this one costs a longer difference
+            _tell_of_other(workspace, progress)
+            time.sleep(_AGAIN_S)
+            continue
+        try:
+            if _generations(workspace) == before:
+                return _make_next(workspace, repository, found, progress, lock)
+        finally:
+            os.close(lock)
         if found is not None:
-            return found  # somebody is making a better one; this one costs a longer difference
-        progress(phase="waiting for the template that another makes")
-        lock = os.open(f"{workspace.templates}/lock", os.O_RDWR | os.O_NOFOLLOW)
-        fcntl.flock(lock, fcntl.LOCK_EX)
+            found.close()
+
+
+def _lock_path(workspace: Workspace) -> str:
+    return f"{workspace.templates}/lock"
+
+
+def _silent(**_progress: Any) -> None:
+    """Report progress to nobody."""
+
+
+def _tell_of_other(workspace: Workspace, progress: Progress) -> None:
+    """Tell how far the one is who makes a template now, which he notes in the lock."""
     try:
-        if found is None:
-            found = _newest(workspace)
-            if found is not None and not _is_far_behind(found, repository):
-                return found
-        return _make_next(workspace, repository, found, progress)
-    finally:
-        os.close(lock)
+        words = atomic.read_bounded(_lock_path(workspace), _NOTE_LIMIT).split()
+        done, total = map(int, words)
+    except (OSError, ValueError):
+        done, total = 0, 0
+    progress(phase="waiting for the template that another makes", done=done, total=total)
+
+
+def _noting(lock: int, progress: Progress) -> Progress:
+    """Return *progress* that is noted in *lock* as well, for those who wait for it."""
+
+    def note(**told: Any) -> None:
+        words = b"%12d %12d\n" % (told.get("done", 0), told.get("total", 0))
+        try:
+            os.pwrite(lock, words, 0)
+        except OSError:
+            pass  # the disk is full: he who makes it will say so
+        progress(**told)
+
+    return note
 
 
 def renewed(workspace: Workspace, repository: Repository, progress: Progress) -> Template:
@@ -121,18 +196,26 @@ def renewed(workspace: Workspace, repository: Repository, progress: Progress) ->
     Raises:
         HubError: it cannot be made.
     """
-    lock = os.open(f"{workspace.templates}/lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    lock = os.open(_lock_path(workspace), os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
     try:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        return _make_next(workspace, repository, None, progress)
+        return _make_next(workspace, repository, None, progress, lock)
     finally:
         os.close(lock)
 
 
 def _make_next(
-    workspace: Workspace, repository: Repository, older: Template | None, progress: Progress
+    workspace: Workspace,
+    repository: Repository,
+    older: Template | None,
+    progress: Progress,
+    lock: int,
 ) -> Template:
-    """Make the next template, of *older* if there is one, which is let go; return it, held."""
+    """Make the next template, of *older* if there is one, which is let go; return it, held.
+
+    *lock*: that of all templates, which the caller holds.
+    """
+    progress = _noting(lock, progress)
     try:
         try:
             _make(workspace, repository, older, progress)
@@ -181,13 +264,17 @@ def _newest(workspace: Workspace) -> Template | None:
     return None
 
 
+def _sweep(workspace: Workspace) -> None:
+    for name in os.listdir(workspace.templates):
+        if name.startswith("."):
+            remove_tree(f"{workspace.templates}/{name}")
+
+
 def _make(
     workspace: Workspace, repository: Repository, older: Template | None, progress: Progress
 ) -> None:
     tip = repository.tip()
-    for name in os.listdir(workspace.templates):
-        if name.startswith("."):
-            remove_tree(f"{workspace.templates}/{name}")  # of one who was killed
+    _sweep(workspace)
     new = f"{workspace.templates}/.new-{os.getpid()}"
     os.mkdir(new, 0o700)
     hit("template.begun")

@@ -341,9 +341,10 @@ class Writer:
     def _known(self, head: Head, asked: Asked, room: HubError | None) -> Landed | HubError | None:
         """Return what is said of a commit before anybody looks at its changes."""
         proposal = asked.proposal
-        return (
-            head.landed_before(proposal) or self._fence(proposal) or room or _too_large(asked.size)
-        )
+        landed = head.landed_before(proposal)
+        if isinstance(landed, Landed):
+            self._rubbish.extend(proposal.spooled)
+        return landed or self._fence(proposal) or room or _too_large(asked.size)
 
     def _room(self) -> HubError | None:
         free = place.free_bytes(self._workspace.state)

@@ -82,7 +82,7 @@ def test_making_is_taken_up_wherever_it_was_killed(bench: Bench, point: str) -> 
     assert_clean(bench)
     assert without_git(tree_of(bench.wt)) == bench.tip_tree()
     assert not [name for name in os.listdir(bench.workspace.templates) if name.startswith(".")]
-    assert sorted(os.listdir(bench.slot)) == ["base.json", "wt"]
+    assert sorted(os.listdir(bench.slot)) == ["base.json", "planted.json", "wt"]
 
 
 @pytest.mark.parametrize(

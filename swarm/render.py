@@ -136,7 +136,7 @@ def status(now: Mapping[str, Any], *, as_json: bool) -> Shown:
     if now["hub"] != "ready":
         lines.append(f"  hub       away: {now['hub']}")
     if now["pending"]:
-        lines.append("  pending   a commit whose fate is not known yet; the next verb settles it")
+        lines.append("  pending   a commit not known to have landed: the leaf asks until it is")
     lines += _changes(now)
     return Shown(stdout="".join(f"{printable(line)}\n" for line in lines))
 

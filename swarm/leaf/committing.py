@@ -105,7 +105,11 @@ class Committer:
             return
         try:
             self.untold = await self._land(deadline_s)
-        except (Unavailable, LeaseLost):
+        except Unavailable as error:
+            raise Unavailable(
+                f"about the commit before this: {error}", reason=error.reason
+            ) from None
+        except LeaseLost:
             raise
         except HubError:
             pass  # it was refused: what it was made of is still there to be committed
@@ -151,9 +155,12 @@ class Committer:
                 self._subject, message, within_s=deadline_s - loop.time()
             )
         except Unavailable as error:
+            away = self._link.away
+            why = f"the hub is away ({away}); `bones up` starts one" if away else str(error)
             raise Unavailable(
-                f"it is not known whether the commit has landed ({error}); the next commit or "
-                "status finds out, and it lands once",
+                f"not known to have landed: {why}. The leaf keeps the commit and asks for it until "
+                "it is known; it lands once. `bones swarm status` tells, and so does the same "
+                "commit again",
                 reason="commit-unknown",
             ) from None
         try:

@@ -287,7 +287,7 @@ class Leaf:
         self._step("hub-lost" if away else "hub-back")
         self.note("warning" if away else "info", "hub", away=away)
         if not away and self.phase in SERVING and self.committer.pending is not None:
-            self.begin(self._verbs.learn())
+            self.begin(self._verbs.keep_learning())
 
     # --- what it answers -------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ from hub.commits import Conflicted
 from hub.wording import several
 from slotgc import treepath
 from swarm.leaf.committing import A_PATH_S, MANY
+from swarm.leaf.life import SERVING
 from swarm.leaf.running import Running
 from swarm.leaf.server import LIST_BYTES as _LIST_BYTES
 from swarm.leaf.server import fitting
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
 COMMIT_WITHIN_S = 30.0
 _UPDATE_WITHIN_S = 60.0
 _LEARN_WITHIN_S = 0.5
+_LEARN_AGAIN_S, _LEARN_AGAIN_AT_MOST_S = 0.2, 10.0
 _SETTLE_AFTER_S = 0.3
 _LEAVE_WITHIN_S = 2.0
 _NAMED = 20
@@ -39,6 +41,7 @@ class Verbs:
         """Answer for *leaf*."""
         self._leaf = leaf
         self._settling: asyncio.TimerHandle | None = None
+        self._is_learning = False
         self._verbs: dict[str, Verb] = {
             "join": self._join,
             "status": self._status,
@@ -130,6 +133,9 @@ class Verbs:
                 await asyncio.sleep(0)  # it is sent before the loop does nothing but read files
             try:
                 landed, files = await leaf.committer.commit(message, paths, deadline_s, announce)
+            except Unavailable:
+                leaf.begin(self.keep_learning())
+                raise
             except Conflicted as error:
                 named = [treepath.to_json(one.path) for one in error.conflicts[:_NAMED]]
                 leaf.events.announce("conflict", paths=named, count=len(error.conflicts))
@@ -174,6 +180,22 @@ class Verbs:
                 await self._leaf.committer.settle(_now_s() + _LEARN_WITHIN_S)
         except (HubError, OSError) as error:
             self._leaf.note("warning", "commit-unknown", error=str(error))
+
+    async def keep_learning(self) -> None:
+        """Ask for the commit that was not answered until that is known, or the hub is away."""
+        leaf, wait_s = self._leaf, _LEARN_AGAIN_S
+        if self._is_learning:
+            return
+        self._is_learning = True
+        try:
+            while leaf.committer.pending is not None and not leaf.link.away:
+                if leaf.phase not in SERVING:
+                    return
+                await self.learn()
+                await asyncio.sleep(wait_s)
+                wait_s = min(2 * wait_s, _LEARN_AGAIN_AT_MOST_S)
+        finally:
+            self._is_learning = False
 
     # --- update ----------------------------------------------------------------------------
 

@@ -184,7 +184,7 @@ def test_a_leaf_outlives_its_hub_and_finds_it_on_another_port(swarm_hub: Hub) ->
     eventually(lambda: slot.status()["phase"] == "hub-away")
     write(slot, "notes", "kept\n")
     began_s = time.monotonic()
-    with pytest.raises(Unavailable, match="not known whether") as caught:
+    with pytest.raises(Unavailable, match="not known to have landed") as caught:
         slot.commit("while it is away", timeout_s=0.3)
     assert time.monotonic() - began_s < 3
     assert caught.value.exit_code == 75

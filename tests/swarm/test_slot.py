@@ -104,12 +104,36 @@ def test_a_commit_that_was_not_answered_lands_once(swarm_hub: Hub) -> None:
         assert len(slot.status()["pending"]) == 32
     finally:
         kill(trunk, signal.SIGCONT)
+    eventually(lambda: comments_of(swarm_hub).count("patience") == 1)  # nobody asks but the leaf
     landed = slot.commit("patience")
     assert landed.message == "patience"
     assert slot.status()["pending"] == ""
-    with Repository(swarm_hub.workspace.repository) as trunk_now:
-        comments = [one.comment for one in trunk_now.line()]
-    assert comments.count("patience") == 1
+    assert comments_of(swarm_hub).count("patience") == 1
+
+
+def comments_of(hub: Hub) -> list[str]:
+    with Repository(hub.workspace.repository) as trunk:
+        return [one.comment for one in trunk.line()]
+
+
+@pytest.mark.faults
+def test_a_commit_while_no_hub_runs_is_kept_by_the_leaf_and_lands_with_the_next(
+    lone_hub: Hub,
+) -> None:
+    lone_hub.start()
+    slot = swarm.join(lone_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    lone_hub.stop("--force")
+    for _again in range(2):
+        with pytest.raises(Unavailable, match="`bones up` starts one") as caught:
+            slot.commit("patience", timeout_s=0.3)
+        assert caught.value.reason == "commit-unknown"
+    lone_hub.start()
+    eventually(lambda: comments_of(lone_hub).count("patience") == 1)
+    assert slot.commit("patience").message == "patience"
+    with pytest.raises(Refused, match="nothing in slot alpha differs"):
+        slot.commit("patience")
+    assert comments_of(lone_hub).count("patience") == 1
 
 
 @pytest.mark.faults

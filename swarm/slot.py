@@ -202,6 +202,7 @@ class LeafConnection(Connection):
             told = message.get("progress")
             if isinstance(told, dict):
                 patience_s = max(patience_s, float(told.get("patience_s", 0)))
+                self._sock.settimeout(patience_s)
                 if progress is not None:
                     progress(told)
 

@@ -16,7 +16,7 @@ from hub import manifest
 from hub.commits import LARGEST_BYTES, Conflict, Landed
 from hub.trees import Entry
 from hub.trunk import merge
-from hub.trunk.tip import Holder, directories_of
+from hub.trunk.tip import AHEAD_MS, Holder, directories_of
 from slotgc import treepath
 
 TYPE_CHECKING = False
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
     from hub.manifest import Checkin
     from hub.trunk.tip import Step, Tip
 
-AHEAD_MS = 3_600_000
 NO_MESSAGE = "(no message)"
 MOST_CONFLICTS = 1000
 """After so many nobody is told whose the others are, and nothing is merged to see whether it can
@@ -100,8 +99,8 @@ class Plan:
         """All that is to be sent, by hash."""
         ahead_ms = tip.time_ms - now_ms
         self.ahead_ms = ahead_ms if ahead_ms > AHEAD_MS else 0
-        """By how much the tip's time is ahead of the clock, if that is more than an hour: every
-        check-in is then dated by the tip and not by the clock."""
+        """By how much the tip's time is ahead of the clock, if that is more than an hour: the
+        next check-in is then dated earlier than its parent."""
         self._store = store
         self._now_ms = now_ms
         self._checked = checked

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from hub.trees import Entry
 
 
+AHEAD_MS = 3_600_000
+"""A check-in that is further ahead of the clock than an hour has a wrong date, or the clock is
+wrong."""
+
+
 class Holder(NamedTuple):
     """Who made a path what it is."""
 
@@ -105,10 +110,13 @@ class Tip:
     ) -> tuple[Checkin, Step]:
         """Make the check-in that changes the tip so, and move on to it.
 
-        Its time is strictly later than its parent's: Fossil leaves an earlier one off trunk.
+        Its time is later than its parent's, for people who order by it; but not if that is far
+        ahead of the clock (:data:`AHEAD_MS`): somebody's wrong date is nobody else's. Fossil goes
+        by ancestry, and knows no year 10000.
         """
         step = self._move(changes)
-        self.time_ms = max(self.time_ms + 1, now_ms)
+        is_far_ahead = self.time_ms > now_ms + AHEAD_MS
+        self.time_ms = now_ms if is_far_ahead else max(self.time_ms + 1, now_ms)
         delta = keeps_delta(len(self.departed), self.baseline_count)
         made = manifest.delta_checkin(
             baseline=self.baseline if delta else None,

@@ -17,12 +17,14 @@ from hub.commits import LARGEST_BYTES, Change, Conflict, Landed, Proposal
 from hub.trees import Entry
 from hub.trunk import merge, planning
 from hub.trunk.planning import Plan, Planned, Store
-from hub.trunk.tip import Holder, Tip
+from hub.trunk.tip import AHEAD_MS, Holder, Tip
 
 if TYPE_CHECKING:
     from hub.trunk.planning import Outcome
 
 NOW_MS = 1_790_000_000_000
+LAST_MS = 253_402_300_799_999
+"""The last moment that Fossil has a name for, of the year 9999."""
 ROOT = "a" * 64
 File = tuple[str, bytes]
 Tree = dict[bytes, File]
@@ -459,22 +461,31 @@ def test_what_was_looked_at_before_is_not_hashed_again(trunk: Trunk) -> None:
 # --- the line -----------------------------------------------------------------------------
 
 
-def test_times_increase_strictly_whatever_the_clock_does(trunk: Trunk) -> None:
+def test_times_increase_strictly_though_the_clock_is_moved_within_the_hour(trunk: Trunk) -> None:
     tree = trunk.tree()
     times = [
         landed(trunk.plan(trunk.proposal(tree, {b"n%d" % n: text("x")}), now_ms=now_ms)[0]).time
-        for n, now_ms in enumerate([NOW_MS, NOW_MS, NOW_MS - 5000, NOW_MS + 5000, 0])
+        for n, now_ms in enumerate([NOW_MS, NOW_MS, NOW_MS - 5000, NOW_MS + 5000, NOW_MS])
     ]
     expected = [NOW_MS, NOW_MS + 1, NOW_MS + 2, NOW_MS + 5000, NOW_MS + 5001]
     assert times == [manifest.date_of(at_ms) for at_ms in expected]
 
 
+def test_a_tip_with_a_far_future_date_drags_nothing_after_it_there(trunk: Trunk) -> None:
+    tree = trunk.tree()
+    times = [
+        landed(trunk.plan(trunk.proposal(tree, {b"n%d" % n: text("x")}), now_ms=now_ms)[0]).time
+        for n, now_ms in enumerate([LAST_MS, NOW_MS, NOW_MS])
+    ]
+    assert times == [manifest.date_of(at_ms) for at_ms in (LAST_MS, NOW_MS, NOW_MS + 1)]
+
+
 def test_a_tip_an_hour_ahead_of_the_clock_is_reported(trunk: Trunk) -> None:
     ahead = [
         Plan(trunk.tip, trunk.store, now_ms=trunk.tip.time_ms - behind_ms).ahead_ms
-        for behind_ms in (-5, 0, planning.AHEAD_MS, planning.AHEAD_MS + 1)
+        for behind_ms in (-5, 0, AHEAD_MS, planning.AHEAD_MS + 1)
     ]
-    assert ahead == [0, 0, 0, planning.AHEAD_MS + 1]
+    assert ahead == [0, 0, 0, AHEAD_MS + 1]
 
 
 @pytest.mark.parametrize(

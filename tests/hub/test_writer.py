@@ -578,7 +578,7 @@ def test_an_acknowledged_commit_is_synced_to_disk_first(
         assert len(synced) == number + 1
 
 
-def test_a_tip_of_tomorrow_is_told_and_followed(
+def test_a_tip_of_later_today_is_told_and_followed_at_the_time_that_it_is(
     server: FossilServer, writer: RunningWriter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now = time.time_ns
@@ -586,9 +586,28 @@ def test_a_tip_of_tomorrow_is_told_and_followed(
     first = writer.commit(propose({"f": b"1"}))
     monkeypatch.undo()
     second = writer.commit(propose({"g": b"1"}))
-    assert second.time > first.time
+    assert second.time < first.time
     assert writer.events("clock-behind")[0]["ahead_ms"] > 3_600_000
     assert_sound(server.workspace, [first, second])
+
+
+def test_a_stock_commit_of_the_last_moment_of_all_stops_nobody(
+    server: FossilServer, tmp_path: Path
+) -> None:
+    checkout = Checkout(server, tmp_path / "stock")
+    checkout.commit("s", "1\n", "--date-override", "9999-12-31T23:59:59.999")
+    with RunningWriter(server.workspace) as writer:
+        first = writer.commit(propose({"f": b"1"}))
+        second = writer.commit(propose({"g": b"1"}))
+    assert second.time[:2] == "20"
+    assert_sound(server.workspace, [first, second], others=1)
+    checkout("update")
+    checkout("rebuild", server.workspace.repository)
+    checkout.commit("t", "1\n", "--allow-older")
+    with RunningWriter(server.workspace) as writer:
+        third = writer.commit(propose({"h": b"1"}))
+    assert_sound(server.workspace, [first, second, third], others=2)
+    assert {"s", "f", "g", "t", "h"} <= set(files(server.workspace))
 
 
 # --- one bad commit, and all the others ----------------------------------------------------

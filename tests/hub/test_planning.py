@@ -483,7 +483,7 @@ def test_a_tip_with_a_far_future_date_drags_nothing_after_it_there(trunk: Trunk)
 def test_a_tip_an_hour_ahead_of_the_clock_is_reported(trunk: Trunk) -> None:
     ahead = [
         Plan(trunk.tip, trunk.store, now_ms=trunk.tip.time_ms - behind_ms).ahead_ms
-        for behind_ms in (-5, 0, AHEAD_MS, planning.AHEAD_MS + 1)
+        for behind_ms in (-5, 0, AHEAD_MS, AHEAD_MS + 1)
     ]
     assert ahead == [0, 0, 0, AHEAD_MS + 1]
 

@@ -92,11 +92,11 @@ class Identity(Record):
         Pid 1 is refused unless *init*: no record may name it to be signalled, but in a container
         it is who serves.
         """
-        if not isinstance(value, dict) or set(value) != set(cls.field_names()):
+        if not isinstance(value, dict) or value.keys() != set(cls.field_names()):
             return None
-        numbers = [value[name] for name in ("pid", "inode", "start", "namespace", "uid")]
-        if not all(type(n) is int and n >= 0 for n in numbers):
-            return None
+        for name in ("pid", "inode", "start", "namespace", "uid"):
+            if type(value[name]) is not int or value[name] < 0:
+                return None
         if not isinstance(value["boot"], str) or not ((0 if init else 1) < value["pid"] <= PID_MAX):
             return None
         return cls(**value)

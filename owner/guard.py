@@ -95,19 +95,19 @@ class Guard:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise _no_file(self.path) from None
             raise
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        self._opened = os.fstat(fd)
+        if not stat.S_ISREG(self._opened.st_mode):
             os.close(fd)
             raise _no_file(self.path)
         return fd
 
     def _is_named(self) -> bool:
         """Tell whether what we hold is still what others will find under the name."""
-        held = os.fstat(self.fd)
         try:
             named = os.stat(self.path, follow_symlinks=False)
         except FileNotFoundError:
             return False
-        return (held.st_dev, held.st_ino) == (named.st_dev, named.st_ino)
+        return os.path.samestat(self._opened, named)
 
     def _close(self) -> None:
         if self.fd >= 0:

@@ -111,7 +111,8 @@ def _acquire(path: str, draft: Lease, clock: Boottime) -> Lease:
         )
         if held is not None:
             return held
-        lease = rules.restarted(draft.replace(epoch=highest_epoch + 1), now_ns=clock.now_ns())
+        epoch, now_ns = highest_epoch + 1, clock.now_ns()
+        lease = draft.replace(epoch=epoch, deadline_ns=now_ns + draft.ttl_ns)
         try:
             files.reserve(lease, is_named=copy is not None and rules.is_same(record, copy))
             # The disk may have taken its time over that; nobody was let in meanwhile.

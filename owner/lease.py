@@ -164,12 +164,20 @@ def release(mine: Lease) -> Lease:
 
 def encode(lease: Lease) -> bytes:
     """Return the record of *lease*: a JSON object and a newline."""
-    return (codec.dumps({"schema": SCHEMA, **lease.as_dict()}) + "\n").encode()
+    return f"{codec.dumps({'schema': SCHEMA, **lease.as_dict()})}\n".encode()
 
 
-def encode_copy(lease: Lease) -> bytes:
-    """Return what the guard file keeps of *lease*: all but the metadata, at a fixed size."""
-    return encode(lease.replace(meta={})).rstrip().ljust(COPY_SIZE - 1) + b"\n"
+def encode_copy(lease: Lease, record: bytes | None = None) -> bytes:
+    """Return what the guard file keeps of *lease*: all but the metadata, at a fixed size.
+
+    *record*: what :func:`encode` makes of it, if that is known.
+    """
+    if lease.meta:
+        record = encode(lease.replace(meta={}))
+    return (record or encode(lease)).rstrip().ljust(COPY_SIZE - 1) + b"\n"
+
+
+_FIELDS = frozenset(Lease.field_names())
 
 
 def decode(content: bytes) -> Lease:
@@ -182,7 +190,7 @@ def decode(content: bytes) -> Lease:
     schema = fields.pop("schema", None)
     if schema != SCHEMA or type(schema) is not int:
         raise ValueError(f"its schema is {schema!r}, not {SCHEMA}")
-    if set(fields) != set(Lease.field_names()):
+    if fields.keys() != _FIELDS:
         raise ValueError("its fields are not those of a lease")
     identity = Identity.from_json(fields["identity"], init=True)  # nobody signals whom it names
     if identity is None:
@@ -194,7 +202,8 @@ def decode(content: bytes) -> Lease:
         raise ValueError("its instance_id or acquired_at is not text")
     if not is_meta(fields["meta"]):
         raise ValueError("its meta does not map text to text")
-    return Lease(**{**fields, "identity": identity})
+    fields["identity"] = identity
+    return Lease(**fields)
 
 
 def is_meta(value: Any) -> bool:

@@ -101,9 +101,11 @@ def standing(lease: Lease | None, now_ns: int) -> str:
     Raises:
         Corrupt: no renewal can have made it.
     """
-    return (
-        rules.NEVER_HELD if lease is None else verdict(lease, liveness.of(lease.identity), now_ns)
-    )
+    if lease is None:
+        return rules.NEVER_HELD
+    if lease.deadline_ns == 0:  # whether its process lives need not be known
+        return rules.RELEASED
+    return verdict(lease, liveness.of(lease.identity), now_ns)
 
 
 def verdict(lease: Lease, state: str, now_ns: int) -> str:
@@ -198,13 +200,14 @@ class Store:
             HubError: it could not be written.
         """
         self._guard.check_held()
+        record = rules.encode(lease)
         try:
             if os.fstat(self._guard.fd).st_size == 0:
                 # Somebody removed the guard under its owner. Its name before the copy: as soon as
                 # that agrees with the record, nobody syncs the name any more.
                 sync_directory(os.path.dirname(self.path))
-            self._write_copy(lease)
-            self._write_record(lease)
+            self._write_copy(lease, record)
+            self._write_record(record)
         except OSError as error:
             raise explain(error, self.path) from None
         hit(f"owner.{self._act}.recorded")
@@ -216,14 +219,14 @@ class Store:
         except OSError:
             pass  # it is free at its deadline, or at this process's end
 
-    def _write_copy(self, lease: Lease) -> None:
-        content = rules.encode_copy(lease)
+    def _write_copy(self, lease: Lease, record: bytes | None = None) -> None:
+        content = rules.encode_copy(lease, record)
         assert len(content) == rules.COPY_SIZE
         if os.pwrite(self._guard.fd, content, 0) != len(content):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), self._guard.path)
         hit(f"owner.{self._act}.copied")
 
-    def _write_record(self, lease: Lease) -> None:
+    def _write_record(self, content: bytes) -> None:
         # One name, not one a writer (as foundation.atomic has it): there is one writer, and what
         # a killed one left goes away instead of being gathered.
         temporary = f"{self.path}.tmp"
@@ -235,7 +238,7 @@ class Store:
             fd = os.open(temporary, flags, 0o600)
         try:
             try:
-                write_all(fd, rules.encode(lease))
+                write_all(fd, content)
             finally:
                 os.close(fd)
             hit(f"owner.{self._act}.written")

@@ -130,7 +130,8 @@ def test_a_mask_of_ours_is_left_to_the_child_and_kept() -> None:
 
 def test_no_other_descriptor_reaches_a_child(tmp_path: Path) -> None:
     strays = [os.open("/dev/zero", os.O_RDONLY) for _turn in range(3)]
-    high = [os.dup2(strays[0], number) for number in (19, 20, 21, 64, 500)]
+    taken = set(map(int, os.listdir("/proc/self/fd")))
+    high = [os.dup2(strays[0], number) for number in {19, 20, 21, 64, 500} - taken]
     try:
         for fd in (*strays, *high):
             os.set_inheritable(fd, True)

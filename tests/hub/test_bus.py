@@ -20,6 +20,7 @@ from hub.bus import WRONG_LAST_SEQUENCE, Bus, Login, StreamRefused, connect
 from hub.creds import read_seed, seed_path
 from hub.nats import MAX_PAYLOAD_BYTES, config_path
 from hub.trunk.streams import CONFIGS, ensure
+from hub.wording import starting
 from tests.hub.bus_server import Server, copied_server, make_workspace
 from tests.support import eventually
 
@@ -154,7 +155,7 @@ def test_a_connection_that_was_refused_on_its_return_says_that_it_is_closed(
 
 def test_no_recorded_address_means_not_running(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
-    with pytest.raises(NotRunning, match="hub start"):
+    with pytest.raises(NotRunning, match=starting()):
         asyncio.run(connect(workspace))
 
 

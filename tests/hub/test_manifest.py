@@ -115,7 +115,11 @@ def test_fossil_sees_the_tree_that_each_of_many_random_check_ins_means(tmp_path:
             for path in dice.sample(paths, dice.randint(1, 4))
         }
         made, _step = tip.extend(
-            changes, slot=f"s{number % 3}", message="m\\ \n", commit_id=f"{number:032x}", now_ms=0
+            changes,
+            slot=f"s{number % 3}",
+            message="m\\ \n",
+            commit_id=f"{number:032x}",
+            now_ms=tip.time_ms,
         )
         checkins.append(made)
         trees.append(dict(tip.files))
@@ -140,9 +144,15 @@ def test_a_commit_s_id_is_a_tag_of_its_check_in_alone(tmp_path: Path) -> None:
     files = {b"a%d" % number: Entry("file", name_of(b"a")) for number in range(10)}
     first, tip = root(files)
     delta, _step = tip.extend(
-        {b"a1": Entry("exec", name_of(b"a"))}, slot="s", message="m", commit_id="1" * 32, now_ms=0
+        {b"a1": Entry("exec", name_of(b"a"))},
+        slot="s",
+        message="m",
+        commit_id="1" * 32,
+        now_ms=tip.time_ms,
     )
-    back, _step = tip.extend({b"a1": files[b"a1"]}, slot="s", message="m", commit_id="", now_ms=0)
+    back, _step = tip.extend(
+        {b"a1": files[b"a1"]}, slot="s", message="m", commit_id="", now_ms=tip.time_ms
+    )
     full = manifest.checkin(
         files=[(b"a", b"", bytes.fromhex(name_of(b"a")))],
         comment="c",
@@ -194,9 +204,15 @@ def test_a_root_can_carry_a_commit_s_id_too(tmp_path: Path) -> None:
 
 def test_the_last_file_of_a_tree_can_go(tmp_path: Path) -> None:
     first, tip = root({b"a": Entry("file", name_of(b"a"))})
-    emptied, _step = tip.extend({b"a": None}, slot="s", message="m", commit_id="", now_ms=0)
+    emptied, _step = tip.extend(
+        {b"a": None}, slot="s", message="m", commit_id="", now_ms=tip.time_ms
+    )
     again, _step = tip.extend(
-        {b"a": Entry("file", name_of(b"a"))}, slot="s", message="m", commit_id="", now_ms=0
+        {b"a": Entry("file", name_of(b"a"))},
+        slot="s",
+        message="m",
+        commit_id="",
+        now_ms=tip.time_ms,
     )
     stored = store(tmp_path, {b"a"}, [first, emptied, again])
     assert [stored.files(one.hash) for one in (first, emptied, again)] == [

@@ -13,6 +13,7 @@ import pytest
 from foundation.errors import Corrupt, HubError, Refused, Unavailable
 from hub.repository import Entry, Repository
 from hub.seed import seed
+from hub.wording import starting
 from slotgc import artifact
 from tests.hub.gitrepo import FILE, FOSSIL, ODD_NAMES, GitRepo, checked_out, fossil
 
@@ -335,7 +336,7 @@ def test_damage_is_named_and_not_passed_on(checkout: Checkout, repository: Repos
 
 
 def test_what_is_no_repository_is_refused_with_the_way_out(tmp_path: Path) -> None:
-    with pytest.raises(Refused, match="hub start"):
+    with pytest.raises(Refused, match=starting()):
         Repository(f"{tmp_path}/absent")
     assert not (tmp_path / "absent").exists()
     (tmp_path / "text").write_bytes(b"no database at all" * 100)

@@ -119,7 +119,7 @@ def test_what_others_have_built_on_is_refused_by_name(hub: Hub, tmp_path: Path) 
 def test_without_a_hub_the_way_out_is_named(seeded: Path, tmp_path: Path) -> None:
     workspace = Workspace(str(seeded))
     Checkout(workspace.repository, tmp_path / "stock/co").commit({b"f": Node(b"1\n")}, "a file")
-    with pytest.raises(NotRunning, match="hub start"):
+    with pytest.raises(NotRunning, match="bones up"):
         reverting.revert(workspace, "tip")
 
 

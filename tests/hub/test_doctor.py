@@ -25,7 +25,7 @@ from hub.status import status
 from hub.stop import stop
 from hub.verbs import ROOT_VARIABLE
 from tests.slotgc.leaves import make_slot
-from tests.support import eventually, free_port, make_repository
+from tests.support import copy_workspace, eventually, free_port, make_repository
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -517,7 +517,7 @@ def test_a_pid_file_that_names_another_than_the_server_is_a_warning(repo: Path) 
 def test_a_copied_workspace_is_told_from_the_original(repo: Path, tmp_path: Path) -> None:
     info = up(repo)
     copy = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(repo), str(copy)], check=True)
+    copy_workspace(repo, copy)
     findings = wrong(copy)
     assert findings["hub-json"].level == "warning"
     assert f"another directory, {repo}" in findings["hub-json"].evidence

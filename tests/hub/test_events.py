@@ -24,7 +24,7 @@ from hub.eventview import print_events
 from hub.trunk.streams import CONFIGS, ensure
 from hub.wording import starting
 from tests.hub.bus_server import Server, copied_server, free_port, make_workspace
-from tests.support import HUB, Hub, eventually, port_of
+from tests.support import HUB, Hub, copy_workspace, eventually, port_of
 
 if TYPE_CHECKING:
     from foundation.workspace import Workspace
@@ -390,7 +390,7 @@ def test_a_copy_without_a_hub_does_not_show_the_events_of_the_original(hub: Hub)
     hub.start()
     hub.wait_ready()
     assert hub.run("events").stdout != ""
-    subprocess.run(["cp", "-a", hub.root, hub.root.parent / "copy"], check=True)
+    copy_workspace(hub.root, hub.root.parent / "copy")
     for options in ([], ["--json"], ["-f"]):
         done = Hub(hub.root.parent / "copy").run("events", *options)
         assert done.returncode == 3, done.stdout

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,7 +19,7 @@ def copied(hub: Hub) -> Iterator[Hub]:
     """Return a copy of the workspace of *hub*, taken while that runs."""
     hub.start()
     hub.wait_ready()
-    subprocess.run(["cp", "-a", hub.root, hub.root.parent / "copy"], check=True)
+    copy_workspace(hub.root, hub.root.parent / "copy")
     copy = Hub(hub.root.parent / "copy")
     yield copy
     copy.stop("--force")

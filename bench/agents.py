@@ -19,7 +19,7 @@ _LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
 
 
 def main(arguments: list[str]) -> None:
-    """Get ready, say so, wait for a line, work, report a JSON object per agent."""
+    """Get ready, say so, wait for a line, work, report a JSON object per agent, wait for the end."""
     kind, root, text = arguments
     options = json.loads(text)
     agents = [_KINDS[kind](root, name, options) for name in options["names"]]
@@ -35,6 +35,7 @@ def main(arguments: list[str]) -> None:
             thread.join()
     for agent in agents:
         print(json.dumps(agent.report()), flush=True)  # noqa: T201
+    sys.stdin.readline()  # who is done stays: the end of a process would cost the others
 
 
 class Agent(ABC):

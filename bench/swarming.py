@@ -138,13 +138,14 @@ class Crew:
         self, place: Place, kind: str, names: Sequence[str], common: dict[str, Any], per: int = 1
     ) -> None:
         """Start an agent of *kind* for each of *names*, *per* to a process; none begins yet."""
+        self._names = [list(names[at : at + per]) for at in range(0, len(names), per)]
         self.processes = [
             subprocess.Popen(
                 [sys.executable, "-I", "-c", AGENTS, str(ROOT), kind, str(place.root),
-                 json.dumps({**common, "names": list(names[at : at + per])})],
+                 json.dumps({**common, "names": some})],
                 env=place.env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
             )
-            for at in range(0, len(names), per)
+            for some in self._names
         ]  # fmt: skip
         for process in self.processes:
             assert process.stdout is not None
@@ -158,11 +159,13 @@ class Crew:
             process.stdin.write("go\n")
             process.stdin.flush()
         reports = []
+        for process, some in zip(self.processes, self._names, strict=True):
+            assert process.stdout is not None
+            reports += [json.loads(process.stdout.readline() or "null") for _name in some]
         for process in self.processes:
-            out, _err = process.communicate()
+            process.communicate()
             if process.returncode != 0:
                 raise RuntimeError(f"an agent exited with status {process.returncode}")
-            reports += [json.loads(line) for line in out.splitlines()]
         return reports
 
 

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 # ruff: noqa: E501 - a table's row is one line
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 ROOT = Path(__file__).resolve().parent.parent
 TARGET = ROOT / "docs" / "cli.md"
@@ -102,13 +107,9 @@ _BONES = (
 
 def generate() -> str:
     """Return the whole document."""
-    parts = [
-        _HEAD,
-        _section("hub", []),
-        *(_section(f"hub {verb}", [verb]) for verb in verbs()),
-        *(_section(f"bones {verb}", verb.split()) for verb in _BONES),
-    ]
-    return "\n".join(parts)
+    hub = [[], *([verb] for verb in verbs())]
+    bones = [verb.split() for verb in _BONES]
+    return "\n".join([_HEAD, *_sections("hub", hub), *_sections("bones", bones)])
 
 
 def verbs() -> list[str]:
@@ -120,21 +121,35 @@ def verbs() -> list[str]:
     return [callback.__name__ for callback in callbacks if callback is not None]
 
 
-def _section(title: str, arguments: list[str]) -> str:
-    package = "hub" if title.startswith("hub") else "orchestrator"
-    program = (
-        f"import sys; sys.path.insert(0, sys.argv.pop(1)); from {package}.entry import main; main()"
-    )
+_PROGRAM = """
+import json, os, sys
+sys.path.insert(0, sys.argv.pop(1))
+from {package}.cli import app  # once for all
+from {package}.entry import main
+for arguments in json.loads(sys.argv.pop()):
+    sys.argv[1:] = [*arguments, "--help"]
+    sys.stdout.flush()
+    if os.fork() == 0:
+        main()
+        os._exit(0)
+    if os.wait()[1] != 0:
+        raise SystemExit(f"{{arguments}}: no help")
+    sys.stdout.write("\\0")
+"""
+
+
+def _sections(name: str, verbs: Sequence[Sequence[str]]) -> list[str]:
+    program = _PROGRAM.format(package={"hub": "hub", "bones": "orchestrator"}[name])
     environment = {**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80", "NO_COLOR": "1"}
     shown = subprocess.run(
-        [sys.executable, "-I", "-c", program, str(ROOT), *arguments, "--help"],
-        check=True,
-        capture_output=True,
-        text=True,
-        env=environment,
-    ).stdout
-    text = "\n".join(line.rstrip() for line in shown.strip().splitlines())
-    return f"## {title}\n\n```\n{text}\n```\n"
+        [sys.executable, "-I", "-c", program, str(ROOT), json.dumps(verbs)],
+        check=True, stdout=subprocess.PIPE, text=True, env=environment,
+    ).stdout.split("\0")  # fmt: skip
+    sections = []
+    for verb, page in zip(verbs, shown[:-1], strict=True):
+        text = "\n".join(line.rstrip() for line in page.strip().splitlines())
+        sections.append(f"## {' '.join([name, *verb])}\n\n```\n{text}\n```\n")
+    return sections
 
 
 if __name__ == "__main__":

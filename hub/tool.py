@@ -6,7 +6,7 @@ import io
 import os
 import signal
 
-from foundation.spawn import spawn_child
+from foundation.spawn import spawn_child, spawn_filter
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -28,9 +28,12 @@ class Tool:
     """
 
     def __init__(
-        self, argv: list[str], *, env: Mapping[str, str], cwd: str, stdin: bytes | int = b""
+        self, argv: list[str], *, env: Mapping[str, str], cwd: str = "", stdin: bytes | int = b""
     ) -> None:
         """Start *argv*; *stdin* is what it reads: bytes, or a descriptor that stays ours.
+
+        Without a *cwd* it starts where we are, by :func:`foundation.spawn.spawn_filter`: then it
+        is the end of a pipe that it reads that must end it when we die.
 
         Raises:
             OSError: it could not be executed.
@@ -41,8 +44,11 @@ class Tool:
         read, write = os.pipe()
         given = stdin if isinstance(stdin, int) else _in_memory(stdin)
         try:
-            self._child = spawn_child(
-                argv, env=env, cwd=cwd, files={0: given, 1: write, 2: self._said}
+            files = {0: given, 1: write, 2: self._said}
+            self._child = (
+                spawn_child(argv, env=env, cwd=cwd, files=files)
+                if cwd
+                else spawn_filter(argv, env=env, files=files)
             )
         except BaseException:
             os.close(read)

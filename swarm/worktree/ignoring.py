@@ -118,10 +118,10 @@ class Rules:
             self._shared += (_excludes_file(program, env, self._worktree),)
         self._read = {name: _stamp(name) for name in self._sources(())}
         read, self._questions = os.pipe2(os.O_CLOEXEC)
-        argv = [program, "-c", "core.fsmonitor=false", "check-ignore"]
+        argv = [program, "-C", self._worktree, "-c", "core.fsmonitor=false", "check-ignore"]
         argv += ["--no-index", "--verbose", "--non-matching", "-z", "--stdin"]
         try:
-            self._tool = Tool(argv, env=env, cwd=self._worktree, stdin=read)
+            self._tool = Tool(argv, env=env, stdin=read)
         except BaseException:
             os.close(self._questions)
             raise

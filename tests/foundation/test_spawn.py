@@ -22,6 +22,7 @@ from foundation.spawn import (
     find_program,
     spawn_child,
     spawn_daemon,
+    spawn_filter,
 )
 from tests.support import CODE, eventually, is_gone
 
@@ -387,3 +388,20 @@ def test_a_program_that_does_not_answer_is_given_up_and_killed(tmp_path: Path) -
     with pytest.raises(TimeoutError, match=r"did not answer within 0\.3 s"):
         capture([str(script)], env={}, within_s=0.3)
     assert is_gone(int((tmp_path / "pid").read_text()))
+
+
+def test_a_filter_ends_with_its_input_and_has_nothing_else_of_ours() -> None:
+    read, write = os.pipe()
+    answer, output = os.pipe()
+    script = "ls /proc/$$/fd | tr '\\n' ' '; cut -d' ' -f5 /proc/$$/stat; exec cat"
+    child = spawn_filter(["/bin/sh", "-c", script], env=os.environ, files={0: read, 1: output})
+    os.close(read)
+    os.close(output)
+    with os.fdopen(answer) as told, os.fdopen(write, "w") as asked:
+        assert told.readline().split() == ["0", "1", "2", str(child.pid)]
+        asked.write("a\n")
+        asked.flush()
+        assert told.readline() == "a\n"
+        asked.close()
+        assert told.readline() == ""
+    assert finish(child) == 0

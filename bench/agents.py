@@ -19,7 +19,7 @@ _LETTERS = bytes(ord("a") + byte % 26 for byte in range(256))
 
 
 def main(arguments: list[str]) -> None:
-    """Get ready, say so, wait for a line, work, report a JSON object per agent, wait for the end."""
+    """Get ready, say so, wait for a line, work, report an object per agent, wait for the end."""
     kind, root, text = arguments
     options = json.loads(text)
     agents = [_KINDS[kind](root, name, options) for name in options["names"]]

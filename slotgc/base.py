@@ -12,6 +12,7 @@ base.json is one JSON object::
      "files": [[PATH, "file"|"exec"|"link", SIZE, HASH, MTIME_NS, CTIME_NS, INODE], …],
      "git": {"head": TEXT, "refs": {NAME: TEXT}, "since_ns": as indexed_ns},
      "marked": [[PATH, TEXT, …], …],
+     "asked": TEXT,
      "log": ID}
 
 PATH is a string, or ``{"b64": …}`` where it is not UTF-8. HASH is Fossil's name of the content (a
@@ -19,18 +20,20 @@ link's content is its target). MTIME_NS, CTIME_NS and INODE are what the file sy
 file when it was known to have that content; 0 in one of them: not known. ``git`` is what
 :func:`slotgc.history.git_refs` saw of the worktree's own repository; what was stored in it after
 ``since_ns`` (without one: indexed_ns) is somebody's work. ``marked`` may be missing; it names the
-files in which an update has left conflict markers, and their lines.
+files in which an update has left conflict markers, and their lines. ``asked`` may be missing; it
+is the commit that trunk was asked for last, if what became of it is not in here yet.
 
 base.log, beside it, says what has become of it since, an object a line, so that a commit of one
 file in fifty thousand costs one line::
 
     {"log": ID, "checkin": HASH, "indexed_ns": N, "files": [ROW, …], "removed": [PATH, …],
      "refs": {NAME: TEXT}}
+    {"log": ID, "asked": TEXT}
 
-A line counts only for the base.json that has its ID. So a new base.json, which holds all that the
-lines said, ends them in the same instant, whoever is killed before the log is removed. Reading
-ends at the first line that is not whole: the base is then older than it could be, and more counts
-as work.
+The first may say as well what is asked: nothing any more, "". A line counts only for the base.json
+that has its ID. So a new base.json, which holds all that the lines said, ends them in the same
+instant, whoever is killed before the log is removed. Reading ends at the first line that is not
+whole: the base is then older than it could be, and more counts as work.
 """
 
 from __future__ import annotations
@@ -79,6 +82,8 @@ class Base(Record):
     """Its git holds somebody's work if it has stored anything after this; 0: after indexed_ns."""
     marked: dict[bytes, tuple[str, ...]] = {}  # noqa: RUF012 - a record never changes
     """Files in which an update has left conflict markers, and what stands in those lines."""
+    asked: str = ""
+    """The commit, as it travels without contents, whose fate is not in here yet; "": none."""
     log: str = ""
     """Which lines of base.log go on from here; "": none."""
 
@@ -193,6 +198,8 @@ def write(path: str, base: Base, *, sound: bool = False) -> None:
         git["since_ns"] = base.git_since_ns
     if base.marked:
         value["marked"] = [[treepath.to_json(name), *at] for name, at in base.marked.items()]
+    if base.asked:
+        value["asked"] = base.asked
     if base.log:
         value["log"] = base.log
     if not sound:
@@ -201,11 +208,17 @@ def write(path: str, base: Base, *, sound: bool = False) -> None:
 
 
 def log_line(
-    base: Base, rows: Mapping[bytes, Row], removed: Collection[bytes], refs: Mapping[str, str]
+    base: Base,
+    rows: Mapping[bytes, Row],
+    removed: Collection[bytes],
+    refs: Mapping[str, str],
+    *,
+    is_answer: bool = False,
 ) -> bytes:
     """Return the line of base.log that makes *base* what it is of what it was.
 
     *rows* and *removed*: its files that changed and those that went; *refs*: those of its git.
+    *is_answer*: what was asked is in it.
     """
     value = {
         "log": base.log,
@@ -214,8 +227,14 @@ def log_line(
         "files": [[treepath.to_json(path), *row] for path, row in rows.items()],
         "removed": [treepath.to_json(path) for path in removed],
         "refs": dict(refs),
+        **({"asked": ""} if is_answer else {}),
     }
     return codec.dumps(value).encode() + b"\n"
+
+
+def asked_line(log: str, asked: str) -> bytes:
+    """Return the line of base.log, of the base.json *log*, that says what trunk is asked for."""
+    return codec.dumps({"log": log, "asked": asked}).encode() + b"\n"
 
 
 def read(path: str) -> Base | None:
@@ -248,6 +267,11 @@ def _replay(base: Base, log: bytes) -> Base:
             value = codec.loads_object(line)
             if value.get("log") != base.log:
                 continue  # of a base.json before this one, which holds all that it said
+            if "asked" in value:
+                _require(isinstance(value["asked"], str), "asked is no text")
+                base = base.replace(asked=value["asked"])
+                if "checkin" not in value:
+                    continue
             step = _parse({**value, "schema": SCHEMA, "git": {"head": "", "refs": value["refs"]}})
             removed = [treepath.from_json(one) for one in value["removed"]]
         except (ValueError, LookupError, TypeError):
@@ -295,8 +319,8 @@ def _parse(value: Any) -> Base:
     _require(_is_count(since_ns), "since_ns is no time")
     marked = value.get("marked", [])
     _require(isinstance(marked, list) and all(map(_is_marked, marked)), "marked is malformed")
-    log = value.get("log", "")
-    _require(isinstance(log, str), "log is no text")
+    asked, log = value.get("asked", ""), value.get("log", "")
+    _require(isinstance(asked, str) and isinstance(log, str), "asked or log is no text")
     _require(isinstance(head, str) and isinstance(refs, dict), "git is malformed")
     _require(all(isinstance(to, str) for to in refs.values()), "a reference is no text")
     return Base(
@@ -307,6 +331,7 @@ def _parse(value: Any) -> Base:
         git_refs=refs,
         git_since_ns=since_ns,
         marked={treepath.from_json(name): tuple(lines) for name, *lines in marked},
+        asked=asked,
         log=log,
     )
 

@@ -9,9 +9,8 @@ from foundation.atomic import remove
 from foundation.errors import HubError, Refused
 from foundation.record import Record
 from hub import spool
-from hub.commits import Landed
+from hub.recall import recall
 from hub.repository import Repository
-from hub.trees import Entry
 from hub.trunk.anchor import Anchor
 from hub.trunk.ledger import Ledger
 from hub.trunk.planning import Store
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from typing import Self
 
-    from hub.commits import Proposal
+    from hub.commits import Landed, Proposal
     from hub.repository import CheckinRow
 
 IDS_KEPT = 100_000
@@ -120,28 +119,10 @@ class Head:
         checkin = self._ids.get(proposal.id)
         if checkin is None:
             return None
-        row = self.repository.checkin(checkin)
-        if row.user != proposal.slot:
-            return Refused(
-                f"commit {proposal.id} is {row.user}'s: ask under an id of your own",
-                reason="id-taken",
-            )
-        files = self.repository.files(checkin)
-        merged = []
-        for change in proposal.changes:
-            entry = files.get(change.path)
-            mine = Entry(change.kind, change.hash) if change.kind else None
-            base = Entry(change.base_kind, change.base_hash) if change.base_kind else None
-            if entry is not None and mine not in (None, base, entry):
-                merged.append((change.path, entry.kind, entry.hash))
-        return Landed(
-            checkin=checkin,
-            parent=row.parent,
-            time=row.time,
-            slot=row.user,
-            message=row.comment,
-            merged=tuple(merged),
-        )
+        try:
+            return recall(self.repository, checkin, proposal)
+        except Refused as error:
+            return error
 
     def unspool(self, names: Iterable[str]) -> None:
         """Remove the contents *names* from the spool if trunk holds them."""

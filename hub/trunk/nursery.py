@@ -169,6 +169,7 @@ class Maker:
         try:
             spawn.die_with_parent(nursery)
             set_name(MAKER_NAME)
+            os.umask(_UMASK)
             os.nice(_MAKER_NICE)
             work(self._workspace)
             status = 0

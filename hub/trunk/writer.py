@@ -403,8 +403,10 @@ class Writer:
 
     def _push_ahead(self, head: Head, contents: Sequence[tuple[str, bytes]]) -> None:
         """Push *contents* which no check-in names yet: a large one, or some of very many."""
+        body = self._server.message(contents)
+        head.anchor.hold(len(body))
         self._server.push(
-            self._server.message(contents),
+            body,
             stored=lambda: all(head.ledger.holds(name) for name, _content in contents),
             moved=lambda: False,
         )

@@ -94,6 +94,20 @@ class Committer:
             announce(len(proposal.changes))
         return await self._land(deadline_s)
 
+    def recall(self) -> None:
+        """Learn what became of the commit that the leaf before us had asked for, if there is one.
+
+        Trunk must know our epoch, so that nothing of that leaf can land from now on.
+
+        Raises:
+            HubError: trunk cannot be read.
+        """
+        former = self._worktree.recalled()
+        if former is not None:
+            proposal, landed = former
+            self.landed = landed.checkin
+            self.untold = landed, len(proposal.changes)
+
     async def settle(self, deadline_s: float) -> None:
         """Learn what became of the pending commit, if there is one.
 

@@ -142,6 +142,7 @@ class Leaf:
             on_superseded=self._superseded,
             complain=self.complain,
         )
+        self.committer.recall()
 
     async def _serve(self, listener: socket.socket) -> None:
         """Be ready: whatever comes from now on ends in an orderly way."""

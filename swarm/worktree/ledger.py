@@ -16,7 +16,7 @@ from slotgc.base import Base
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping
+    from collections.abc import Callable, Collection, Iterable, Mapping
 
     from slotgc.base import Row
 
@@ -79,10 +79,11 @@ class Ledger:
         rows: Mapping[bytes, Row],
         removed: Collection[bytes] = (),
         refs: Mapping[str, str] | None = None,
+        is_answer: bool = False,
     ) -> None:
         """Have the worktree be at *checkin*, with *rows* as they were seen at *indexed_ns*.
 
-        *refs*: those of its git that have moved with it.
+        *refs*: those of its git that have moved with it. *is_answer*: it is what was asked for.
 
         Raises:
             OSError: it cannot be written; the memory has it nevertheless.
@@ -98,13 +99,26 @@ class Ledger:
             checkin=checkin,
             indexed_ns=max(indexed_ns, self.base.indexed_ns),
             git_refs={**self.base.git_refs, **moved},
+            asked="" if is_answer else self.base.asked,
         )
+        self._tell(lambda: base.log_line(self.base, kept, removed, moved, is_answer=is_answer))
+
+    def ask(self, asked: str) -> None:
+        """Know that trunk is asked for the commit *asked* (``Base.asked``), until that is answered.
+
+        Raises:
+            OSError: it cannot be written; the memory has it nevertheless.
+        """
+        self.base = self.base.replace(asked=asked)
+        self._tell(lambda: base.asked_line(self.base.log, asked))
+
+    def _tell(self, line: Callable[[], bytes]) -> None:
+        """Have the disk know what the memory does."""
         if not self._whole or self._log_bytes > self._most_bytes:
             self.rewrite()
             return
-        line = base.log_line(self.base, kept, removed, moved)
         try:
-            self._append(line)
+            self._append(line())
         except OSError:
             self._whole = False  # the log may end in half a line, after which nothing counts
             raise

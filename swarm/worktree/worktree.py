@@ -16,7 +16,8 @@ from typing import NamedTuple
 
 from foundation.errors import Corrupt, HubError, Refused
 from foundation.failpoint import hit
-from hub.commits import Conflicted, Proposal
+from hub.commits import Conflicted, Proposal, decode, encode
+from hub.recall import recall
 from hub.repository import Repository
 from hub.wording import several
 from slotgc import treepath
@@ -243,7 +244,7 @@ class Worktree:
         if paths is None:
             self._refuse_what_went_beyond(one.path for one in changes)
         self._asked = Asked(id, reader.rows, seen_ns)
-        return Proposal(
+        proposal = Proposal(
             id=id,
             slot=self._slot,
             epoch=epoch,
@@ -253,6 +254,11 @@ class Worktree:
             contents=reader.contents,
             spooled=tuple(reader.spooled),
         )
+        try:
+            self._ledger.ask(encode(proposal.replace(contents={}, spooled=())).decode())
+        except OSError as error:
+            self.trouble = str(error)
+        return proposal
 
     def _read(self, reader: Reader, paths: Sequence[bytes] | None) -> list[Change]:
         seen_ns = time.time_ns()
@@ -280,6 +286,25 @@ class Worktree:
         return f"{words}; left out: {left}"
 
     # --- after a commit ----------------------------------------------------------------------
+
+    def recalled(self) -> tuple[Proposal, Landed] | None:
+        """Return the commit that a leaf before us had asked for and not heard of, if it landed.
+
+        The base knows of it now. Only to be asked when no request of that leaf can land any more.
+
+        Raises:
+            HubError: trunk cannot be read.
+        """
+        try:
+            proposal = decode(self.base.asked.encode()) if self.base.asked else None
+        except ValueError:  # of another version: what it was made of counts as work
+            return None
+        checkin = None if proposal is None else self._repository.landed(proposal.id)
+        if proposal is None or checkin is None:
+            return None
+        landed = recall(self._repository, checkin, proposal)
+        self.landed(proposal, landed)
+        return proposal, landed
 
     def landed(self, proposal: Proposal, landed: Landed) -> None:
         """Have the base know that *proposal* is on trunk as *landed*.
@@ -316,6 +341,7 @@ class Worktree:
                 rows=rows,
                 removed=removed,
                 refs=refs,
+                is_answer=True,
             )
             self.trouble = self._upkeep.trouble
         except OSError as error:

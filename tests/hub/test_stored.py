@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import sqlite3
 import subprocess
 import zlib
@@ -70,6 +71,18 @@ def test_however_long_commits_come_the_log_stays_small(
     size = log.stat().st_size
     landed += [writer.commit(propose({f"g{number}": b"1"})) for number in range(24)]
     assert log.stat().st_size < 2 * size
+    assert_sound(server.workspace, landed)
+
+
+def test_however_much_goes_ahead_of_a_commit_the_log_is_copied_meanwhile(
+    server: FossilServer, writer: RunningWriter
+) -> None:
+    log = Path(f"{server.workspace.repository}-wal")
+    landed = [writer.commit(propose({"f": b"1"}))]
+    for turn in range(6):
+        large = {f"l{turn}-{number}": os.urandom(5 << 20) for number in range(2)}
+        landed.append(writer.commit(propose(large)))
+    assert log.stat().st_size < 4 * (5 << 20)
     assert_sound(server.workspace, landed)
 
 

@@ -204,6 +204,10 @@ def test_up_has_the_template_made_and_a_plain_start_does_not(lone_hub: Hub) -> N
     swarm.join(lone_hub.root, "alpha")
     eventually(lambda: maker_of(nursery) == 0)
     assert templates_of(lone_hub) == made, "there was one that did"
+    worktree = Path(lone_hub.root, ".bones/swarm/alpha/wt")
+    modes = {oct(one.stat().st_mode & 0o777) for one in worktree.iterdir() if one.is_file()}
+    assert "0o644" in modes, "like anybody's files"
+    assert modes <= {"0o644", "0o755", "0o600"}
 
 
 def test_who_makes_it_gives_way_to_others_and_is_alone(large_hub: Hub) -> None:

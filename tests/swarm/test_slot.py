@@ -19,9 +19,10 @@ from foundation.errors import NotRunning, Refused, Unavailable
 from hub.commits import Conflicted
 from hub.repository import Repository
 from swarm import aio
+from swarm.reverting import revert
 from swarm.slot import Slot, slot_at
 from tests.support import CODE, eventually, is_gone, kill
-from tests.swarm.leaves import events_of
+from tests.swarm.leaves import end_leaves, events_of
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -278,6 +279,55 @@ def test_a_close_that_is_killed_can_be_done_again(lone_hub: Hub, step: str) -> N
     lone_hub.stop("--force")
     lone_hub.start()
     assert swarm.join(lone_hub.root, "alpha").close(artifact=False).outcome == "removed"
+
+
+@pytest.mark.faults
+def test_what_landed_while_its_leaf_was_killed_is_not_landed_again_over_what_came_since(
+    lone_hub: Hub,
+) -> None:
+    lone_hub.start(HUB_FAILPOINT="commit.answered")
+    slot = swarm.join(lone_hub.root, "alpha")
+    (Path(slot.worktree) / "both").write_text("one\n")
+    with pytest.raises(Unavailable):
+        slot.commit("one")
+    revert(lone_hub.workspace, "tip")
+    (Path(slot.worktree) / "mine").write_text("mine\n")
+    lone_hub.stop()
+    lone_hub.start()
+    again = swarm.join(lone_hub.root, "alpha")
+    assert [one.path for one in again.changes()] == [b"mine"]
+    again.commit("mine")
+    with Repository(lone_hub.workspace.repository) as trunk:
+        files = trunk.files(trunk.tip().hash)
+        assert b"mine" in files
+        assert b"both" not in files
+    assert again.update().files
+    assert not (Path(slot.worktree) / "both").exists()
+    end_leaves(lone_hub.root)
+
+
+@pytest.mark.faults
+def test_a_commit_whose_leaf_was_killed_before_it_knew_is_answered_by_the_next(
+    lone_hub: Hub,
+) -> None:
+    lone_hub.start(HUB_FAILPOINT="commit.answered")
+    slot = swarm.join(lone_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    with pytest.raises(Unavailable):
+        slot.commit("one")
+    lone_hub.stop()
+    lone_hub.start()
+    again = swarm.join(lone_hub.root, "alpha")
+    with Repository(lone_hub.workspace.repository) as trunk:
+        assert again.commit("one").checkin == trunk.tip().hash
+        assert len(trunk.line()) == 2
+    assert (
+        subprocess.run(
+            ["git", "status", "--porcelain"], cwd=again.worktree, capture_output=True, check=True
+        ).stdout
+        == b""
+    )
+    end_leaves(lone_hub.root)
 
 
 def test_an_agent_runs_in_the_worktree_and_what_it_says_is_heard(swarm_hub: Hub) -> None:

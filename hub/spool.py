@@ -19,10 +19,12 @@ its leaf's memory alone, and ends with that.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
+from contextlib import contextmanager
 
-from foundation.atomic import remove, write_file
+from foundation.atomic import remove, write_all, write_file
 from foundation.errors import Refused, Unavailable
 from hub import commits
 from slotgc import artifact
@@ -30,6 +32,8 @@ from slotgc.leaf import LIVE, UNKNOWN, look_all
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from foundation.errors import HubError
     from foundation.workspace import Workspace
     from hub.commits import Conflict, Landed, Proposal
@@ -39,6 +43,7 @@ YOUNG_NS = 600 * 10**9
 SPOOLED_NS = 86_400 * 10**9
 """No commit is asked for any more after so long; if it is, it is refused and made anew."""
 _TEMPORARY = ".tmp"
+_CHUNK = 1 << 20
 
 
 def post(spool: str, proposal: Proposal) -> tuple[bytes, str]:
@@ -64,6 +69,46 @@ def post(spool: str, proposal: Proposal) -> tuple[bytes, str]:
     return commits.encode_parcel(proposal, name, len(request)), name
 
 
+def take_in(spool: str, fd: int, is_needed: Callable[[str], bool]) -> str:
+    """Copy what *fd* holds into *spool*; return its name, having kept it if *is_needed* of that.
+
+    Raises:
+        OSError: *fd* cannot be read.
+        Unavailable: the spool cannot be written (``spool``).
+    """
+    temporary = f"{spool}/{os.getpid()}-{os.urandom(8).hex()}{_TEMPORARY}"
+    with _writing(spool):
+        os.makedirs(spool, mode=0o700, exist_ok=True)
+        writing = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    try:
+        try:
+            digest = hashlib.sha3_256()
+            while chunk := os.read(fd, _CHUNK):
+                digest.update(chunk)
+                with _writing(spool):
+                    write_all(writing, chunk)
+        finally:
+            os.close(writing)
+        name = digest.hexdigest()
+        if is_needed(name):
+            with _writing(spool):
+                os.rename(temporary, f"{spool}/{name}")
+            return name
+    except BaseException:
+        discard(spool, os.path.basename(temporary))
+        raise
+    discard(spool, os.path.basename(temporary))
+    return name
+
+
+@contextmanager
+def _writing(spool: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise Unavailable(f"{spool} cannot be written: {error}", reason="spool") from None
+
+
 def opened(spool: str, parcel: commits.Parcel) -> Proposal:
     """Return the proposal of which a message said *parcel*.
 
@@ -86,7 +131,7 @@ def post_answer(spool: str, answer: Landed | tuple[Conflict, ...] | HubError) ->
     """Return the message that tells *answer*; a long one is a parcel, for the asker to remove.
 
     Raises:
-        OSError: it cannot be written.
+        Unavailable: it cannot be written (``spool``).
     """
     told = commits.encode_answer(answer)
     if len(told) <= commits.MESSAGE_BYTES:
@@ -121,7 +166,7 @@ def content(spool: str, name: str) -> bytes | None:
 
 
 def discard(spool: str, name: str) -> None:
-    """Remove the parcel *name*, "" for none; what cannot be removed is swept some day."""
+    """Remove the file *name*, "" for none; what cannot be removed is swept some day."""
     if name:
         try:
             remove(f"{spool}/{name}")
@@ -182,11 +227,9 @@ def _put(spool: str, parcel: bytes) -> str:
             return name
     except OSError:
         pass
-    try:
+    with _writing(spool):
         os.makedirs(spool, mode=0o700, exist_ok=True)
         write_file(path, parcel, durable=False)
-    except OSError as error:
-        raise Unavailable(f"{spool} cannot be written: {error}", reason="spool") from None
     return name
 
 

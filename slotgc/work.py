@@ -117,7 +117,10 @@ class Walk:
         self._rows = dict(files)
 
     def missing(self) -> Iterator[bytes]:
-        """Yield the base's files that were not met where everything was seen."""
+        """Yield the base's files that were not met where everything was seen.
+
+        One that somebody was just replacing may be among them, and be there again.
+        """
         for path in self._rows:
             if not path.startswith(tuple(self._unseen)):
                 yield path
@@ -134,27 +137,37 @@ class Walk:
                     met = list(listing)
                 if not cached and below:
                     cached = _is_cache(where, below, met)
-                for entry in met:
-                    path = below + entry.name
-                    if entry.is_dir(follow_symlinks=False):
-                        if path == treepath.GIT:
-                            continue
-                        if entry.stat(follow_symlinks=False).st_dev != device:
-                            self._doubt(path + b"/", "is another file system")
-                            continue
-                        pending.append((path + b"/", cached))
-                        continue
-                    if not below and path in treepath.BOOKKEEPING:
-                        continue
-                    row = self._rows.pop(path, None)
-                    status = entry.stat(follow_symlinks=False)
-                    yield path, status, row, cached and row is None
+            except (FileNotFoundError, NotADirectoryError):
+                continue  # it was there when the directory above it was read
             except OSError as error:
                 self._doubt(below, f"cannot be read: {error.strerror}")
+                continue
+            for entry in met:
+                path = below + entry.name
+                try:
+                    is_directory = entry.is_dir(follow_symlinks=False)
+                    status = entry.stat(follow_symlinks=False)
+                except FileNotFoundError:
+                    continue  # so was this
+                except OSError as error:
+                    self._doubt(path, f"cannot be looked at: {error.strerror}")
+                    continue
+                if is_directory:
+                    if path == treepath.GIT:
+                        continue
+                    if status.st_dev != device:
+                        self._doubt(path + b"/", "is another file system")
+                        continue
+                    pending.append((path + b"/", cached))
+                    continue
+                if not below and path in treepath.BOOKKEEPING:
+                    continue
+                row = self._rows.pop(path, None)
+                yield path, status, row, cached and row is None
 
     def _doubt(self, below: bytes, why: str) -> None:
         self._unseen.append(below)
-        self.doubts.append(f"{treepath.show(below[:-1]) or 'the worktree'} {why}")
+        self.doubts.append(f"{treepath.show(below.rstrip(b'/')) or 'the worktree'} {why}")
 
 
 def _is_cache(where: bytes, below: bytes, met: list[os.DirEntry[bytes]]) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, LeaseLost, Refused, Unavailable
+from foundation.errors import HubError, LeaseLost, Unavailable
 from foundation.failpoint import hit
 from hub import commits, spool
 
@@ -89,10 +89,11 @@ class Committer:
             if untold is not None and error.reason == NOTHING:
                 return untold  # whoever was told that nobody knows asks again
             raise
+        request, parcel = self._posted(proposal)
         self.pending = proposal
         if len(proposal.changes) >= MANY:
             announce(len(proposal.changes))
-        return await self._land(deadline_s)
+        return await self._land(request, parcel, deadline_s + len(proposal.changes) * A_PATH_S)
 
     def recall(self) -> None:
         """Learn what became of the commit that the leaf before us had asked for, if there is one.
@@ -118,7 +119,7 @@ class Committer:
         if self.pending is None:
             return
         try:
-            self.untold = await self._land(deadline_s)
+            self.untold = await self._land(*self._posted(self.pending), deadline_s)
         except Unavailable as error:
             raise Unavailable(
                 f"about the commit before this: {error}", reason=error.reason
@@ -128,36 +129,42 @@ class Committer:
         except HubError:
             pass  # it was refused: what it was made of is still there to be committed
 
-    async def _land(self, deadline_s: float) -> tuple[Landed, int]:
-        assert self.pending is not None
-        deadline_s += len(self.pending.changes) * A_PATH_S
-        parcel = ""
+    async def _land(self, message: bytes, parcel: str, deadline_s: float) -> tuple[Landed, int]:
+        """Return what the pending commit, which *message* asks for, has become."""
         try:
             while True:
-                former = parcel
-                message, parcel = self._posted()
-                if former != parcel:
-                    spool.discard(self._spool, former)  # that of an epoch that is over
                 landed = await self._ask(message, deadline_s)
                 if landed is not None:
-                    break
+                    return landed
+                assert self.pending is not None
+                former = parcel
+                message, parcel = self._posted(self.pending)
+                if former != parcel:
+                    spool.discard(self._spool, former)  # that of an epoch that is over
         finally:
             if self.pending is None:
                 spool.discard(self._spool, parcel)
-        return landed
 
-    def _posted(self) -> tuple[bytes, str]:
-        """Return the message that asks for the pending commit, and its parcel in the spool."""
-        proposal = self.pending
-        assert proposal is not None
+    def _posted(self, proposal: Proposal) -> tuple[bytes, str]:
+        """Return the message that asks for *proposal*, and its parcel in the spool.
+
+        Raises:
+            HubError: it cannot be asked for; what it has spooled is gone.
+        """
         try:
             message, parcel = spool.post(self._spool, proposal)
-        except Refused:
-            self.pending = None
+        except HubError:
+            if self.pending is None:
+                self._take_back(proposal)
             raise
         if parcel:
             hit("commit.spooled")
         return message, parcel
+
+    def _take_back(self, proposal: Proposal) -> None:
+        """Remove what a refused commit has spooled; who has spooled the same has to try again."""
+        for name in proposal.spooled:
+            spool.discard(self._spool, name)
 
     async def _ask(self, message: bytes, deadline_s: float) -> tuple[Landed, int] | None:
         """Return what has landed, None: it is to be asked for once more."""
@@ -192,6 +199,7 @@ class Committer:
             return None
         except HubError:
             self.pending = None
+            self._take_back(proposal)
             raise
         self.pending = None
         hit("commit.answered")

@@ -6,13 +6,12 @@ has already travels not at all.
 
 from __future__ import annotations
 
-import hashlib
 import os
 import stat
 import time
 
-from foundation.atomic import write_all
 from foundation.errors import Refused, Unavailable
+from hub import spool
 from hub.commits import INLINE_BYTES, LARGEST_BYTES, Change
 from hub.wording import size as size_words
 from slotgc import artifact, base, treepath
@@ -27,7 +26,6 @@ if TYPE_CHECKING:
 _TRIES = 5
 _AGAIN_S = 0.01
 _CHUNK = 1 << 20
-_LONGEST_HELD = INLINE_BYTES
 _UNASKED_BYTES = 16 * 1024
 """So much travels in any case: to ask whether trunk has it would cost more."""
 
@@ -36,7 +34,7 @@ class Reader:
     """One reading of the changes of a worktree."""
 
     def __init__(
-        self, worktree: str, known: Base, spool: str, has: Callable[[str], bool] | None
+        self, worktree: str, known: Base, spool_directory: str, has: Callable[[str], bool] | None
     ) -> None:
         """Read below *worktree*; *has* tells whether trunk has a content.
 
@@ -44,7 +42,7 @@ class Reader:
         """
         self._top = os.fsencode(worktree)
         self._known = known
-        self._spool = spool
+        self._spool = spool_directory
         self._has = has
         self._room = INLINE_BYTES
         self.contents: dict[str, bytes] = {}
@@ -60,7 +58,8 @@ class Reader:
 
         Raises:
             Refused: a file is too large, or cannot be read (``too-large``, ``unreadable``).
-            Unavailable: somebody writes to one all the time (``being-written``).
+            Unavailable: somebody writes to one all the time (``being-written``), or nobody can
+                write to the spool (``spool``).
         """
         found = [self._gone(path) for path in sight.missing]
         for path in (*sight.known, *sight.new):
@@ -146,7 +145,14 @@ class Reader:
             name = artifact.of_bytes(content)
             self._keep(name, content, was)
             return name
-        return self._spool_file(fd, was)
+
+        def is_needed(name: str) -> bool:
+            needed = self._needs(name, was)
+            if needed:
+                self.spooled[name] = None
+            return needed
+
+        return spool.take_in(self._spool, fd, is_needed)
 
     def _keep(self, name: str, content: bytes, was: Row | None) -> None:
         sent = INLINE_BYTES - self._room
@@ -162,33 +168,6 @@ class Reader:
             and name not in self.spooled
             and not (ask and self._has(name))
         )
-
-    def _spool_file(self, fd: int, was: Row | None) -> str:
-        """Copy what *fd* holds into the spool, under its name, unless trunk has it."""
-        temporary = f"{self._spool}/{os.getpid()}-{os.urandom(8).hex()}.tmp"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW
-        writing = os.open(temporary, flags, 0o600)
-        try:
-            try:
-                digest = hashlib.sha3_256()
-                while chunk := os.read(fd, _CHUNK):
-                    digest.update(chunk)
-                    write_all(writing, chunk)
-            finally:
-                os.close(writing)
-            name = digest.hexdigest()
-            if self._needs(name, was):
-                os.rename(temporary, f"{self._spool}/{name}")
-                self.spooled[name] = None
-            else:
-                os.unlink(temporary)
-        except BaseException:
-            try:
-                os.unlink(temporary)
-            except FileNotFoundError:
-                pass
-            raise
-        return name
 
 
 def _all_of(fd: int, size: int) -> bytes:

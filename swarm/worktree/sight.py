@@ -61,13 +61,40 @@ def everywhere(worktree: str, known: Base, rules: Rules) -> Sight:
                 _take_known(sight, known, path, status)
             elif not cached:
                 sight.new[path] = status
+        missing = list(walk.missing())
+        if missing:
+            _look_again(sight, worktree, known, missing)
     except OSError as error:
         raise HubError(f"{worktree} cannot be looked at: {error}", reason="worktree") from None
-    sight.missing += walk.missing()
     for words in walk.doubts:
         sight.skipped.append(Skipped(path=b"", reason=words))
     _leave_out(sight, rules)
     return sight
+
+
+def _look_again(sight: Sight, worktree: str, known: Base, paths: Iterable[bytes]) -> None:
+    """Look at *paths* of the base one by one, which were not met: gone is what is gone now too."""
+    tree = os.open(worktree, INTO)
+    try:
+        for path in paths:
+            try:
+                parent, last = enter(tree, path)
+                try:
+                    status = os.lstat(last, dir_fd=parent)
+                finally:
+                    os.close(parent)
+            except (FileNotFoundError, NotADirectoryError, BlockedError):
+                sight.missing.append(path)
+                continue
+            except OSError as error:
+                sight.skip(path, f"cannot be looked at: {error.strerror}")
+                continue
+            if stat.S_ISDIR(status.st_mode):
+                sight.missing.append(path)
+            else:
+                _take_known(sight, known, path, status)
+    finally:
+        os.close(tree)
 
 
 def at(

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import traceback
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
-from foundation.errors import Refused
+from foundation.errors import Refused, Unavailable
 from foundation.failpoint import VARIABLE
 from foundation.workspace import Workspace
-from hub.commits import Landed
+from hub.commits import INLINE_BYTES, Landed
 from hub.repository import Repository
 from slotgc import base
 from swarm.worktree import Worktree
@@ -215,16 +217,87 @@ def test_what_git_s_own_lock_kept_from_git_is_brought_later(bench: Bench) -> Non
     assert_clean(bench, but=STORED)
 
 
+class Changing:
+    """A worktree that changes while it is listed: as soon as its top was read."""
+
+    def __init__(self, top: Path, change: Callable[[], object]) -> None:
+        self._top = os.fsencode(top) + b"/"
+        self._change = change
+        self._scandir = os.scandir
+
+    @contextmanager
+    def scandir(self, path: bytes) -> Iterator[Iterator[os.DirEntry[bytes]]]:
+        with self._scandir(path) as listing:
+            met = list(listing)
+        if path == self._top:
+            self._change()
+        yield iter(met)
+
+
+def test_what_comes_and_goes_during_a_look_hides_nothing_else(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.tree.changes() == ()
+    mine = {b"mine/%d" % number: Node(b"%d\n" % number) for number in range(9)}
+    edit(bench.wt, {**mine, b"aaa": Node(b""), b"passing/x": Node(b"")})
+
+    def pass_by() -> None:
+        (bench.wt / "aaa").unlink()
+        shutil.rmtree(bench.wt / "passing")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("slotgc.work.os.scandir", Changing(bench.wt, pass_by).scandir)
+        proposal = bench.propose()
+    assert {one.path for one in proposal.changes} == mine.keys()
+    assert bench.tree.skipped == ()
+
+
+def test_a_file_that_is_replaced_during_a_look_is_not_deleted(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert bench.tree.changes() == ()
+    readme = bench.wt / "README"
+    readme.rename(bench.root / "aside")
+
+    def come_back() -> None:
+        (bench.root / "aside").rename(readme)
+
+    edit(bench.wt, {b"mine": Node(b"1\n")})
+    with monkeypatch.context() as patched:
+        patched.setattr("slotgc.work.os.scandir", Changing(bench.wt, come_back).scandir)
+        proposal = bench.propose()
+    assert [one.path for one in proposal.changes] == [b"mine"]
+
+
+@pytest.mark.parametrize("path", [b"README", b"new"])
+def test_without_a_spool_a_large_file_is_neither_left_out_nor_deleted(
+    bench: Bench, path: bytes
+) -> None:
+    assert bench.tree.changes() == ()
+    spool = Path(bench.workspace.spool)
+    shutil.rmtree(spool, ignore_errors=True)
+    edit(bench.wt, {path: Node(os.urandom(INLINE_BYTES + 1))})
+    spool.touch()
+    with pytest.raises(Unavailable) as caught:
+        bench.propose()
+    assert caught.value.reason == "spool"
+    spool.unlink()
+    proposal = bench.propose()
+    assert [(one.path, one.kind) for one in proposal.changes] == [(path, "file")]
+    assert os.listdir(spool) == list(proposal.spooled) == [proposal.changes[0].hash]
+
+
 def test_a_commit_that_cannot_be_written_down_has_landed_all_the_same(
     bench: Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert bench.tree.changes() == ()
 
-    def full(_fd: int, _line: bytes) -> None:
+    def full(*_what: object, **_how: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
         patched.setattr("swarm.worktree.ledger.write_all", full)
+        patched.setattr("slotgc.base.atomic.write_file", full)
         edit(bench.wt, {b"README": Node(b"mine\n")})
         bench.commit()
         assert "No space left" in bench.tree.trouble

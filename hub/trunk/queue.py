@@ -134,6 +134,8 @@ class Queue:
     def _drain(self, batch: list[Asked], most: int) -> None:
         size = sum(asked.size for asked in batch)
         while self._waiting and len(batch) < most and size < BATCH_BYTES:
+            if batch and self._waiting[0].failures:
+                break  # that one is tried by itself
             asked = self._waiting.popleft()
             size += asked.size
             batch.append(asked)

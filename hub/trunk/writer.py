@@ -180,7 +180,8 @@ class Writer:
             try:
                 self._answer(self._land(head, self._batch))
             except NotStoredError as error:
-                self._put_back(str(error))
+                hopeless = self._put_back(str(error))
+                self._reports.answered([(asked, _not_stored(error)) for asked in hopeless])
             head.repository.forget()
             self._took_s = time.monotonic() - began_s
         else:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, LeaseLost, Unavailable
+from foundation.errors import HubError, LeaseLost, Refused, Unavailable
 from foundation.failpoint import hit
 from hub import commits, spool
 
@@ -86,9 +86,16 @@ class Committer:
                 message, paths, id=commits.new_id(), epoch=self._link.epoch
             )
         except HubError as error:
-            if untold is not None and error.reason == NOTHING:
+            if untold is None or error.reason != NOTHING:
+                raise
+            landed = untold[0]
+            if landed.message.split() == message.split():
                 return untold  # whoever was told that nobody knows asks again
-            raise
+            raise Refused(
+                f"{error}; the commit before this, {landed.message.splitlines()[0]:.50}, has "
+                f"landed as {landed.checkin[:10]}",
+                reason=NOTHING,
+            ) from None
         request, parcel = self._posted(proposal)
         self.pending = proposal
         if len(proposal.changes) >= MANY:

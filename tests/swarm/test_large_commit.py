@@ -60,7 +60,7 @@ def test_a_leaf_killed_on_the_way_of_very_many_files_loses_and_doubles_none(
     lone_hub.stop()
     lone_hub.start()
     again = swarm.join(lone_hub.root, "alpha")
-    landed = again.commit("once more")
+    landed = again.commit("very many")
     assert landed.new
     assert again.changes() == ()
     with Repository(lone_hub.workspace.repository) as repository:

@@ -319,7 +319,8 @@ def test_a_commit_whose_leaf_was_killed_before_it_knew_is_answered_by_the_next(
     lone_hub.start()
     again = swarm.join(lone_hub.root, "alpha")
     with Repository(lone_hub.workspace.repository) as trunk:
-        assert again.commit("one").checkin == trunk.tip().hash
+        tip = trunk.tip().hash
+        assert again.commit("one").checkin == tip
         assert len(trunk.line()) == 2
     assert (
         subprocess.run(

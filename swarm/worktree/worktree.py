@@ -84,6 +84,7 @@ class Worktree:
         self._ledger = ledger
         self._rules = Rules(self.directory)
         self._upkeep = Upkeep(workspace, slot, self._slot_directory, repository, ledger)
+        self._place = _place(self.directory)
         self._asked: Asked | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the latest look at the worktree left out, and why."""
@@ -232,8 +233,9 @@ class Worktree:
                 markers of an update (``unresolved``), or cannot be on trunk, or
                 cannot be read (see :mod:`swarm.worktree.sight`, :mod:`swarm.worktree.reading`).
             Unavailable: a file is being written all the time (``being-written``).
-            HubError: the worktree cannot be looked at.
+            HubError: the worktree cannot be looked at, or is another directory by now.
         """
+        self._require_the_same()
         self._upkeep.look()
         reader = Reader(self.directory, self.base, self._workspace.spool, self._repository.has)
         seen_ns = time.time_ns()
@@ -428,6 +430,15 @@ class Worktree:
             conflicted=tuple(plan.conflicted),
         )
 
+    def _require_the_same(self) -> None:
+        """Refuse to take what stands in the place of the worktree for it."""
+        if _place(self.directory) != self._place:
+            raise HubError(
+                f"{self.directory} is not the directory that was joined: move that back; if it is "
+                "gone, `bones swarm close --result fail`, then join again",
+                reason="worktree",
+            )
+
     def _refuse_markers(self, paths: Iterable[bytes]) -> None:
         """Refuse those of *paths* that an update has marked and nobody has resolved."""
         marked = self.base.marked
@@ -523,6 +534,15 @@ class Worktree:
             assert entry is not None
             content = self._repository.content(entry.hash)
         return placer.write(one.path, one.kind, content, one.judged)
+
+
+def _place(directory: str) -> tuple[int, int] | None:
+    """Return which directory that is, None if there is none."""
+    try:
+        status = os.lstat(directory)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 def _tidy(directory: str) -> None:

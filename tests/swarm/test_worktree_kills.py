@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foundation.errors import Refused, Unavailable
+from foundation.errors import HubError, Refused, Unavailable
 from foundation.failpoint import VARIABLE
 from foundation.workspace import Workspace
 from hub.commits import INLINE_BYTES, Landed
@@ -267,6 +267,21 @@ def test_a_file_that_is_replaced_during_a_look_is_not_deleted(
         patched.setattr("slotgc.work.os.scandir", Changing(bench.wt, come_back).scandir)
         proposal = bench.propose()
     assert [one.path for one in proposal.changes] == [b"mine"]
+
+
+@pytest.mark.parametrize("instead", [Path.mkdir, lambda _path: None])
+def test_what_stands_in_the_place_of_the_worktree_is_not_taken_for_it(
+    bench: Bench, instead: Callable[[Path], object]
+) -> None:
+    assert bench.tree.changes() == ()
+    bench.wt.rename(bench.root / "aside")
+    instead(bench.wt)
+    with pytest.raises(HubError, match="not the directory that was joined"):
+        bench.propose()
+    if bench.wt.exists():
+        bench.wt.rmdir()
+    (bench.root / "aside").rename(bench.wt)
+    assert bench.tree.changes() == ()
 
 
 @pytest.mark.parametrize("path", [b"README", b"new"])

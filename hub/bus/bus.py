@@ -58,6 +58,18 @@ class Bus:
         """The id of the server that we are connected to, "" while we are not."""
         return self._connection.client.server_id if self._connection.is_up else ""
 
+    async def until_connected(self) -> None:
+        """Return while there is a connection.
+
+        Raises:
+            Unavailable: there will not be one any more (``bus-closed``).
+        """
+        await self._connection.until_connected()
+
+    async def until_lost(self) -> None:
+        """Return while there is no connection, or when there will not be one any more."""
+        await self._connection.until_lost()
+
     async def open(self) -> None:
         """Log in for the first time.
 

@@ -71,6 +71,8 @@ class Connection:
         self._opened = False
         self._connected = asyncio.Event()
         """Set while there is a connection, and when there will not be one any more."""
+        self._lost = asyncio.Event()
+        """Set while a connection that was made is away, and when there will not be one any more."""
         self._losses = 0
         self._flushes: set[asyncio.Task[None]] = set()
 
@@ -133,6 +135,7 @@ class Connection:
         self.client.over = True
         self.closed.set()
         self._connected.set()  # whoever waits for that sees that we are closed
+        self._lost.set()
         for watcher in self.watchers:
             watcher.was_closed(self._closed_error())
         if self.client.has_begun:
@@ -146,11 +149,14 @@ class Connection:
 
     async def _on_connected(self) -> None:
         self._connected.set()
+        if not self.closed.is_set():
+            self._lost.clear()
         for watcher in self.watchers:
             watcher.came_back()
 
     async def _on_lost(self) -> None:
         self._losses += 1
+        self._lost.set()
         if not self.closed.is_set():
             self._connected.clear()
         for flush in self._flushes:
@@ -212,6 +218,10 @@ class Connection:
             if self._connected.is_set():  # it is lost, and nats-py is about to say so
                 await asyncio.sleep(RECONNECT_WAIT_S)
             await self._connected.wait()
+
+    async def until_lost(self) -> None:
+        """Return while there is no connection; also when it is closed."""
+        await self._lost.wait()
 
     async def round_trip(self) -> bool:
         """Return once the server has read all that was sent; False: the connection was lost."""

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
 
     from foundation.workspace import Workspace
-    from hub.bus import Ack, Bus, Feed
+    from hub.bus import Ack, Bus
 
 REGISTER = "slots.request.register"
 LEAVE = "slots.request.leave"
@@ -35,7 +35,6 @@ _VERSION = 1
 _RETRY_FROM_S, _RETRY_TO_S = 0.1, 2.0
 _MOVED_EVERY_S = 2.0
 """How often a leaf without a connection looks whether the hub has come back elsewhere."""
-_LONG_S = 86_400.0
 _CLOSED_S = 0.01
 
 Result = TypeVar("Result")
@@ -249,18 +248,17 @@ class Link:
     async def _serve(self, bus: Bus) -> None:
         """Note *bus* coming and going until it will not come back, or the hub is elsewhere."""
         await bus.subscribe(commits.STARTED, lambda *_message: bus.resend())
-        feed = await bus.feed()
         while True:
             self._bus = bus
             self._has_bus.set()
             self._note("")
             bus.resend()
-            await _until_lost(feed)
+            await bus.until_lost()
             self._note("the connection to the bus was lost")
             while True:
                 try:
                     async with asyncio.timeout(_MOVED_EVERY_S):
-                        feed = await bus.feed()  # once it is connected again
+                        await bus.until_connected()
                     break
                 except TimeoutError:
                     if self._moved(bus):
@@ -308,15 +306,6 @@ class Link:
             pass
         else:
             await asyncio.sleep(_RETRY_FROM_S)
-
-
-async def _until_lost(feed: Feed) -> None:
-    while True:
-        try:
-            if await feed.next(_LONG_S) is None:
-                return
-        except TimeoutError:
-            continue
 
 
 def _checked(what: str, answer: bytes) -> dict[str, Any]:

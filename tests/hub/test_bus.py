@@ -613,6 +613,28 @@ async def test_a_request_made_while_the_server_is_away_is_answered_when_it_is_ba
 
 
 @pytest.mark.faults
+async def test_a_connection_that_comes_and_goes_can_be_waited_for(server: Server) -> None:
+    async with asyncio.timeout(30), await connect(server.workspace, "hub") as bus:
+        for _ in range(2):
+            await bus.until_connected()
+            lost = asyncio.ensure_future(bus.until_lost())
+            await bus.request("$JS.API.INFO")
+            assert not lost.done()
+            server.kill()
+            await lost
+            back = asyncio.ensure_future(bus.until_connected())
+            await bus.until_lost()
+            assert not back.done()
+            await asyncio.to_thread(server.start)
+            await back
+        await bus.close()
+        await bus.until_lost()
+        with pytest.raises(Unavailable) as closed:
+            await bus.until_connected()
+        assert closed.value.reason == "bus-closed"
+
+
+@pytest.mark.faults
 async def test_whoever_listens_where_nothing_comes_back_is_told_in_time(server: Server) -> None:
     """The server is back on another port: this connection never will be."""
     async with await connect(server.workspace, "hub") as bus:

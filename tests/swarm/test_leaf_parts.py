@@ -5,21 +5,27 @@ from __future__ import annotations
 import asyncio
 import os
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foundation import codec
 from foundation.errors import HubError, Unavailable
 from foundation.workspace import Workspace
+from hub.bus import connect
+from hub.trunk.accounts import SUBJECTS, Accounts
 from swarm.leaf import joining
 from swarm.leaf.agent import LINE_BYTES, MESSAGE_BYTES, Agent
 from swarm.leaf.announcing import KEPT, Announcer
 from swarm.leaf.life import NEXT, SERVING
 from swarm.leaf.link import Link
+from tests.hub.bus_server import Server
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
+    from hub.bus import Bus
     from swarm.leaf.life import LifeEvent
 
 ANY_TIME: tuple[LifeEvent, ...] = ("hub-lost", "hub-back", "lost", "end")
@@ -60,6 +66,62 @@ def test_without_a_hub_a_request_says_how_to_have_one(tmp_path: Path) -> None:
 
     with pytest.raises(HubError, match="`bones up`"):
         asyncio.run(ask())
+
+
+@pytest.mark.real
+@pytest.mark.faults
+def test_an_outage_of_the_bus_leaves_nothing_behind_in_a_leaf(tmp_path: Path) -> None:
+    async def subscriptions(sys: Bus) -> list[str]:
+        subject = f"$SYS.REQ.SERVER.{sys.server_id}.CONNZ"
+        answer = await sys.request(subject, b'{"subscriptions": true}')
+        connections = codec.loads_object(answer.data)["data"]["connections"]
+        return [one for each in connections if each["name"] == "alpha" for one in _listed(each)]
+
+    async def echo(_subject: str, payload: bytes, _headers: Mapping[str, str]) -> bytes:
+        return payload
+
+    async def outlive(server: Server) -> tuple[list[str], list[str]]:
+        workspace = server.workspace
+        turned = asyncio.Event()
+        link = Link(workspace, "alpha", on_change=lambda _away: turned.set(), on_superseded=print)
+
+        async def until(*, away: bool) -> None:
+            while bool(link.away) is not away:
+                turned.clear()
+                await turned.wait()
+
+        async with (
+            asyncio.timeout(60),
+            await connect(workspace, "hub") as trunk,
+            await connect(workspace, "sys") as sys,
+        ):
+            accounts = Accounts(workspace, sys)
+            await trunk.serve(SUBJECTS, accounts.answer)
+            await trunk.serve("trunk.request.>", echo)
+            await link.register(1, 10)
+            await link.begin(10)
+            before = await subscriptions(sys)
+            for _ in range(3):
+                server.kill()
+                await until(away=True)
+                await asyncio.to_thread(server.restart)
+                await until(away=False)
+            # What is answered came after whatever it has subscribed to.
+            assert await link.request("trunk.request.x.alpha", b"!", within_s=20) == b"!"
+            await sys.until_connected()
+            after = await subscriptions(sys)
+            await link.end()
+            await accounts.close()
+        return before, after
+
+    with Server(tmp_path) as server:
+        before, after = asyncio.run(outlive(server))
+    assert after == before
+    assert "trunk.started" in after
+
+
+def _listed(connection: dict[str, Any]) -> list[str]:
+    return sorted(connection["subscriptions_list"])
 
 
 def test_no_slot_is_made_on_a_disk_that_is_all_but_full(

@@ -113,8 +113,8 @@ class Accounts:
             Refused: *slot* is no name; *public* no key (``slot-key``), or another's; *epoch* none
                 that the lease has reached (``slot-epoch``).
             Unavailable: it could not be recorded (``accounts-io``), the server did not take it
-                (``accounts-reload``), or a commit of an earlier leaf is still on its way
-                (``commits-in-flight``): ask again.
+                (``accounts-reload``), a bug kept it from that (``bug``), or a commit of an
+                earlier leaf is still on its way (``commits-in-flight``): ask again.
         """
         slotname.check(slot)
         self._check_key(slot, public)
@@ -232,6 +232,11 @@ class Accounts:
             failure = Unavailable(
                 f"the slots of the bus cannot be recorded: {error}", reason="accounts-io"
             )
+        except Exception as error:  # noqa: BLE001 - told, and the next call tries again
+            asyncio.get_running_loop().call_exception_handler(
+                {"message": "recording the slots met a bug", "exception": error}
+            )
+            failure = Unavailable(f"trunk met a bug recording slots: {error!r}", reason="bug")
         finally:
             self._work = None
             for waiting in self._waiting:

@@ -19,6 +19,7 @@ import asyncio
 import base64
 import hashlib
 import os
+import sqlite3
 import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -27,7 +28,7 @@ from foundation import codec
 from foundation.clock import utc_now
 from foundation.errors import HubError, Unavailable
 from hub.bus import WRONG_LAST_SEQUENCE, StreamRefused
-from hub.repository import Repository
+from hub.repository import Repository, explain
 from hub.trunk.head import Arrival, arrival_of
 from hub.trunk.ledger import Ledger
 from hub.trunk.streams import EVENTS
@@ -289,5 +290,8 @@ def _rows_after(path: str, last: Last) -> list[CheckinRow]:
 
 
 def _arrivals(path: str, rows: Sequence[CheckinRow]) -> list[Arrival]:
-    with Ledger(path) as ledger:
-        return [arrival_of(row, ledger.paths(row.hash)) for row in rows]
+    try:
+        with Ledger(path) as ledger:
+            return [arrival_of(row, ledger.paths(row.hash)) for row in rows]
+    except sqlite3.Error as error:
+        raise explain(error, path) from None

@@ -192,13 +192,13 @@ class Trunk:
             await accounts.close()
 
     async def _keep(self, what: str, part: Callable[[], Coroutine[Any, Any, None]]) -> NoReturn:
-        """Have *part* done, again and again: the other parts go on without it."""
+        """Have *part* done, again and again: the other parts go on without it, bugs included."""
         wait_s = RETRY_S
         while True:
             began_s = self._loop.time()
             try:
                 await part()
-            except (HubError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - one part's bug is not the others' business
                 self._complain(what, error)
                 if self._writing:
                     self._say_ready()
@@ -264,13 +264,18 @@ class Trunk:
             os._exit(0)
         self._woken.set()
 
-    def _complain(self, what: str, error: HubError | OSError) -> None:
+    def _complain(self, what: str, error: Exception) -> None:
         """Log *error*, which stopped *what*, once while it lasts."""
-        if str(error) != self._failing.get(what):
-            self._failing[what] = str(error)
+        if str(error) == self._failing.get(what):
+            return
+        self._failing[what] = str(error)
+        if isinstance(error, HubError | OSError):
             reason = error.reason if isinstance(error, HubError) else "os"
             level: Level = "error" if isinstance(error, Refused | OSError) else "warning"
             log(level, f"{what}-failed", reason=reason, error=str(error))
+        else:
+            trace = "".join(traceback.format_exception(error))
+            log("error", "bug", message=f"{what} met a bug", trace=trace)
 
 
 def _report_bug(_loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:

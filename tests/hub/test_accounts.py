@@ -414,6 +414,27 @@ async def test_a_registry_that_cannot_be_written_lets_nobody_in(server: Server) 
 
 
 @real
+async def test_a_bug_in_recording_a_slot_is_told_and_the_next_call_tries_again(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_arguments: object) -> None:
+        raise ZeroDivisionError("of the accounts")
+
+    bugs: list[object] = []
+    asyncio.get_running_loop().set_exception_handler(
+        lambda _loop, context: bugs.append(context["exception"])
+    )
+    async with accounts_of(server.workspace) as accounts:
+        with monkeypatch.context() as patched:
+            patched.setattr(nats, "write_accounts", fail)
+            with pytest.raises(Unavailable, match="of the accounts") as failed:
+                await accounts.register("a", 1, A_KEY)
+        assert failed.value.reason == "bug"
+        assert [type(bug) for bug in bugs] == [ZeroDivisionError]
+        await accounts.register("a", 1, A_KEY)
+
+
+@real
 @pytest.mark.faults
 @pytest.mark.slow
 async def test_a_server_killed_while_slots_register_forgets_none_of_them(server: Server) -> None:

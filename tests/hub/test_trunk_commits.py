@@ -6,20 +6,24 @@ import asyncio
 import base64
 import itertools
 import os
+import shutil
+import sqlite3
 import threading
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 import pytest
 
 from foundation import codec
-from foundation.errors import HubError, LeaseLost, Refused
+from foundation.errors import Corrupt, HubError, LeaseLost, Refused
 from hub.bus import Bus, StreamRefused, connect
 from hub.commits import STARTED, SUBJECT, Conflicted, decode_answer, encode
 from hub.creds import new_key
 from hub.repository import Repository
-from hub.trunk import accounts, checkins
-from tests.hub.bus_server import Server, Trunk
+from hub.trunk import accounts, checkins, service
+from hub.trunk.streams import CONFIGS, ensure
+from tests.hub.bus_server import Server, Trunk, make_workspace
 from tests.hub.committing import FossilServer, assert_sound, files, propose
 from tests.hub.test_writer import Checkout
 from tests.support import eventually
@@ -368,8 +372,6 @@ def test_everything_killed_in_turn_and_stock_among_it_loses_and_doubles_nothing(
 
 @pytest.mark.faults
 def test_commits_land_although_the_stream_of_events_is_broken(seeded: Path) -> None:
-    from hub.trunk.streams import CONFIGS  # noqa: PLC0415
-
     async def break_stream() -> None:
         async with await connect(made.workspace, "hub") as bus:
             await bus.call("STREAM.CREATE.EVENTS", {**CONFIGS["EVENTS"], "storage": "memory"})
@@ -382,6 +384,48 @@ def test_commits_land_although_the_stream_of_events_is_broken(seeded: Path) -> N
             told = commit(made.workspace, *(propose({f"f{n}": b"1"}) for n in range(3)))
             assert trunk.complaints()[0]["reason"] == "stream-config"
     assert_sound(made.workspace, told)
+
+
+@pytest.mark.faults
+async def test_a_repository_that_cannot_be_read_for_the_events_is_an_error_of_ours(
+    server: Server, seeded: Path, tmp_path: Path
+) -> None:
+    """Trunk tries again after one of ours, and leaves the commits' connection alone."""
+    path = tmp_path / "damaged.fossil"
+    shutil.copy(seeded / ".orchestrator/hub.fossil", path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("DROP TABLE mlink")
+    async with asyncio.timeout(20), await connect(server.workspace, "hub") as bus:
+        await ensure(bus, CONFIGS["EVENTS"])
+        announcing = checkins.Checkins(str(path), asyncio.get_running_loop())
+        announcing.opened()
+        with pytest.raises(Corrupt, match="mlink"):
+            await announcing.serve(bus)
+
+
+async def test_a_bug_of_one_part_of_trunk_is_told_once_and_ends_no_part(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    turns = 0
+    fine = asyncio.Event()
+
+    async def part() -> None:
+        nonlocal turns
+        turns += 1
+        if turns < 3:
+            raise ZeroDivisionError("of the part")
+        fine.set()
+
+    keeping = asyncio.ensure_future(service.Trunk(make_workspace(tmp_path))._keep("checkins", part))
+    async with asyncio.timeout(10):
+        await fine.wait()
+    assert not keeping.done()
+    keeping.cancel()
+    await asyncio.wait({keeping})
+    (told,) = [codec.loads_object(line) for line in capfd.readouterr().err.splitlines()]
+    assert told["event"] == "bug"
+    assert told["message"].startswith("checkins")
+    assert "ZeroDivisionError: of the part" in told["trace"]
 
 
 @pytest.mark.faults

@@ -23,11 +23,13 @@ from foundation.lock import try_lock
 from foundation.record import Record
 from foundation.workspace import SLOTS, STATE, Workspace
 from hub.status import status_of
+from hub.wording import several
 from slotgc import pruning
 from slotgc.hold import refuse_foreign, swarm_lock
-from slotgc.leaf import DEAD, UNBORN, look_all
+from slotgc.leaf import look_all
 from slotgc.removal import remove_tree
 from slotgc.rescue import list_rescues
+from slotgc.taking import is_dead
 from slotgc.use import in_use, sightings
 from swarm.applied import never_applied
 from swarm.history import SHORT, open_repository, title
@@ -35,8 +37,6 @@ from swarm.history import SHORT, open_repository, title
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterator
-
-    from slotgc.leaf import Leaf
 
 PURGED = "purged-"
 """How the name of a state begins that a purge has taken away."""
@@ -189,19 +189,13 @@ def _refuse_alive(workspace: Workspace) -> None:
 
 
 def _refuse_leaves(workspace: Workspace) -> None:
-    alive = [leaf for leaf in look_all(workspace) if not _is_over(leaf)]
+    alive = [f"{leaf.name} ({leaf.reason})" for leaf in look_all(workspace) if not is_dead(leaf)]
     if alive:
-        named = ", ".join(f"{leaf.name} ({leaf.reason})" for leaf in alive[:5])
-        more = f" and {len(alive) - 5} more" if len(alive) > 5 else ""  # noqa: PLR2004
         raise Refused(
-            f"slots are alive, or may be: {named}{more}: `bones down` ends them and rescues their "
-            "work",
+            f"slots are alive, or may be: {several(alive)}: `bones down` ends them and rescues "
+            "their work",
             reason="alive",
         )
-
-
-def _is_over(leaf: Leaf) -> bool:
-    return leaf.state == DEAD or (leaf.state == UNBORN and leaf.abandoned)
 
 
 def _hub_lives(workspace: Workspace, how: str) -> Refused:
@@ -230,22 +224,52 @@ def _is_ours(line: bytes) -> bool:
 def _is_needed_elsewhere(workspace: Workspace) -> bool:
     """Tell whether another worktree of the repository has a state that git must not see.
 
-    All of them share one ``info/exclude``. Source: gitrepository-layout(5), ``worktrees``.
+    All of them share one ``info/exclude``. What cannot be looked at counts as needed.
     """
-    git_dir = workspace.git_dir()
-    roots = [os.path.dirname(git_dir)]
+    here = os.path.realpath(workspace.root)
     try:
-        for name in os.listdir(f"{git_dir}/worktrees"):
-            with open(f"{git_dir}/worktrees/{name}/gitdir", "rb") as file:
-                roots.append(os.path.dirname(os.fsdecode(file.read().strip())))
+        return any(
+            _is_there(f"{root}/{name}/.git")
+            for root in _worktrees(workspace.git_dir())
+            if os.path.realpath(root) != here
+            for name in (STATE, SLOTS)
+        )
+    except OSError:
+        return True
+
+
+def _worktrees(git_dir: str) -> Iterator[str]:
+    """Yield the roots of the main worktree and of every linked one, some perhaps long gone.
+
+    Source: gitrepository-layout(5), ``worktrees``; git-worktree(1), ``--relative-paths``.
+
+    Raises:
+        OSError: one cannot be told.
+    """
+    yield os.path.dirname(git_dir)
+    entries = f"{git_dir}/worktrees"
+    for name in os.listdir(entries) if _is_there(entries) else ():
+        entry = f"{entries}/{name}"
+        try:
+            with open(f"{entry}/gitdir", "rb") as file:
+                named = os.fsdecode(file.read().strip())
+        except (FileNotFoundError, NotADirectoryError):
+            continue  # git is making or removing it, or it is no entry at all
+        if "\0" not in named:
+            yield os.path.dirname(os.path.join(entry, named))
+
+
+def _is_there(path: str) -> bool:
+    """Tell whether there is a *path*.
+
+    Raises:
+        OSError: that cannot be seen.
+    """
+    try:
+        os.lstat(path)
     except (FileNotFoundError, NotADirectoryError):
-        pass
-    return any(
-        os.path.lexists(f"{root}/{name}/.git")
-        for root in roots
-        if os.path.realpath(root) != os.path.realpath(workspace.root)
-        for name in (STATE, SLOTS)
-    )
+        return False
+    return True
 
 
 def _show_to_git(workspace: Workspace) -> bool:

@@ -197,6 +197,37 @@ def test_another_worktree_of_the_repository_keeps_being_hidden(used: Path, tmp_p
     assert ours(used) == []
 
 
+@pytest.mark.parametrize("how", ["a stale entry", "a relative path"])
+def test_no_other_entry_and_no_form_of_its_own_makes_a_worktree_forgotten(
+    used: Path, tmp_path: Path, how: str
+) -> None:
+    linked = tmp_path / "linked"
+    git(used, "worktree", "add", "-q", str(linked))
+    Workspace(str(linked)).make_state()
+    entries = used / ".git/worktrees"
+    if how == "a relative path":  # as git 2.48 may write it
+        path = os.path.relpath(linked / ".git", entries / "linked")
+        (entries / "linked/gitdir").write_text(f"{path}\n")
+    else:
+        number = 0
+        while os.listdir(entries)[0] == "linked":  # in the order that purge sees
+            number += 1
+            (entries / f"stale{number}").mkdir()
+        (entries / "zero").mkdir()
+        (entries / "zero/gitdir").write_bytes(b"\0")
+        (entries / "file").touch()
+    assert purge(used, "--yes").returncode == 0
+    assert git(linked, "status", "--porcelain") == ""
+    assert purge(linked, "--yes").returncode == 0
+    assert [name for name in ours(used) if name.startswith("/.")] == []
+
+
+def test_a_worktree_that_cannot_be_looked_at_keeps_being_hidden(used: Path) -> None:
+    (used / ".git/worktrees/odd/gitdir").mkdir(parents=True)
+    assert purge(used, "--yes").returncode == 0
+    assert "/.orchestrator/" in ours(used)
+
+
 def test_a_state_that_is_a_link_is_refused(used: Path) -> None:
     elsewhere = used.parent / "elsewhere"
     shutil.copytree(used, elsewhere, symlinks=True)

@@ -1,6 +1,6 @@
 """A workspace: a git work tree, and where our state lives in it.
 
-The layout is DESIGN's: `.orchestrator/` for the hub, `.bones/` for slots.
+The layout is ARCHITECTURE.md's ("State"): `.orchestrator/` for the hub, `.bones/` for slots.
 """
 
 from __future__ import annotations

@@ -5,8 +5,8 @@ every change and can be chosen by nobody. So a file that still has the size, tim
 it was planted with, all from before the worktree was handed over, has not been changed since: no
 mapping of it was older, and the first write through a new one moves the ctime. That does not hold
 for a file that was committed later: who had it mapped by then may have written on without moving a
-stamp. Those, and whatever does not match in every stamp, are for the caller to read. So is all
-
+stamp. Those, and whatever does not match in every stamp, are for the caller to read. So is
+everything:
 
 - where a write through a mapping may move no time stamp at all: on tmpfs a page that was read
   first can be written at once; of file systems in user space and over a network nothing is known;

@@ -124,6 +124,8 @@ class Closed(Record):
     result: str
     checkin: str = ""
     commits: int = 0
+    changes: int = 0
+    """How many paths were left uncommitted, by one that failed."""
     outcome: str = "gone"
     """``removed``, ``rescued``, ``kept``, ``failed``; ``gone``: there was no such slot any more."""
     rescue: str = ""
@@ -358,8 +360,8 @@ class Slot:
     ) -> Closed:
         """End the leaf and clean up after it: a clean slot is removed, unsaved work is rescued.
 
-        *artifact*: success means that there was a commit since the join, and that nothing is
-        left uncommitted. A slot that was closed before is no error, whether it is gone or not.
+        Success means that nothing is left uncommitted and, unless *artifact* is false, that there
+        was a commit since the join. A slot that was closed before is no error, gone or not.
 
         Raises:
             Refused: success without a commit (``no-artifact``) or with uncommitted changes
@@ -398,6 +400,7 @@ class Slot:
                 result=answer["result"],
                 checkin=answer["checkin"],
                 commits=answer["commits"],
+                changes=answer["changes"],
             )
         )
 

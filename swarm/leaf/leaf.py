@@ -23,6 +23,7 @@ from swarm.leaf.joining import acquire, join_lease, take
 from swarm.leaf.life import SERVING, step
 from swarm.leaf.link import Link
 from swarm.leaf.server import Server
+from swarm.leaf.stock import StockCommits
 from swarm.leaf.verbs import Verbs
 from swarm.worktree import Worktree
 
@@ -50,6 +51,7 @@ class Leaf:
 
     worktree: Worktree
     committer: Committer
+    stock: StockCommits
 
     def __init__(self, workspace: Workspace, name: str, task: str) -> None:
         """Hold nothing yet; :meth:`join` begins."""
@@ -142,6 +144,7 @@ class Leaf:
             on_superseded=self._superseded,
             complain=self.complain,
         )
+        self.stock = StockCommits(self.workspace.repository, self.name, self.worktree.checkin)
         self.committer.recall()
 
     async def _serve(self, listener: socket.socket) -> None:

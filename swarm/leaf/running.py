@@ -33,7 +33,7 @@ class Running:
     """Runs agents in one slot, one at a time."""
 
     def __init__(self, leaf: Leaf, verbs: Verbs) -> None:
-        """Run them for *leaf*; *verbs* commit and close after them."""
+        """Run them for *leaf*; *verbs* commit after them."""
         self._leaf = leaf
         self._verbs = verbs
 
@@ -85,7 +85,7 @@ class Running:
             self._leaf.note("error", "run", reason=error.reason, error=str(error))
 
     async def _until_ended(self, agent: Agent, request: dict[str, Any]) -> dict[str, Any]:
-        """Wait for the end of *agent*; commit what it left and close, as *request* asks."""
+        """Wait for the end of *agent*; commit what it left, if *request* asks for that."""
         leaf = self._leaf
         status = await agent.wait()
         leaf.agent = None
@@ -98,11 +98,6 @@ class Running:
                 if error.reason != "nothing-to-commit":
                     data["error"] = to_wire(error)
         leaf.events.announce("run-ended", status=status, checkin=data["checkin"])
-        if request.get("close"):
-            result = "fail" if status or "error" in data else "success"
-            data["closed"] = await self._verbs.close(
-                result, artifact=False, summary="", deadline_s=_soon_s()
-            )
         return data
 
 

@@ -70,21 +70,21 @@ class Verbs:
         leaf, committer = self._leaf, self._leaf.committer
         if committer.pending is not None and not (leaf.link.away or leaf.order.locked()):
             await self.learn()
-        data = {
+        changes = await self._changes(request, client) if request.get("changes") else {}
+        landed, commits = self._landed()
+        return {
             **leaf.info(),
             "joined": False,
             "phase": leaf.phase,
             "hub": leaf.link.away or "ready",
             "since": leaf.joined_at,
-            "commits": committer.commits,
-            "landed": committer.landed,
+            "commits": commits,
+            "landed": landed,
             "pending": "" if committer.pending is None else committer.pending.id,
             "events_waiting": leaf.events.waiting,
             "agent": 0 if leaf.agent is None else leaf.agent.pid,
+            **changes,
         }
-        if request.get("changes"):
-            data.update(await self._changes(request, client))
-        return data
 
     async def _changes(self, _request: dict[str, Any], _client: Client) -> dict[str, Any]:
         async with self._leaf.order:
@@ -238,7 +238,8 @@ class Verbs:
         """Announce that the slot is closed, have its key revoked, and end when that is answered.
 
         Raises:
-            Refused: an agent runs, or there is no *artifact*: nothing was done.
+            Refused: an agent runs; or it is no success: something is not committed, or nothing
+                was, and an *artifact* is wanted. Nothing was done.
             Unavailable: that it is closed cannot be stored: nothing was done.
         """
         leaf, committer = self._leaf, self._leaf.committer
@@ -251,13 +252,14 @@ class Verbs:
             leaf.check()
             await committer.settle(deadline_s)
             changed = [one.path for one in leaf.worktree.changes()]
-            if result == "success" and artifact:
-                self._require_artifact(changed)
+            checkin, commits = self._landed()
+            if result == "success":
+                self._require_success(changed, commits, artifact=artifact)
             data = {
                 "slot": leaf.name,
                 "result": result,
-                "checkin": committer.landed,
-                "commits": committer.commits,
+                "checkin": checkin,
+                "commits": commits,
                 "changes": len(changed),
             }
             leaf.closing(begins=True)
@@ -283,21 +285,33 @@ class Verbs:
         asyncio.get_running_loop().call_soon(leaf.stop, over)  # after the answer
         return data
 
-    def _require_artifact(self, changed: list[bytes]) -> None:
+    def _require_success(self, changed: list[bytes], commits: int, *, artifact: bool) -> None:
         name = self._leaf.name
-        if not self._leaf.committer.commits:
-            raise Refused(
-                f"slot {name} has committed nothing since it was joined: commit first, or close "
-                "with --no-artifact or --result fail",
-                reason="no-artifact",
-            )
+        nothing = "" if commits else "has committed nothing since it was joined"
         if changed:
+            count = "1 change" if len(changed) == 1 else f"{len(changed)} changes"
             shown = several([treepath.show(path) for path in changed])
+            has = f"{nothing}, and has {count}" if nothing else f"has {count}"
             raise Refused(
-                f"slot {name} has changes that are not committed ({shown}): commit them, "
-                "or close with --no-artifact or --result fail, and they are rescued",
+                f"slot {name} {has} that nobody committed ({shown}): commit or undo them, or "
+                "close with --result fail, and they are rescued",
                 reason="uncommitted",
             )
+        if nothing and artifact:
+            raise Refused(
+                f"slot {name} {nothing}: commit first, or close with --no-artifact or "
+                "--result fail",
+                reason="no-artifact",
+            )
+
+    def _landed(self) -> tuple[str, int]:
+        """Return the slot's last check-in since the join, and how many there are.
+
+        With those that a stock ``fossil commit`` made, as far as the worktree has noticed them.
+        """
+        leaf, committer = self._leaf, self._leaf.committer
+        last = leaf.stock.notice(leaf.worktree.checkin, committer.landed)
+        return last, committer.commits + leaf.stock.commits
 
 
 def _deadline_s(request: dict[str, Any], default_s: float) -> float:

@@ -21,8 +21,9 @@ from hub.repository import Repository
 from swarm import aio
 from swarm.reverting import revert
 from swarm.slot import Slot, slot_at
-from tests.support import CODE, eventually, is_gone, kill
+from tests.support import CODE, eventually, git, is_gone, kill
 from tests.swarm.leaves import end_leaves, events_of
+from tests.swarm.stock import FOSSIL
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -233,6 +234,65 @@ def test_success_needs_a_commit_and_nothing_left_behind(swarm_hub: Hub) -> None:
     again = swarm.join(swarm_hub.root, "alpha")
     assert again.info["epoch"] > slot.info["epoch"]
     assert not again.info["revived"]
+
+
+def test_a_success_that_needed_no_commit_has_left_nothing_uncommitted_either(
+    swarm_hub: Hub,
+) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    top = Path(slot.worktree)
+    (top / "notes").write_text("unsaved\n")
+    (top / "README").write_text("changed\n")
+    for artifact in (True, False):
+        with pytest.raises(Refused, match=r"2 changes.*README, notes.*--result fail") as caught:
+            slot.close(artifact=artifact)
+        assert refusal(caught) == "uncommitted"
+    git(top, "add", ".")
+    git(top, "commit", "-qm", "in the worktree's git alone")
+    with pytest.raises(Refused) as caught:
+        slot.close(artifact=False)
+    assert refusal(caught) == "uncommitted"
+    assert slot.status()["phase"] == "ready"
+    closed = slot.close("fail")
+    assert (closed.outcome, closed.changes) == ("rescued", 2)
+
+
+def test_a_stock_commit_counts_for_the_slot_and_counts_once(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    other = swarm.join(swarm_hub.root, "beta")
+    top = Path(slot.worktree)
+
+    def fossil(*words: str) -> None:
+        subprocess.run([FOSSIL, *words], cwd=top, check=True, capture_output=True)
+
+    def landed() -> tuple[int, str, str]:
+        now = slot.status(changes=True)
+        with Repository(f"{swarm_hub.root}/.orchestrator/hub.fossil") as trunk:
+            tip = trunk.tip()
+        return now["commits"], now["landed"], tip.hash if tip.user == "alpha" else ""
+
+    before = slot.status()["checkin"]
+    (top / "README").write_text("stock\n")
+    fossil("commit", "-m", "stock")
+    count, last, tip = landed()
+    assert (count, last) == (1, tip)
+    (top / "README").write_text("ours\n")
+    ours = slot.commit("ours").checkin
+    assert landed() == (2, ours, ours)
+    (Path(other.worktree) / "theirs").write_text("theirs\n")
+    other.commit("theirs")
+    fossil("update")
+    assert landed() == (2, ours, "")
+    fossil("update", before[:16])
+    assert landed()[0] == 2
+    fossil("update")
+    assert landed()[0] == 2
+    (top / "README").write_text("stock again\n")
+    fossil("commit", "-m", "stock again")
+    closed = slot.close()
+    assert (closed.commits, closed.outcome) == (3, "removed")
+    with Repository(f"{swarm_hub.root}/.orchestrator/hub.fossil") as trunk:
+        assert closed.checkin == trunk.tip().hash
 
 
 def test_what_a_closed_slot_had_not_committed_is_rescued(swarm_hub: Hub) -> None:

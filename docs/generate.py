@@ -46,7 +46,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones log | `{root, checkins: [{hash, parent, time, slot, message}]}` |
 | bones diff | `{root, from, to, files: [{path, old_kind, old_hash, new_kind, new_hash, diff}]}` |
 | bones revert | `{checkin, parent, time, slot, message, merged: [[path, kind, hash]], new}` |
-| bones apply | `{branch, base, former, tip, checkin, added: [{checkin, commit, time, user, comment, files}], left_out: [{path, reason}], dry_run}` |
+| bones apply | `{branch, base, former, tip, checkin, added: [{checkin, commit, time, user, comment, files}], left_out: [{path, reason}], in_the_way: [PATH], dry_run}`; `in_the_way`: uncommitted in your work tree, so that git would not merge the branch |
 | bones events | as `hub events` |
 | bones purge | `{dry_run, purged, root, trunk, slots, rescues, unapplied, unfinished, hidden}`: what would go, in words, and whether it has |
 | bones down | `{dry_run, root, ended: [{pid, what}], removed, rescued, kept, failed, doubtful, hub, survivors: [{pid, what}], trouble}`; with `--dry-run` `{dry_run, root, processes: [{pid, what}], slots: [{name, action, reason}], hub}` |
@@ -58,8 +58,8 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm diff | `{slot, files: as diff}` |
 | bones swarm status | of one slot: as join, and `{phase, hub, since, commits, landed, pending, changes}`; of all: `{root, slots: [SLOT]}` |
 | bones swarm cwd | `{slot, worktree}` |
-| bones swarm close | `{slot, result, checkin, commits, outcome, rescue, reason, before}`; `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
-| bones swarm run | `{slot, status, checkin, refused}`; the agent's output goes to stderr |
+| bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, reason, before}`; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
+| bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 
 CHECKIN is `{hash, parent, time, user, comment, rid}`. SLOT is `{name, state, reason, pid, task, checkin, behind,
@@ -89,7 +89,7 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | 4 | `status`: something holds the hub's socket and does not answer |
 | 5 | `status`: starting, stopping, degraded or failed; `status --all`: one is not healthy |
 | 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version |
-| 100 | `run`: a hub runs here already; of a slot: another has it |
+| 100 | `run`: a hub runs here already; of a slot: another has it; `swarm run`: it is joined already |
 | 130 | interrupted |
 | any | `swarm run`: that of the agent; 128 and the number of the signal that ended it |
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import itertools
 from datetime import UTC, datetime
+from shlex import quote
 
 from foundation.workspace import Workspace
 from hub import output
 from hub import verbs as hub_verbs
 from hub.render import printable
 from hub.verbs import root_or_default
+from hub.wording import several
 from slotgc import treepath
 from swarm import history, render
 from swarm.history import SHORT, open_repository, title
@@ -19,6 +21,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from hub.repository import CheckinRow
     from swarm.apply import Applied
+
+_UNCOMMITTED = "uncommitted changes of tracked files"
+"""How :mod:`hub.seed` calls them."""
 
 
 @output.verb("bones.log")
@@ -142,12 +147,25 @@ def apply(
 def _tell_applied(done: Applied) -> None:
     count = "1 check-in" if len(done.added) == 1 else f"{len(done.added)} check-ins"
     told = [f"left out {treepath.show(one.path)}: {one.reason}" for one in done.left_out]
+    name = quote(done.branch)
     if not done.added:
         told.append(f"nothing to apply: {done.branch} has all of trunk")
     elif done.dry_run:
         told.append(f"{count} would be applied to {done.branch}")
+    elif done.in_the_way:
+        shown = several([treepath.show(path) for path in done.in_the_way])
+        told.append(
+            f"{count} applied to {done.branch}, which changes what is uncommitted in your work "
+            f"tree ({shown}): commit that or `git stash` it (untracked: `git stash -u`), then "
+            f"`git merge {name}` brings the branch in"
+        )
+        told += [
+            f"what was uncommitted when trunk began is on it, as check-in {one.checkin[:SHORT]}"
+            for one in done.added[:1]
+            if not done.former and one.comment == _UNCOMMITTED
+        ]
     else:
-        told.append(f"{count} applied to {done.branch}: `git merge {done.branch}` brings it in")
+        told.append(f"{count} applied to {done.branch}: `git merge {name}` brings it in")
     for words in told:
         output.say(printable(words), program=render.PROGRAM)
 

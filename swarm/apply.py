@@ -88,7 +88,14 @@ class Applied(Record):
     added: tuple[AppliedCheckin, ...]
     """What is new on it, the oldest first."""
     left_out: tuple[LeftOut, ...]
+    in_the_way: tuple[bytes, ...]
+    """Paths that the branch changes and the work tree has uncommitted, if something was added:
+    git merges it only when they are committed or stashed."""
     dry_run: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it for JSON, paths as :func:`slotgc.treepath.to_json` writes them."""
+        return {**super().as_dict(), "in_the_way": [treepath.to_json(p) for p in self.in_the_way]}
 
 
 def apply(
@@ -335,6 +342,7 @@ class _Application:
             left_out=tuple(
                 LeftOut(path=path, reason=reason) for path, reason in sorted(self._left_out.items())
             ),
+            in_the_way=tuple(self._git.in_the_way(self._branch)) if commits else (),
             dry_run=dry_run,
         )
 

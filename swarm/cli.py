@@ -188,8 +188,9 @@ def close(
 ) -> NoReturn:
     """End a slot; unsaved work is rescued.
 
-    Its leaf ends, its directory goes. Success needs a commit since the join and nothing
-    left uncommitted, or --no-artifact. Closing a slot that is gone is no error.
+    Its leaf ends, its directory goes. Success needs nothing left uncommitted and a
+    commit since the join, a stock one too; --no-artifact waives the commit.
+    Closing a slot that is gone is no error.
 
     Example:  bones swarm close --summary 'keys can be typed'
     """
@@ -223,15 +224,17 @@ def run(
     no_artifact: Annotated[
         bool, typer.Option("--no-artifact", help="It may succeed without a commit.")
     ] = False,
-    keep: Annotated[bool, typer.Option("--keep", help="Leave the slot joined afterwards.")] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the slot joined; it may be joined already.")
+    ] = False,
 ) -> NoReturn:
     """Run an agent in a slot of its own.
 
     Joins the slot, runs COMMAND in its worktree, closes the slot by how that
-    ended. The agent is the leaf's child; it finds its slot by itself. Its output is
-    shown, kept in the slot's leaf.log and published as slot.SLOT.log. The exit
-    code is the agent's (128 and the signal that ended it); 1 if all it did
-    could not be closed as a success.
+    ended. A slot that is joined already is refused (exit 100) without --keep.
+    The agent finds its slot by itself; its output is shown, kept in the slot's
+    leaf.log and published as slot.SLOT.log. The exit code is the agent's (128 and
+    the signal that ended it); 1 if it was no success.
 
     Example:  bones swarm run --slot auth --commit-on-exit -- ./agent --task keys
     """

@@ -167,6 +167,24 @@ class UserGit:
         found = dict(item.partition("\n")[::2] for item in out.split("\0") if item)
         return found.get("user.name", ""), found.get("user.email", "")
 
+    def in_the_way(self, name: str) -> list[bytes]:
+        """Return the paths for which git would refuse to merge branch *name* into the work tree.
+
+        Those that the branch changes and that are there uncommitted, untracked ones too. None
+        where git cannot tell: before the first commit, in the middle of another merge.
+        """
+        span = f"HEAD...{HEADS}{name}"
+        with self._git.run("diff", "--name-only", "--no-renames", "-z", span, "--") as tool:
+            changed = set(tool.stdout.read().split(b"\0"))
+            if tool.wait() != 0:
+                return []
+        words = ["status", "--porcelain=v1", "--no-renames", "--untracked-files=all", "-z"]
+        with self._git.run(*words) as tool:
+            lines = tool.stdout.read().split(b"\0")
+            if tool.wait() != 0:
+                return []
+        return sorted(line[3:] for line in lines if line[3:] and line[3:] in changed)
+
     # --- changing ------------------------------------------------------------------------
 
     def store(self, stream: Iterable[bytes]) -> dict[int, str]:

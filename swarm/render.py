@@ -99,8 +99,11 @@ def updated(done: Update, *, as_json: bool) -> Shown:
     return Shown(stdout=f"{done.checkin}\n", stderr=said(news, merged, marked))
 
 
-def closed(done: Closed, *, as_json: bool) -> Shown:
-    """Show a slot that was closed, and what became of it."""
+def closed(done: Closed, *, as_json: bool, elsewhere: str = "") -> Shown:
+    """Show a slot that was closed, and what became of it.
+
+    *elsewhere*: the directory to go to, if what keeps the slot's from going is who asks.
+    """
     status = 1 if done.outcome == "failed" else 0
     if as_json:
         return data("swarm.close", done.as_dict()).replace(status=status)
@@ -113,12 +116,30 @@ def closed(done: Closed, *, as_json: bool) -> Shown:
         "removed": f"{begun} and removed",
         "rescued": f"{begun}; its unsaved work is kept: "
         f"`bones swarm rescue restore {quote(done.rescue)}`",
-        "kept": f"{begun}; its directory stays for now: {done.reason}; `bones swarm reap` "
-        "removes it",
+        "kept": f"{begun}; its directory stays{_why_kept(done, elsewhere)} removes it"
+        f"{_unsaved(done)}",
         "failed": f"{begun}; its directory could not be removed: {done.reason}",
         "gone": f"there is no slot {done.slot} any more",
     }
     return Shown(stderr=said(words[done.outcome]), status=status)
+
+
+def _why_kept(done: Closed, elsewhere: str) -> str:
+    """Return why a directory stays, up to the command that sees to it."""
+    from shlex import quote  # noqa: PLC0415 - as in closed
+
+    again = f"bones swarm close --slot {quote(done.slot)}"
+    if elsewhere:
+        return f", since you are in it ({done.reason}): `cd {quote(elsewhere)} && {again}`"
+    return f" for now: {done.reason}; once that is over, `{again}`"
+
+
+def _unsaved(done: Closed) -> str:
+    """Return what becomes of unsaved work whose directory stays for now."""
+    if not done.changes:
+        return ", and rescues what is unsaved"
+    count = "1 change" if done.changes == 1 else f"{done.changes} changes"
+    return f", and rescues what is unsaved ({count} that nobody committed)"
 
 
 def status(now: Mapping[str, Any], *, as_json: bool) -> Shown:

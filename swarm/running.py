@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import sys
 
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, OwnedByAnother, Refused
 from hub import output
 from hub.commits import Conflicted
 from hub.render import printable
@@ -18,7 +18,7 @@ from swarm.which import workspace_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from swarm.slot import Ran, Slot
+    from swarm.slot import Closed, Ran, Slot
 
 _SIGNALLED = 128
 _REFUSED = {
@@ -47,6 +47,8 @@ def run(
     try:
         with output.Progress(render.PROGRAM) as progress:
             joined = join(workspace_of(root).root, slot, task, progress=progress)
+        if not (joined.info["joined"] or keep):
+            raise _joined_already(joined)
         message = message or task or f"work of {slot}"
         try:
             ran = joined.run(
@@ -67,7 +69,7 @@ def run(
             words = f"what the agent left is check-in {ran.checkin[: render.SHORT]}"
             output.say(words, program=render.PROGRAM)
         code = ran.status if ran.status >= 0 else _SIGNALLED - ran.status
-        refused = "" if keep else _close(joined, ran, artifact=not no_artifact)
+        closed, refused = (None, "") if keep else _close(joined, ran, artifact=not no_artifact)
     except Conflicted as error:
         way_out = f"slot {slot} stays: `bones swarm update --markers --slot {slot}`, then commit"
         return show_conflict(verb, error, way_out, as_json=as_json)
@@ -82,14 +84,23 @@ def run(
         return status
     except KeyboardInterrupt:
         words = (
-            f"the agent is ended, slot {slot} stays joined: the same again goes on, "
+            f"the agent is ended, slot {slot} stays joined: the same with --keep goes on, "
             f"`bones swarm close --result fail --slot {slot}` ends it"
         )
         return output.end_interrupted(words, program=render.PROGRAM)
     if as_json:
         output.print_data(
             verb,
-            {"slot": slot, "status": ran.status, "checkin": ran.checkin, "refused": refused},
+            {
+                "slot": slot,
+                "status": ran.status,
+                "checkin": ran.checkin,
+                "refused": refused,
+                "result": "" if closed is None else closed.result,
+                "outcome": "" if closed is None else closed.outcome,
+                "rescue": "" if closed is None else closed.rescue,
+                "reason": "" if closed is None else closed.reason,
+            },
         )
     elif refused:
         output.say(
@@ -97,6 +108,17 @@ def run(
             program=render.PROGRAM,
         )
     return code or (1 if refused else 0)
+
+
+def _joined_already(slot: Slot) -> OwnedByAnother:
+    """Return the error for a slot that somebody works in: to close it would take it from him."""
+    name = slot.name
+    return OwnedByAnother(
+        f"slot {name} is joined already, and whoever did that may work there: name another; "
+        f"--keep runs the agent in it and leaves it joined; `bones swarm close --slot {name}` "
+        "ends it",
+        reason="joined",
+    )
 
 
 def _not_executable(program: str, slot: Slot, error: Refused) -> Refused:
@@ -130,23 +152,22 @@ def _committed(slot: Slot, message: str) -> str:
         return ""
 
 
-def _close(slot: Slot, ran: Ran, *, artifact: bool) -> str:
-    """Close *slot* by how its agent has ended; return why a success was refused, "" if it was not.
+def _close(slot: Slot, ran: Ran, *, artifact: bool) -> tuple[Closed, str]:
+    """Close *slot* by how its agent has ended; say why a success was refused, "" if it was not.
 
     Work that is refused as a success is closed as failed, and so rescued, not left lying.
     """
     summary = f"ended with status {ran.status}"
+    why = ""
     if ran.status:
-        output.show(render.closed(slot.close("fail", summary=summary), as_json=False))
-        return ""
-    try:
-        done = slot.close("success", artifact=artifact, summary=summary)
-    except Refused as error:
-        if error.reason not in _REFUSED:
-            raise
-        why = _REFUSED[error.reason]
-        done = slot.close("fail", summary=f"{summary}, but {why}")
-        output.show(render.closed(done, as_json=False))
-        return why
+        done = slot.close("fail", summary=summary)
+    else:
+        try:
+            done = slot.close("success", artifact=artifact, summary=summary)
+        except Refused as error:
+            if error.reason not in _REFUSED:
+                raise
+            why = _REFUSED[error.reason]
+            done = slot.close("fail", summary=f"{summary}, but {why}")
     output.show(render.closed(done, as_json=False))
-    return ""
+    return done, why

@@ -156,7 +156,15 @@ def close(
             words = f"{error}, `bones swarm reap` rescues them"
             raise NotRunning(words, reason=error.reason) from None
         raise
-    return output.show(render.closed(done, as_json=as_json))
+    elsewhere = found.root if done.outcome == "kept" and _is_above(done.reason) else ""
+    return output.show(render.closed(done, as_json=as_json, elsewhere=elsewhere))
+
+
+def _is_above(reason: str) -> bool:
+    """Tell whether *reason*, why a directory stays (:mod:`slotgc.use`), names who asked us."""
+    from foundation.procfs import ancestors_of  # noqa: PLC0415 - hardly ever
+
+    return any(reason.startswith(f"process {pid} ") for pid in ancestors_of(os.getpid()))
 
 
 def _naming(slot: Slot) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import runpy
 import subprocess
@@ -15,6 +16,7 @@ from hub.stop import stop
 from swarm.history import open_repository
 from tests.support import git
 from tests.swarm.leaves import end_leaves
+from tests.swarm.stock import FOSSIL
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -98,6 +100,25 @@ def test_the_session_of_the_readme_works_as_pasted(repo: Path) -> None:
     assert git(repo, "log", "-1", "--format=%an %s", "swarm/work") == "auth Notes\n"
     assert f"nothing of ours runs in {repo}" in done.stderr
     assert not (repo / ".bones/swarm/auth").exists()
+
+
+@pytest.mark.real
+def test_the_clone_of_the_readme_is_of_this_workspaces_trunk(hub: Hub, tmp_path: Path) -> None:
+    (line,) = re.findall(r"\n    (fossil clone .*)\n", (ROOT / "README.md").read_text())
+    hub.start()
+    done = subprocess.run(
+        ["bash", "-c", line.replace("fossil", FOSSIL, 1)],
+        cwd=hub.root,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open_repository(hub.workspace.repository) as trunk:
+        tip = trunk.tip()
+    with open_repository(str(hub.root / "trunk.fossil")) as clone:
+        assert clone.tip().hash == tip.hash
 
 
 def test_the_examples_for_python_run(

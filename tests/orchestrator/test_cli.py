@@ -14,12 +14,13 @@ import pytest
 from typer.testing import CliRunner
 
 from foundation.workspace import Workspace
+from hub.seed import seed
 from orchestrator.cli import app
 from slotgc.pruning import prune
 from tests.slotgc.leaves import leaf
 from tests.slotgc.worktrees import Node, make_slot, plant
 from tests.support import CODE, HUB, data_of, git
-from tests.swarm.stock import Checkout
+from tests.swarm.stock import FOSSIL, Checkout
 
 if TYPE_CHECKING:
     from tests.support import Hub
@@ -201,6 +202,23 @@ def test_apply_says_what_is_new_and_where(seeded: Path, checkout: Checkout) -> N
     again = data_of(bones(seeded, "apply", "--branch", "swarm", "--json").stdout)
     assert again["added"] == []
     assert again["checkin"] == made
+
+
+def test_apply_promises_no_merge_that_git_would_refuse(repo: Path, tmp_path: Path) -> None:
+    (repo / "README").write_text("changed, and not committed\n")
+    workspace = Workspace(str(repo))
+    workspace.make_state()
+    dirty = seed(workspace, FOSSIL, lambda *_said: None).tip
+    stock = Checkout(workspace.repository, tmp_path / "stock/co")
+    stock.commit({b"f": Node(b"1\n")}, "a file", "auth")
+    done = bones(repo, "apply", "--branch", "swarm")
+    assert "uncommitted in your work tree (README)" in done.stderr
+    assert f"when trunk began is on it, as check-in {dirty[:10]}" in done.stderr
+    git(repo, "stash")
+    git(repo, "merge", "swarm")
+    git(repo, "stash", "pop")
+    assert git(repo, "status", "--porcelain") == ""
+    assert (repo / "README").read_text() == "changed, and not committed\n"
 
 
 def test_status_says_on_one_screen_what_needs_a_person(seeded: Path, checkout: Checkout) -> None:

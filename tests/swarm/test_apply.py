@@ -341,6 +341,28 @@ class TestTheUsersGit:
         assert not list(tmp_path.glob("hook-ran-*"))
         assert not (seeded / ".orchestrator/apply.git").exists()
 
+    def test_what_git_would_not_merge_over_is_named_and_nothing_else(
+        self, seeded: Path, checkout: Checkout
+    ) -> None:
+        checkout.commit({b"new": Node(b"1"), b"README": Node(b"theirs")}, "first")
+        checkout.commit({b"src/a.py": None}, "second")
+        (seeded / "README").write_text("mine\n")
+        (seeded / "new").write_text("untracked\n")
+        (seeded / "src/b.py").write_text("not theirs\n")
+        done = apply(seeded)
+        assert done.in_the_way == (b"README", b"new")
+        assert codec.loads(codec.dumps(done.as_dict()))["in_the_way"] == ["README", "new"]
+        merge = ["git", "merge", "--quiet", done.branch]
+        refused = subprocess.run(merge, cwd=seeded, capture_output=True, text=True, check=False)
+        assert refused.returncode
+        assert "README" in refused.stderr
+        git(seeded, "stash", "push", "--include-untracked", "README", "new")
+        subprocess.run(merge, cwd=seeded, capture_output=True, check=True)
+        assert (seeded / "src/b.py").read_text() == "not theirs\n"
+        (seeded / "README").write_text("mine\n")
+        checkout.commit({b"new": Node(b"2")}, "third")
+        assert apply(seeded).in_the_way == ()
+
     def test_it_needs_no_identity_and_no_variable_of_the_users_leads_it_astray(
         self, seeded: Path, checkout: Checkout, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
     ) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -185,18 +186,39 @@ def test_a_leaf_that_hangs_is_told_of_and_hides_no_other(ready: Path) -> None:
 
 
 @pytest.mark.real
-def test_a_slot_whose_worktree_somebody_is_in_is_closed_and_its_directory_stays(
-    ready: Path,
-) -> None:
+def test_a_slot_closed_from_within_says_how_to_leave_it_and_that_does(ready: Path) -> None:
     worktree = join(ready, "auth")
-    closing = f"cd {worktree} && {BONES} swarm close --no-artifact; echo $$"
+    (worktree / "notes").write_text("unsaved\n")
+    closing = f"cd {worktree} && {BONES} swarm close --result fail; echo $$"
     done = subprocess.run(
         ["sh", "-c", closing], cwd=ready, capture_output=True, text=True, check=True
     )
-    assert f"process {done.stdout.strip()} has its working directory in it" in done.stderr
-    assert "`bones swarm reap` removes it" in done.stderr
+    assert f"you are in it (process {done.stdout.strip()} has its" in done.stderr
+    assert "1 change that nobody committed" in done.stderr
+    (way_out,) = re.findall(r"`([^`]*)`", done.stderr)
     assert worktree.exists()
-    assert "removed  auth" in ok(ready, "reap", "--yes")
+    left = subprocess.run(
+        ["sh", "-c", f"cd {worktree}; {way_out}; true"],
+        cwd=ready,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "PATH": f"{CODE}/bin:{os.environ['PATH']}"},
+    )
+    assert "`bones swarm rescue restore auth-" in left.stderr
+    assert not worktree.exists()
+
+
+@pytest.mark.real
+def test_a_slot_closed_while_another_is_in_it_is_to_be_closed_once_more(ready: Path) -> None:
+    worktree = join(ready, "auth")
+    with subprocess.Popen(["sleep", "1000"], cwd=worktree) as other:
+        done = bones(ready, "close", "--slot", "auth", "--no-artifact")
+        other.kill()
+    assert f"process {other.pid} has its working directory in it" in done.stderr
+    assert "you are in it" not in done.stderr
+    assert "once that is over, `bones swarm close --slot auth` removes it" in done.stderr
+    assert "was closed already and removed" in bones(ready, "close", "--slot", "auth").stderr
 
 
 def test_a_shell_completes_the_names_of_slots(repo: Path) -> None:
@@ -347,10 +369,43 @@ def test_an_agent_is_run_in_its_slot_and_the_slot_closed_by_its_end(ready: Path)
     ok(ready, "close", "--result", "fail", "--slot", "h")
     ok(ready, "run", "--slot", "f", "--no-artifact", "--", "true")
     ok(ready, "run", "--slot", "g", "--keep", "--", "true")
-    none = bones(ready, "run", "--slot", "g", "--", "no-such-program")
+    none = bones(ready, "run", "--slot", "g", "--keep", "--", "no-such-program")
     assert none.returncode == 1
     assert "no-such-program" in none.stderr
     assert os.listdir(ready / ".bones/swarm") == ["g"]
+
+
+@pytest.mark.real
+def test_a_slot_that_somebody_has_joined_is_not_run_in_nor_closed_unless_asked(
+    ready: Path,
+) -> None:
+    worktree = join(ready, "auth")
+    (worktree / "mine").write_text("mine\n")
+    ok(worktree, "commit", "-m", "mine")
+    refused = bones(ready, "run", "--slot", "auth", "--json", "--", "touch", "ran")
+    error = error_of(refused)
+    assert (refused.returncode, error["reason"]) == (100, "joined")
+    assert "--keep" in error["message"]
+    assert not (worktree / "ran").exists()
+    ran = data_of(ok(ready, "run", "--slot", "auth", "--keep", "--json", "--", "touch", "ran"))
+    assert (ran["status"], ran["result"], ran["outcome"]) == (0, "", "")
+    assert (worktree / "ran").exists()
+    assert "joined already" in bones(ready, "join", "--slot", "auth").stderr
+
+
+@pytest.mark.real
+def test_a_run_tells_a_script_what_became_of_the_work(ready: Path) -> None:
+    for more in ([], ["--no-artifact"]):
+        left = bones(ready, "run", "--slot", "a", *more, "--json", "--", "sh", "-c", "echo x > x")
+        told = data_of(left.stdout)
+        assert left.returncode == 1
+        assert told["refused"]
+        assert (told["result"], told["outcome"], told["reason"]) == ("fail", "rescued", "")
+        assert (ready / ".bones/rescue" / told["rescue"] / "wt/x").read_text() == "x\n"
+    done = data_of(
+        ok(ready, "run", "--slot", "a", "--commit-on-exit", "--json", "--", "sh", "-c", "echo x >x")
+    )
+    assert (done["result"], done["outcome"], done["rescue"]) == ("success", "removed", "")
 
 
 @pytest.mark.real

@@ -42,7 +42,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | doctor | `{findings: [{name, level, evidence, fix}], problems, warnings}`, the last two as counts |
 | doctor --all | the same of this machine, and `workspaces: [{root, findings, problems, warnings}]` |
 | bones up | `{hub (as start), tip: CHECKIN}` |
-| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, needs}`; `rescues` by name, `unapplied` counts check-ins, `needs`: what needs a person, in words |
+| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, project, needs}`; `rescues` by name, `project`: why bones.toml stops every commit, `unapplied` counts check-ins, `needs`: what needs a person, in words |
 | bones log | `{root, checkins: [{hash, parent, time, slot, message}]}` |
 | bones diff | `{root, from, to, files: [{path, old_kind, old_hash, new_kind, new_hash, diff}]}` |
 | bones revert | `{checkin, parent, time, slot, message, merged: [[path, kind, hash]], new}` |
@@ -92,6 +92,21 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | 100 | `run`: a hub runs here already; of a slot: another has it; `swarm run`: it is joined already |
 | 130 | interrupted |
 | any | `swarm run`: that of the agent; 128 and the number of the signal that ended it |
+
+`bones.toml`, at the top of your work tree, is what a project asks of its trunk. The file there counts, tracked or
+not, from the next commit on; one that a slot commits does nothing until it is there. One that makes no sense stops every
+commit, and `bones status` says so.
+
+```toml
+[trunk]
+verify = "make test"       # a commit whose tree does not pass is refused, with the end of the output (exit 1)
+verify_timeout_s = 600     # seconds, the default; at most a day
+```
+
+The command runs by `/bin/sh` in a directory under `.orchestrator/templates/` that holds the tree as it would be on trunk, and
+what earlier runs have built there; it is no git repository. Commits are tried one after another. Of the environment
+that the hub was started with it has HOME, PATH, USER, LOGNAME, SHELL, TMPDIR, TZ and the language's and XDG_ variables, and
+BONES_CHECKIN, the check-in that the tree is to become.
 
 While trunk, the process that publishes events, still loads, `status` is healthy: commits and
 the bus answer already.

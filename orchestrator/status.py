@@ -6,9 +6,10 @@ import os
 import shlex
 from datetime import UTC, datetime
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Refused
 from foundation.record import Record
 from foundation.workspace import Workspace
+from hub.project import ProjectFile
 from hub.render import Shown, printable
 from hub.render import status as hub_status
 from hub.status import HubStatus, status_of
@@ -46,6 +47,8 @@ class Status(Record):
     """Check-ins that were never applied to git; -1: not known."""
     trouble: str = ""
     """Why some of this could not be seen."""
+    project: str = ""
+    """Why bones.toml keeps every commit from landing."""
 
     def needs(self) -> Iterator[str]:
         """Yield what needs a person, a line each, with the command that sees to it."""
@@ -55,6 +58,8 @@ class Status(Record):
             yield "slots wait for a hub: `bones up` starts it, `bones down` ends them"
         if self.trouble:
             yield self.trouble
+        if self.project:
+            yield self.project
         if self.forks:
             yield f"trunk has {self.forks} forks: `fossil update trunk`, `fossil merge`, commit"
         for slot in self.slots:
@@ -70,7 +75,7 @@ class Status(Record):
             words = (
                 "a rescue waits" if len(self.rescues) == 1 else f"{len(self.rescues)} rescues wait"
             )
-            yield f"{words} to be restored or deleted: `bones swarm rescue ls`"
+            yield f"{words} to be restored or deleted: `bones swarm rescue ls` says how"
 
 
 def look(root: str | None = None) -> Status:
@@ -102,7 +107,16 @@ def look(root: str | None = None) -> Status:
         rescues=tuple(one.name for one in list_rescues(workspace.root)),
         unapplied=unapplied,
         trouble=trouble,
+        project=_refusal(workspace),
     )
+
+
+def _refusal(workspace: Workspace) -> str:
+    try:
+        ProjectFile(workspace.root).read()
+    except Refused as error:
+        return str(error)
+    return ""
 
 
 def _age_s(time: str) -> float:

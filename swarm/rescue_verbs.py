@@ -36,15 +36,22 @@ def ls(*, root: str | None = None, as_json: bool = False) -> int:
     else:
         none = f"no rescues in {printable(workspace.root)}"
         output.lines((printable(_told(one)) for one in rescues), none, program=render.PROGRAM)
+        if rescues:
+            place = shlex.quote(workspace.rescue)
+            words = f"`bones swarm rescue restore NAME` brings one back, `rm -rf {place}/NAME` "
+            output.say(printable(f"{words}deletes it"), program=render.PROGRAM)
     return 0
 
 
 def _told(one: Rescue) -> str:
     if one.state != DONE:
         return f"{one.name}  {one.state}: {one.reason}"
-    counts = f"{one.changed} changed, {one.added} added, {one.deleted} deleted"
+    numbers = {"changed": one.changed, "added": one.added, "deleted": one.deleted}
+    counts = ", ".join(f"{number} {what}" for what, number in numbers.items())
     base = f"base {one.checkin[:10]}" if one.checkin else "no base"
-    return f"{one.name}  {one.made_at or '-'}  {counts}  {base}"
+    counted = ", ".join(f"{number} {what}" for what, number in numbers.items() if number)
+    reason = f"  {one.reason}" if one.reason != counted else ""
+    return f"{one.name}  {one.made_at or '-'}  {counts}  {base}{reason}"
 
 
 @output.verb("swarm.rescue.restore")
@@ -68,4 +75,6 @@ def restore(
         output.say(f"deleted: {named}", program=render.PROGRAM)
     for words in done.apart:
         output.say(printable(f"{words}: in {shlex.quote(done.path)}"), program=render.PROGRAM)
+    words = f"the rescue stays until it is deleted: `rm -rf {shlex.quote(done.path)}`"
+    output.say(printable(words), program=render.PROGRAM)
     return 0

@@ -44,6 +44,7 @@ _MACHINE: dict[str, Callable[[], Verdict]] = {
 _OUTSIDE: dict[str, Callable[[Scene], Verdict | None]] = {
     "git-repository": state.git_repository,
     "tracked": state.tracked,
+    "project": state.project,
     "place": state.place,
     "exclude": state.exclude,
     "slots": state.slots,

@@ -7,7 +7,7 @@ import shlex
 import stat
 
 from foundation import filesystem
-from foundation.errors import HubError
+from foundation.errors import HubError, Refused
 from foundation.process import ALIVE, Identity
 from foundation.spawn import capture, find_program
 from foundation.workspace import SLOTS, STATE
@@ -15,6 +15,8 @@ from hub import contact, creds, git, nats
 from hub import place as places
 from hub.doctor.finding import FOSSIL, Scene, Verdict, ok, problem, warning, way_out
 from hub.fossil_repo import LOGINS
+from hub.project import NAME as PROJECT_FILE
+from hub.project import ProjectFile
 from hub.seed import SCRATCH, password_path
 from hub.wording import several, size
 
@@ -69,6 +71,16 @@ def _git(scene: Scene, *arguments: str) -> tuple[int, str] | None:
         return None
     answer = capture([program, "-C", scene.workspace.root, *arguments], env=git.environment())
     return answer if answer[0] in (0, 1) else None
+
+
+def project(scene: Scene) -> Verdict | None:
+    """What bones.toml asks of commits makes sense; else none lands."""
+    try:
+        asked = ProjectFile(scene.workspace.root).read()
+    except Refused as error:
+        path = f"{scene.workspace.root.rstrip('/')}/{PROJECT_FILE}"
+        return problem(str(error), f"${{EDITOR:-vi}} {shlex.quote(path)}")
+    return ok(f"commits must pass `{asked.verify}`") if asked.verify else None
 
 
 def place(scene: Scene) -> Verdict:

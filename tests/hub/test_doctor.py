@@ -316,6 +316,22 @@ def test_a_repository_without_a_tracked_file_is_a_problem(tmp_path: Path) -> Non
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
+def test_a_project_file_that_keeps_every_commit_out_is_a_problem(
+    repo: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = repo / "bones.toml"
+    path.write_text("[trunk]\nverify = 1\n")
+    (finding,) = wrong(repo).values()
+    assert (finding.name, finding.level) == ("project", "problem")
+    assert "No commit lands" in finding.evidence
+    monkeypatch.setenv("EDITOR", "rm")
+    follow(finding.fix, repo, tmp_path)
+    assert wrong(repo) == {}
+    path.write_text("[trunk]\nverify = 'make test'\n")
+    (found,) = [finding for finding in examine(str(repo)) if finding.name == "project"]
+    assert (found.level, found.evidence) == ("ok", "commits must pass `make test`")
+
+
 def test_a_repository_that_git_does_not_trust_is_a_problem(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

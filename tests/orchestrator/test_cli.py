@@ -262,6 +262,14 @@ def test_status_says_on_one_screen_what_needs_a_person(seeded: Path, checkout: C
     assert [line.split()[0] for line in listed.splitlines()] == ["clean", "dead", "silent"]
 
 
+def test_status_names_a_project_file_that_keeps_every_commit_out(seeded: Path) -> None:
+    assert data_of(bones(seeded, "status", "--json").stdout)["project"] == ""
+    (seeded / "bones.toml").write_text("[trunk\n")
+    needs = bones(seeded, "status").stdout.partition("needs you\n")[2]
+    assert f"{seeded}/bones.toml: it is not TOML" in needs
+    assert "No commit lands" in needs
+
+
 @pytest.mark.real
 def test_up_starts_a_hub_that_takes_commits_and_then_says_it_runs(hub: Hub) -> None:
     done = bones(hub.root, "up")

@@ -1,4 +1,4 @@
-"""What the repositories in a worktree hold that its files do not: commits and stashes.
+"""What the repositories in a worktree hold that neither its files nor trunk do: commits, stashes.
 
 A worktree is a git repository of its own and a Fossil check-out. Both are read without their
 programs, without writing a byte, and without trust in what they contain.
@@ -10,7 +10,7 @@ import os
 import stat
 
 from foundation.atomic import read_bounded
-from slotgc import treepath
+from slotgc import artifact, treepath
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 _REF_LIMIT = 4096
 _PACKED_LIMIT = 64 << 20
 _MOST_REFS = 100_000
+_DIRECTORIES = frozenset(
+    ("bones", "branches", "hooks", "info", "logs", "objects", "refs", "worktrees")
+)
+"""Of a repository: what else there is may hold contents of its own."""
+
 _STEPS = 1_000_000  # of SQLite's machine: a database may hold a view that never ends
 _STEPS_EACH = 1000
 
@@ -97,25 +102,79 @@ def _loose(git: str) -> Iterator[str]:
         yield f"worktrees/{name}/HEAD"
 
 
-def unsaved_git(worktree: str, head: str, refs: dict[str, str], since_ns: int) -> str:
+def unsaved_git(worktree: str, head: str, refs: dict[str, str], since_ns: int, trunk: Trunk) -> str:
     """Return what of *worktree*'s own git is saved nowhere else, in words, "" if nothing is.
 
-    Commits and stashes, and what was staged and then lost from the worktree. *head* and *refs*:
-    what :func:`git_refs` said when all was saved, at *since_ns* (nanoseconds since the epoch).
+    Commits and stashes, and what was staged and then lost from the worktree, with contents that
+    *trunk* does not hold. *head* and *refs*: what :func:`git_refs` said when all was saved, at
+    *since_ns* (nanoseconds since the epoch).
     """
     try:
         head_now, refs_now = git_refs(worktree)
         stored = _has_stored(f"{worktree}/.git/objects", since_ns)
     except (OSError, ValueError) as error:
         return f"its git repository cannot be judged: {error}"
-    moved = sorted(name for name, to in refs_now.items() if refs.get(name) != to)
+    moved = {name: to for name, to in refs_now.items() if refs.get(name) != to}
     if head_now not in ("", head):
-        moved.insert(0, "HEAD")
+        moved = {"HEAD": head_now, **moved}
+    if not (moved or stored):
+        return ""
+    saved = _saved(f"{worktree}/.git", {*refs.values()}, {*refs_now.values()}, trunk)
+    if saved is not None:
+        moved = {name: to for name, to in moved.items() if not _is_saved(name, to, saved)}
+        stored = False
     if not moved:
         return "its git has stored something since: staged, or committed and undone" * stored
-    more = f" and {len(moved) - 3} more" if len(moved) > 3 else ""  # noqa: PLR2004
-    names = ", ".join(treepath.show(os.fsencode(name)) for name in moved[:3])
+    first, *others = sorted(moved, key=lambda name: (name != "HEAD", name))
+    more = f" and {len(others) - 2} more" if len(others) > 2 else ""  # noqa: PLR2004
+    names = ", ".join(treepath.show(os.fsencode(name)) for name in [first, *others[:2]])
     return f"its git has commits or stashes of its own: {names}{more}"
+
+
+def _is_saved(name: str, to: str, saved: set[str]) -> bool:
+    """Tell whether nothing is lost with the reference *name*, which says *to*.
+
+    Another reference is judged by itself. A stash was put aside on purpose, and a linked worktree
+    has files elsewhere that are nothing without this repository.
+    """
+    kept = name == "refs/stash" or name.startswith("worktrees/")
+    return not kept and (to in saved or to.startswith("ref: "))
+
+
+def _saved(git: str, known: set[str], now: set[str], trunk: Trunk) -> set[str] | None:
+    """Return the commits of which nothing is lost with the repository; None: contents would be.
+
+    Those that were *known*, what they and ours were made on, and those that have the files of one
+    of them: that of a commit which no reference of *now* names is what it contains, no more.
+    """
+    from slotgc import gitobjects  # noqa: PLC0415 - loads OpenSSL, and few agents use git
+
+    names = [one for one in (*known, *now) if artifact.is_name(one)]
+    digits = max(map(len, names), default=artifact.SHA1_DIGITS)
+    blobs: set[str] = set()
+    trees: set[str] = set()
+    commits: dict[str, str] = {}
+    below: set[str] = set()
+    try:
+        with os.scandir(git) as entries:
+            if any(one.is_dir() and one.name not in _DIRECTORIES for one in entries):
+                return None  # of a submodule, a rebase that is under way
+        for kind, name, content, is_ours in gitobjects.stored(f"{git}/objects", digits):
+            if kind == gitobjects.COMMIT:
+                commits[name] = gitobjects.root_tree(content)
+                if is_ours or name in known:
+                    trees.add(commits[name])
+                    below |= gitobjects.parents(content)
+            elif kind == gitobjects.TAG:
+                return None  # its message stands nowhere else
+            elif kind == gitobjects.BLOB and content and not is_ours:
+                blobs.add(artifact.of_bytes(content))
+    except (OSError, ValueError):
+        return None
+    if not trunk.holds(blobs):
+        return None
+    alike = {name for name, tree in commits.items() if tree in trees}
+    return known | alike | (below - commits.keys())
 
 
 def _has_stored(objects: str, since_ns: int) -> bool:

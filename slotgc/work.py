@@ -236,7 +236,7 @@ def judge(
     apart += [
         words
         for words in (
-            history.unsaved_git(worktree, seen.git_head, seen.git_refs, since_ns),
+            history.unsaved_git(worktree, seen.git_head, seen.git_refs, since_ns, trunk),
             history.unsaved_stash(worktree),
         )
         if words

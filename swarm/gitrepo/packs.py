@@ -14,6 +14,7 @@ from __future__ import annotations
 import os
 
 from foundation.failpoint import hit
+from slotgc.gitobjects import OURS_NS
 from swarm.gitrepo.objects import content_of, entry, pack_header, pack_index, pack_row
 from swarm.gitrepo.places import OURS, cut, open_spare, write_at
 
@@ -26,7 +27,6 @@ _SPARE = f"{OURS}/pack"
 _SPARE_INDEX = f"{OURS}/pack.idx"
 _FULL_BYTES = 32 * 1024
 """Half a dozen commits. The checksum is of all of it, each time."""
-_LONG_AGO_NS = 1_000_000_000
 
 
 class Packs:
@@ -91,7 +91,7 @@ class Packs:
         for name in self._young:
             for path in (f"{name}.pack", f"{name}.idx"):
                 try:
-                    os.utime(path, ns=(_LONG_AGO_NS, _LONG_AGO_NS), dir_fd=at.pack)
+                    os.utime(path, ns=(OURS_NS, OURS_NS), dir_fd=at.pack)
                 except FileNotFoundError:  # the agent's git has packed all anew
                     continue
         self._young.clear()

@@ -6,6 +6,8 @@ import os
 import socket
 import sqlite3
 import subprocess
+import zlib
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,16 @@ from foundation.workspace import Workspace
 from slotgc import base
 from slotgc.history import Trunk, trunk_holds
 from slotgc.work import Work, judge
-from tests.slotgc.worktrees import CHECKIN, Node, Tree, age, make_slot, make_trunk, plant
+from tests.slotgc.worktrees import (
+    CHECKIN,
+    Node,
+    Tree,
+    age,
+    make_slot,
+    make_trunk,
+    plant,
+    put_on_trunk,
+)
 from tests.support import git
 
 TREE: Tree = {
@@ -280,23 +291,176 @@ def repository(tmp_path: Path) -> Path:
     return wt
 
 
+def land(wt: Path) -> None:
+    """Have trunk and the base have what the worktree has; what they know of its git stays."""
+    path = f"{wt.parent}/base.json"
+    was = base.read(path)
+    assert was is not None
+    now = base.index(str(wt), checkin=CHECKIN)
+    put_on_trunk(wt.parents[3], {row[2] for row in now.files.values()})
+    since_ns = was.git_since_ns or was.indexed_ns
+    kept = {"git_head": was.git_head, "git_refs": was.git_refs, "git_since_ns": since_ns}
+    base.write(path, now.replace(**kept))
+
+
+COMMITTED = [["add", "."], ["commit", "-q", "-m", "mine"]]
+
+
 @pytest.mark.parametrize(
     ("commands", "named"),
     [
-        ([["commit", "-q", "--allow-empty", "-m", "mine"]], "refs/heads/main"),
-        ([["checkout", "-q", "-b", "other"]], "HEAD, refs/heads/other"),
-        ([["checkout", "-q", "--detach"]], "HEAD"),
-        ([["tag", "here"]], "refs/tags/here"),
-        ([["branch", "b"], ["pack-refs", "--all"]], "refs/heads/b"),
-        ([["worktree", "add", "-q", "--detach", "../../../elsewhere"]], "worktrees/elsewhere/HEAD"),
+        (COMMITTED, "refs/heads/main"),
+        ([["checkout", "-q", "-b", "other"], *COMMITTED], "HEAD, refs/heads/other"),
+        ([["checkout", "-q", "--detach"], *COMMITTED], "HEAD"),
+        ([["checkout", "-q", "-b", "b"], *COMMITTED, ["pack-refs", "--all"]], "HEAD, refs/heads/b"),
     ],
 )
 def test_commits_of_an_agent_are_work(
     repository: Path, commands: list[list[str]], named: str
 ) -> None:
+    (repository / "a").write_text("committed, and changed again\n")
     for command in commands:
         git(repository, *command)
-    assert judged(repository).apart == (f"its git has commits or stashes of its own: {named}",)
+    (repository / "a").write_bytes(TREE[b"a"].content)
+    found = judged(repository)
+    assert not found.changes
+    assert found.apart == (f"its git has commits or stashes of its own: {named}",)
+
+
+@pytest.mark.parametrize(
+    ("commands", "named"),
+    [
+        ([["tag", "-m", "words", "here"]], "refs/tags/here"),
+        ([["worktree", "add", "-q", "--detach", "../../../elsewhere"]], "worktrees/elsewhere/HEAD"),
+        ([["rm", "-q", "a"], ["stash", "-q"]], "refs/stash"),
+        (
+            [
+                ["checkout", "-q", "-b", "other"],
+                ["mv", "a", "b"],
+                ["commit", "-q", "-m", "moved"],
+                ["checkout", "-q", "main"],
+            ],
+            "refs/heads/other",
+        ),
+    ],
+)
+def test_what_git_was_told_to_keep_is_work_although_trunk_has_its_contents(
+    repository: Path, commands: list[list[str]], named: str
+) -> None:
+    for command in commands:
+        git(repository, *command)
+    found = judged(repository)
+    assert not found.changes
+    assert found.apart == (f"its git has commits or stashes of its own: {named}",)
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [["add", "."]],
+        [["add", "."], ["repack", "-q"]],
+        COMMITTED,
+        [*COMMITTED, ["commit", "-q", "--amend", "-m", "and once more"]],
+        [*COMMITTED, ["reset", "-q", "--soft", "HEAD~"]],
+        [["stash", "-q"], ["stash", "pop", "-q"]],
+    ],
+    ids=["staged", "repacked", "committed", "amended", "undone", "stashed and popped"],
+)
+def test_what_was_staged_or_committed_and_then_landed_is_no_work(
+    repository: Path, commands: list[list[str]]
+) -> None:
+    (repository / "a").write_text("landed\n")
+    (repository / "src/empty").touch()
+    for command in commands:
+        git(repository, *command)
+    assert judged(repository).apart, "before it has landed"
+    land(repository)
+    if ["commit", "-q", "-m", "mine"] in commands and commands[-1][0] != "reset":
+        know_head(repository)
+    assert not judged(repository).exists()
+
+
+def know_head(wt: Path) -> None:
+    """Have the base know a commit that is made on what the agent has committed, as ours are."""
+    git(wt, "commit", "-q", "--allow-empty", "-m", "ours")
+    path = f"{wt.parent}/base.json"
+    known = base.read(path)
+    assert known is not None
+    base.write(
+        path, known.replace(git_refs={"refs/heads/main": git(wt, "rev-parse", "HEAD").strip()})
+    )
+
+
+@pytest.mark.parametrize(
+    "commands",
+    [
+        [["checkout", "-q", "-b", "other"]],
+        [["checkout", "-q", "--detach"]],
+        [["tag", "here"]],
+        [["branch", "b"], ["pack-refs", "--all"]],
+        [["commit", "-q", "--allow-empty", "-m", "words alone"]],
+    ],
+)
+def test_names_for_what_trunk_has_are_no_work(repository: Path, commands: list[list[str]]) -> None:
+    for command in commands:
+        git(repository, *command)
+    assert not judged(repository).exists()
+
+
+def test_a_version_in_between_that_was_committed_to_git_alone_is_work(repository: Path) -> None:
+    for text in ("first\n", "second\n"):
+        (repository / "a").write_text(text)
+        git(repository, "commit", "-q", "-a", "-m", text)
+    land(repository)
+    found = judged(repository)
+    assert not found.changes
+    assert found.apart == ("its git has commits or stashes of its own: refs/heads/main",)
+
+
+def holding(content: bytes) -> Callable[[Path], object]:
+    def write(one: Path) -> None:
+        one.chmod(0o600)
+        one.write_bytes(content)
+
+    return write
+
+
+def be_a_link(one: Path) -> None:
+    one.rename(one.parents[2] / "elsewhere")
+    one.symlink_to(one.parents[2] / "elsewhere")
+
+
+def be_a_pipe(one: Path) -> None:
+    one.unlink()
+    os.mkfifo(one)
+
+
+SPOILT: dict[str, Callable[[Path], object]] = {
+    "torn": holding(zlib.compress(b"blob 7\0landed\n")[:-3]),
+    "empty": holding(b""),
+    "longer than it says": holding(zlib.compress(b"blob 1\0" + bytes(10**7))),
+    "shorter than it says": holding(zlib.compress(b"blob 8\0landed\n")),
+    "of a size beyond all": holding(zlib.compress(b"blob 99999999999999999999\0x")),
+    "of no kind": holding(zlib.compress(b"glob 1\0x")),
+    "a pipe": be_a_pipe,
+    "a link": be_a_link,
+    "unfinished": lambda one: one.rename(one.with_name("tmp_obj_x")),
+    "beside a submodule": lambda one: (one.parents[2] / "modules/sub").mkdir(parents=True),
+    "beside a pack of nothing": lambda one: (one.parents[1] / "pack/a.pack").write_text("PACK"),
+    "beside half a pack": lambda one: (one.parents[1] / "pack/tmp_pack_x").touch(),
+}
+
+
+@pytest.mark.parametrize("spoil", SPOILT)
+def test_what_git_has_stored_and_cannot_be_read_is_work(repository: Path, spoil: str) -> None:
+    (repository / "a").write_text("landed\n")
+    name = git(repository, "hash-object", "-w", "a").strip()
+    land(repository)
+    assert not judged(repository).exists()
+    SPOILT[spoil](repository / ".git/objects" / name[:2] / name[2:])
+    assert judged(repository).apart == (
+        "its git has stored something since: staged, or committed and undone",
+    )
 
 
 def test_a_stash_of_an_agent_is_work_although_the_files_are_as_before(repository: Path) -> None:

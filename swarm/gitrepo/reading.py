@@ -43,6 +43,20 @@ class ObjectReader:
         Raises:
             Corrupt: it is not there, or damaged (``git-object``).
         """
+        found = self._sought(name)
+        if found is None:
+            raise self._bad(name, "is missing")
+        return found
+
+    def has(self, name: bytes) -> bool:
+        """Tell whether the object *name* (raw) is there.
+
+        Raises:
+            Corrupt: it is, but damaged, or there is no looking (``git-object``).
+        """
+        return self._sought(name) is not None
+
+    def _sought(self, name: bytes) -> tuple[bytes, bytes] | None:
         try:
             found = self._find(name)
             if found is None:
@@ -50,8 +64,6 @@ class ObjectReader:
                 found = self._find(name)
         except (OSError, ValueError, zlib.error) as error:
             raise self._bad(name, f"cannot be read: {error}") from None
-        if found is None:
-            raise self._bad(name, "is missing")
         return found
 
     def _bad(self, name: bytes, how: str) -> Corrupt:

@@ -40,7 +40,7 @@ from swarm.gitrepo.trees import Tree
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from hub.git import Entry
     from swarm.gitrepo.objects import Format
@@ -116,13 +116,15 @@ class GitRepo:
         head: str,
         entries: Iterable[Entry],
         stamps: Mapping[bytes, Stamp],
+        doubtful: Collection[bytes] = (),
     ) -> GitRepo:
         """Make a repository in *worktree*, whose files are those of commit *head* ("": none yet).
 
         *user_git*: the user's (``Workspace.git_dir()``), whose objects it shares. *entries*: the
         commit's files, as ``hub.git.Git.tree`` gives them. One without a stamp is not in the
-        worktree (a submodule, what seeding left out), and git will not miss it. Whoever calls this
-        has the worktree alone; killed, it may be called again.
+        worktree (a submodule, what seeding left out), and git will not miss it. *doubtful*: paths
+        to find again in :attr:`doubtful`. Whoever calls this has the worktree alone; killed, it may
+        be called again.
 
         Raises:
             Refused: there is one (``git-exists``), or its format is unknown to us.
@@ -144,6 +146,8 @@ class GitRepo:
             file = IndexFile(worktree, form, _never)
             file.prepare(at, rows, time.time_ns(), alone=True)
             file.place(at)
+            if doubtful:
+                state.write_doubtful(at.git, doubtful)
             state.write(at.git, State(head, tree, ""))
         making.finish(f"{worktree}/.git")
         return cls(worktree, name)
@@ -178,6 +182,26 @@ class GitRepo:
     def commit(self) -> str:
         """The last commit of ours on our branch, "" before the first."""
         return self._state.commit
+
+    @property
+    def doubtful(self) -> frozenset[bytes]:
+        """What was given when it was made.
+
+        Raises:
+            Corrupt: the repository is not there.
+            OSError: it cannot be read.
+        """
+        with self._doors as at:
+            return state.doubtful(at.git)
+
+    def has_lost_ours(self) -> bool:
+        """Tell whether git has forgotten our last commit, on which every next one builds.
+
+        Raises:
+            Corrupt: that cannot be told.
+        """
+        ours = self._state.commit
+        return bool(ours) and not self._objects.has(bytes.fromhex(ours))
 
     def where(self) -> tuple[str, bool]:
         """Return the commit that HEAD is at ("": none), and whether by our branch.

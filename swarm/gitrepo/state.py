@@ -12,7 +12,12 @@ from typing import NamedTuple
 from foundation.errors import Corrupt
 from swarm.gitrepo.places import OURS
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
 _NAME = f"{OURS}/state"
+_DOUBTFUL = f"{OURS}/doubtful"
 _MAGIC = "bones git 1"
 _BLOCK = 512
 _LONGEST_MARK = 300
@@ -68,6 +73,27 @@ def write(git: int, state: State) -> None:
         os.pwrite(fd, text.ljust(_BLOCK, b"\0"), 0)
     finally:
         os.close(fd)
+
+
+def doubtful(git: int) -> frozenset[bytes]:
+    """Return the paths that :func:`write_doubtful` has noted, none if it has not.
+
+    Raises:
+        OSError: they cannot be read.
+    """
+    try:
+        fd = os.open(_DOUBTFUL, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=git)
+    except FileNotFoundError:
+        return frozenset()
+    with os.fdopen(fd, "rb") as file:
+        return frozenset(file.read().split(b"\0")[:-1])
+
+
+def write_doubtful(git: int, paths: Iterable[bytes]) -> None:
+    """Note *paths* in a repository that is being made: see :mod:`swarm.worktree.doubt`."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+    with os.fdopen(os.open(_DOUBTFUL, flags, 0o644, dir_fd=git), "wb") as file:
+        file.writelines(path + b"\0" for path in sorted(paths))
 
 
 def check_mark(mark: str) -> None:

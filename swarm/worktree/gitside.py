@@ -27,7 +27,7 @@ from swarm.worktree.going_back import Back, since_common
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
     from foundation.workspace import Workspace
     from hub.git import Entry
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from swarm.gitrepo.objects import Format
 
 REF = "refs/heads/trunk"
+LOST = "the slot's git repository was lost, and made anew"
+"""Why what it has cannot tell what was there before."""
 _ALTERNATES = "alternates"
 _LONGEST = 1 << 16
 _SEED = "session base: "
@@ -66,6 +68,17 @@ class GoneBack(NamedTuple):
     """HEAD is on our branch, at a commit of ours: none of the agent's is on it."""
 
 
+class Untold(NamedTuple):
+    """Git cannot tell what HEAD has and has not of our last commit."""
+
+    now: str
+    """Where HEAD is, or what its file looks like; "" if that is not known either."""
+    why: str
+    """In words."""
+    moved: bool
+    """HEAD may be elsewhere than at the last look."""
+
+
 class GitSide:
     """The repository of one worktree."""
 
@@ -81,6 +94,8 @@ class GitSide:
         """HEAD as it was when it was on our branch."""
         self._seen = ""
         """Where HEAD was at the last look, if elsewhere than at our last commit."""
+        self._untold = ""
+        """Where HEAD was when git could not tell more."""
         self._back: tuple[str, str, Back] | None = None
         self.trouble = ""
         """Why it is not as it should be, in words."""
@@ -181,31 +196,37 @@ class GitSide:
                 os.close(info)
         self._open()
 
-    def gone_back(self) -> GoneBack | None:
+    def gone_back(self) -> GoneBack | Untold | None:
         """Return what our last commit has and HEAD, moved elsewhere by the agent, has not.
 
-        None where it has all of it, or nothing of ours; at the cost of two looks at a file. What
-        cannot be read is looked at again.
+        None where it has all of it, at the cost of two looks at a file; and where git has lost our
+        last commit: then it is gone (:meth:`is_gone`).
+
+        Raises:
+            OSError: it cannot be looked at.
         """
         repo = self._repo
         if repo is None:
-            return None
+            return None if self._damaged else Untold("", self.trouble, moved=True)
         head_file, branch_file = _stamp_of(f"{self._worktree}/.git/HEAD"), _stamp_of(self._branch)
         if head_file == self._head_file and self._tip == (repo.commit, branch_file):
             return None
+        now = ""
         try:
             now, on_ours = repo.where()
             if on_ours:
                 self._head_file = head_file
-            if not repo.commit or now in ("", repo.commit):
-                self._seen = ""
+            if repo.commit in ("", now):
+                self._seen = self._untold = ""
                 if on_ours and now:
                     self._tip = now, branch_file
                 return None
+            if not now:
+                return self._cannot_tell(repo, repr(head_file), "HEAD names no commit")
             back = self._since_common(repo.commit, now)
         except (HubError, OSError, ValueError) as error:
-            self.trouble = str(error)
-            return None
+            return self._cannot_tell(repo, now, str(error))
+        self._untold = ""
         moved = now != self._seen
         if not back.files:
             self._seen = now
@@ -218,6 +239,16 @@ class GitSide:
             is_ours=on_ours and back.commit == now,
         )
 
+    def _cannot_tell(self, repo: GitRepo, now: str, why: str) -> Untold | None:
+        self.trouble = why
+        try:
+            if repo.has_lost_ours():
+                self._repo, self._damaged = None, True
+                return None
+        except Corrupt:
+            pass  # so it is there, or nobody knows
+        return Untold(now, why, moved=not now or now != self._untold)
+
     def _since_common(self, ours: str, now: str) -> Back:
         known = self._back
         if known is not None and known[:2] == (ours, now):
@@ -229,9 +260,25 @@ class GitSide:
         self._back = ours, now, back
         return back
 
-    def followed(self, gone: GoneBack) -> None:
+    def followed(self, gone: GoneBack | Untold) -> None:
         """Note that all was done that follows from *gone*."""
-        self._seen = gone.now
+        if isinstance(gone, Untold):
+            self._untold = gone.now
+        else:
+            self._seen = gone.now
+
+    @property
+    def commit(self) -> str:
+        """Our last commit, "" if that is not known."""
+        return "" if self._repo is None else self._repo.commit
+
+    def doubtful(self) -> frozenset[bytes]:
+        """Return what was in doubt when the repository was made in place of another.
+
+        Raises:
+            HubError, OSError: it cannot be read.
+        """
+        return frozenset() if self._repo is None else self._repo.doubtful
 
     def _head(self, repo: GitRepo) -> str:
         """Return where our branch is; it is only read if somebody has written it since we did."""
@@ -325,8 +372,11 @@ def make(
     at: CheckinRow,
     rows: Mapping[bytes, Row],
     seen_ns: int,
+    doubtful: Collection[bytes] = (),
 ) -> None:
     """Make the repository of *worktree*, whose files are *rows* as seen at *seen_ns*.
+
+    *doubtful*: see :meth:`GitSide.doubtful`.
 
     Raises:
         HubError: git cannot be asked, or has not what trunk was seeded from.
@@ -349,6 +399,7 @@ def make(
         head=head,
         entries=entries,
         stamps={path: one for path, one in stamps.items() if one is not None},
+        doubtful=doubtful,
     )
     hit("git.made")
     changed = {path: row for path, row in rows.items() if path not in stamps}

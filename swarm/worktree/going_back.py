@@ -28,6 +28,11 @@ if TYPE_CHECKING:
 
 _KINDS = {b"100644": base.FILE, b"100755": base.EXEC, b"120000": base.LINK}
 _MOST_STEPS = 256
+_NONE_IN_COMMON = 1  # git-merge-base(1)
+
+
+UNREADABLE = "", ""
+"""What is said of a file that is there and cannot be read: it is like no other."""
 
 
 class Version(NamedTuple):
@@ -72,12 +77,16 @@ def since_common(
 ) -> Back:
     """Return what *ours* has of later than the last commit that it and *now* have in common.
 
-    Nothing, if *now* goes on from *ours*, or has nothing to do with it. *common*: that commit,
-    where it is known.
+    Nothing, if *now* goes on from *ours*. *common*: that commit, where it is known.
+
+    Raises:
+        HubError: git cannot tell (``git``): it is not there, has lost one of the two, or they have
+            nothing in common.
+        OSError: git cannot be run.
     """
     common = common or _asked(worktree, "merge-base", ours, now).strip().decode("ascii", "replace")
     files: dict[bytes, tuple[str, bytes] | None] = {}
-    if common not in ("", ours):
+    if common != ours:
         answer = _asked(worktree, "diff-tree", "-r", "-z", "--raw", "--no-renames", common, ours)
         for mode, oid, path in _rows(answer):
             if mode in _KINDS:
@@ -90,12 +99,18 @@ def since_common(
 def _asked(worktree: str, *words: str) -> bytes:
     program = find_program("git")
     if program is None:
-        return b""
+        raise HubError("git is not in PATH", reason="git")
     # By name: were the slot's own repository gone, git would look upward and find the user's.
     env = user_git.environment() | {"GIT_DIR": f"{worktree}/.git", "GIT_WORK_TREE": worktree}
     with Tool([program, *words], env=env, cwd=worktree) as tool:
         answer = tool.stdout.read()
-        return answer if tool.wait() == 0 else b""
+        status = tool.wait()
+        if status == _NONE_IN_COMMON and words[0] == "merge-base":
+            raise HubError("HEAD has no commit in common with trunk's branch", reason="git")
+        if status:
+            said = tool.said().partition("\n")[0]
+            raise HubError(f"git {words[0]} fails ({said or f'exit {status}'})", reason="git")
+        return answer
 
 
 def _rows(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
@@ -110,7 +125,7 @@ def _rows(answer: bytes) -> Iterator[tuple[bytes, bytes, bytes]]:
 def there(
     worktree: str, known: Base, paths: Iterable[bytes]
 ) -> dict[bytes, tuple[str, str] | None]:
-    """Return kind and hash of what is at *paths*, None: no file; without what is unreadable.
+    """Return kind and hash of what is at *paths*, None: no file, "" twice: it cannot be read.
 
     Raises:
         OSError: *worktree* cannot be opened.
@@ -124,7 +139,7 @@ def there(
             except (FileNotFoundError, BlockedError):
                 found[path] = None
             except OSError:
-                continue
+                found[path] = UNREADABLE
     finally:
         os.close(tree)
     return found

@@ -12,8 +12,9 @@ import time
 from foundation.errors import Corrupt, HubError, Refused, Unavailable
 from foundation.failpoint import hit
 from slotgc.removal import remove_tree
+from swarm.gitrepo.reading import ObjectReader
 from swarm.gitrepo.repo import File
-from swarm.worktree import gitside, going_back, making
+from swarm.worktree import doubt, gitside, going_back, making
 from swarm.worktree.checkout import Checkout, VFile
 from swarm.worktree.gitside import GitSide, Mark
 
@@ -60,8 +61,10 @@ class Upkeep:
         self._unwritten = ""
         self.went_back: frozenset[bytes] = frozenset()
         """Where git was taken back, the base with it, to before others' work."""
-        self.went_beyond: frozenset[bytes] = frozenset()
-        """Where git was taken back to what trunk never had, so that the base cannot follow."""
+        self._beyond: frozenset[bytes] = frozenset()
+        self._in_doubt: frozenset[bytes] | None = None
+        """None: it is still to be read."""
+        self._why_in_doubt = gitside.LOST
         self.back_from = ""
         """The commit that git was taken back from."""
 
@@ -69,6 +72,17 @@ class Upkeep:
     def trouble(self) -> str:
         """Why not all is as it should be, in words; the next look sees to it."""
         return self._unwritten or self._git.trouble
+
+    @property
+    def went_beyond(self) -> frozenset[bytes]:
+        """Where git was taken back to what trunk never had, so that the base cannot follow.
+
+        And where nobody can tell: :class:`swarm.worktree.doubt.Unnamed`.
+        """
+        if not self._in_doubt:
+            return self._beyond
+        words = doubt.words(self._why_in_doubt, self._git.commit, self._in_doubt, self._base)
+        return doubt.Unnamed.of(self._beyond, self._in_doubt, words)
 
     @property
     def _base(self) -> Base:
@@ -104,9 +118,10 @@ class Upkeep:
         """
         try:
             self._look_at_checkout()
-            if self._git.is_gone():
-                self._make_git(self._repository.checkin(self._base.checkin))
+            self._have_git()
             self._follow_git_back()
+            self._have_git()  # it may be found to have lost what all was built on
+            self._look_at_doubts()
         except OSError as error:
             raise self._hopeless(error) from None
 
@@ -283,6 +298,13 @@ class Upkeep:
         gone = self._git.gone_back()
         if gone is None:
             return
+        if isinstance(gone, gitside.Untold):
+            if gone.moved:
+                known_ones = self._git.doubtful() if self._in_doubt is None else self._in_doubt
+                self._in_doubt = known_ones | self._find_doubts()
+                self._why_in_doubt = gone.why
+            self._git.followed(gone)
+            return
         known = self._base
         theirs: dict[bytes, Version | None] = {}
         beyond = set()
@@ -302,8 +324,10 @@ class Upkeep:
             else:
                 beyond.add(path)
         if gone.moved:
-            self.went_beyond = frozenset(beyond)
+            self._beyond = frozenset(beyond)
             self.went_back, self.back_from = frozenset(), gone.ours
+            if self._in_doubt:
+                self._in_doubt -= gone.back.files.keys()
         if theirs:
             removed = [path for path, was in theirs.items() if was is None]
             rows = going_back.rows(theirs)
@@ -342,7 +366,24 @@ class Upkeep:
             )
         )
 
+    def _have_git(self) -> None:
+        if self._git.is_gone():
+            self._make_git(self._repository.checkin(self._base.checkin))
+
+    def _look_at_doubts(self) -> None:
+        """Have no doubt in what is as the base has it: whatever it becomes is the slot's work."""
+        if self._in_doubt is None:
+            self._in_doubt = self._git.doubtful()
+        if self._in_doubt:
+            self._in_doubt = doubt.still(self._worktree, self._base, self._in_doubt)
+
+    def _find_doubts(self) -> frozenset[bytes]:
+        form = gitside.form_of(self._base.git_refs.get(gitside.REF, ""))
+        reader = ObjectReader(f"{self._workspace.git_dir()}/objects", form)
+        return doubt.find(self._worktree, self._base, self._repository, self._slot, reader, form)
+
     def _make_git(self, at: CheckinRow) -> None:
+        doubtful = self._find_doubts()
         git = f"{self._worktree}/.git"
         if os.path.isdir(f"{git}/objects"):
             # It may be the agent's. Beside the worktree it counts as work.
@@ -357,11 +398,13 @@ class Upkeep:
             at=at,
             rows=self._base.files,
             seen_ns=self._base.indexed_ns,
+            doubtful=doubtful,
         )
         self._git = GitSide(self._worktree, self._slot)
         head, refs = gitside.references(self._worktree)
         known = self._base.replace(git_head=head, git_refs=refs, git_since_ns=time.time_ns())
         self._ledger.become(known)
+        self._in_doubt, self._why_in_doubt = doubtful, gitside.LOST
 
 
 def _remove(path: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
@@ -157,17 +158,24 @@ def test_an_older_file_that_was_asked_for_by_name_is_a_change(bench: Bench) -> N
     assert paths(bench) == [b"gone", b"new", b"text"]
 
 
-def test_before_trunk_began_nothing_is_taken_back_unless_it_is_named(fresh_hub: Hub) -> None:
+def aged(hub: Hub) -> None:
+    """Have two versions of a file in git, and another file of the later one, when trunk begins."""
     for content in ("old\n", "new\n"):
-        (fresh_hub.root / "aged").write_text(content)
-        for words in (["add", "aged"], ["commit", "-qm", f"aged {content}"]):
+        (hub.root / "aged").write_text(content)
+        if content == "new\n":
+            (hub.root / "later").write_text("x")
+        for words in (["add", "."], ["commit", "-qm", f"aged {content}"]):
             subprocess.run(
                 ["git", "-c", "user.name=u", "-c", "user.email=u@x", *words],
-                cwd=fresh_hub.root,
+                cwd=hub.root,
                 check=True,
             )
-    fresh_hub.start()
-    fresh_hub.stop()
+    hub.start()
+    hub.stop()
+
+
+def test_before_trunk_began_nothing_is_taken_back_unless_it_is_named(fresh_hub: Hub) -> None:
+    aged(fresh_hub)
     bench = Bench(fresh_hub.root)
     assert bench.tree.changes() == ()
     git(bench, "reset", "-q", "--hard", ":/aged old")
@@ -180,6 +188,129 @@ def test_before_trunk_began_nothing_is_taken_back_unless_it_is_named(fresh_hub: 
     command = str(caught.value).partition("`")[2].partition(" -- ")[0]
     git(bench, *command.split()[1:], "--", "aged")
     assert [one.path for one in bench.propose().changes] == [b"README"]
+    bench.close()
+
+
+# --- where git cannot tell ---------------------------------------------------------------------
+
+IDENTITY = ("-c", "user.name=a", "-c", "user.email=a@x")
+
+
+def forget(bench: Bench, how: str) -> None:
+    """Have git not know any more what the worktree, which is an older one, was taken back from."""
+    match how:
+        case "pruned":
+            shutil.rmtree(bench.wt / ".git/logs")
+            git(bench, "reflog", "expire", "--expire=now", "--all")
+            git(bench, "gc", "--quiet", "--prune=now")
+        case "removed":
+            shutil.rmtree(bench.wt / ".git")
+        case "another":
+            shutil.rmtree(bench.wt / ".git")
+            git(bench, "init", "-q")
+            git(bench, "add", "-A")
+            git(bench, *IDENTITY, "commit", "-qm", "x")
+        case "unborn":
+            git(bench, "checkout", "-q", "--orphan", "fresh")
+        case "orphan":
+            git(bench, "checkout", "-q", "--orphan", "fresh")
+            git(bench, *IDENTITY, "commit", "-qm", "x")
+
+
+FORGETFUL = ["pruned", "removed", "another", "unborn", "orphan"]
+
+
+def assert_in_doubt(bench: Bench, *doubtful: str) -> str:
+    """Have a commit of everything refused for *doubtful* alone; return what is said of it."""
+    with pytest.raises(Refused, match="so nobody can tell whether this takes back") as caught:
+        bench.propose()
+    assert caught.value.reason == "gone-back"
+    named, _colon, words = str(caught.value).partition(": ")
+    assert named.split(", ") == list(doubtful)
+    return words
+
+
+@pytest.mark.parametrize("how", FORGETFUL)
+def test_where_git_forgot_what_it_was_taken_back_from_others_work_is_not_undone_unnamed(
+    bench: Bench, how: str
+) -> None:
+    updated(bench)
+    git(bench, "reset", "-q", "--hard", "HEAD~1")
+    forget(bench, how)
+    edit(bench.wt, {b"README": Node(b"more\n"), b"fresh": Node(b"f\n")})
+    words = assert_in_doubt(bench, "gone", "new", "text")
+    bench.reopen()
+    assert_in_doubt(bench, "gone", "new", "text")
+    assert [one.path for one in bench.propose(b"fresh", b"text").changes] == [b"fresh", b"text"]
+    command = words.partition("`")[2].partition(" -- ")[0]
+    if how in ("unborn", "orphan"):
+        git(bench, "reset", "-q", "--hard", "trunk")
+        edit(bench.wt, {b"README": Node(b"more\n"), b"fresh": Node(b"f\n")})
+    else:
+        git(bench, *command.split()[1:], "--", "text", "new")
+        (bench.wt / "gone").unlink()
+    assert paths(bench) == [b"README", b"fresh"]
+    edit(bench.wt, {b"text": Node(b"theirs\n" + TEXT + b"mine\n")})
+    bench.commit()
+    assert bench.tip_tree()[b"text"].content == b"theirs\n" + TEXT + b"mine\n"
+    assert paths(bench) == []
+    assert bench.tip_tree()[b"new"].content == b"n\n"
+
+
+@pytest.mark.parametrize("how", FORGETFUL)
+def test_an_edit_of_an_older_file_is_in_doubt_as_the_file_is(bench: Bench, how: str) -> None:
+    updated(bench)
+    git(bench, "reset", "-q", "--hard", "HEAD~1")
+    edit(bench.wt, {b"text": Node(TEXT + b"mine\n"), b"gone": None, b"new": Node(b"n\n")})
+    forget(bench, how)
+    assert_in_doubt(bench, "text")
+    bench.commit(b"text")  # who names it has looked
+    assert paths(bench) == []
+    edit(bench.wt, {b"text": Node(TEXT)})
+    assert [one.path for one in bench.propose().changes] == [b"text"]
+
+
+@pytest.mark.parametrize("how", FORGETFUL)
+def test_where_git_forgot_the_slot_s_own_work_lands_unnamed(bench: Bench, how: str) -> None:
+    updated(bench)
+    bench.elsewhere({b"src/a.py": Node(b"theirs\n")})  # which the slot has never had
+    edit(bench.wt, {b"own": Node(b"1\n")})
+    bench.commit()
+    git(bench, "reset", "-q", "--hard", "HEAD")
+    edit(bench.wt, {b"own": None, b"README": Node(b"2\n"), b"src/a.py": Node(b"mine\n")})
+    forget(bench, how)
+    if how == "pruned":  # it is at our commit, which nothing can prune
+        assert git(bench, "rev-parse", "HEAD") == git(bench, "rev-parse", "trunk")
+    assert [one.path for one in bench.propose().changes] == [b"README", b"own", b"src/a.py"]
+
+
+def test_without_git_nobody_knows_what_it_was_taken_back_to_until_it_is_there_again(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bench.elsewhere({b"text": Node(TEXT)})
+    bench.tree.update()
+    bench.elsewhere({b"text": Node(b"theirs\n" + TEXT)})
+    bench.tree.update()
+    git(bench, "reset", "-q", "--hard", "HEAD~1")
+    edit(bench.wt, {b"README": Node(b"more\n")})
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", str(tmp_path))
+        assert assert_in_doubt(bench, "text").startswith("git is not in PATH")
+    assert [one.path for one in bench.propose().changes] == [b"README"]
+    edit(bench.wt, {b"text": Node(TEXT + b"mine\n")})
+    text = bench.propose().changes[1]
+    assert bench.content(text.base_hash) == TEXT
+
+
+@pytest.mark.parametrize("how", ["removed", "another", "orphan"])
+def test_what_git_had_before_trunk_began_is_in_doubt_too(fresh_hub: Hub, how: str) -> None:
+    aged(fresh_hub)
+    bench = Bench(fresh_hub.root)
+    assert bench.tree.changes() == ()
+    git(bench, "reset", "-q", "--hard", ":/aged old")
+    edit(bench.wt, {b"README": Node(b"mine\n")})
+    forget(bench, how)
+    assert_in_doubt(bench, "aged", "later")
     bench.close()
 
 

@@ -53,7 +53,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm rescue ls | `{root, rescues: [{name, slot, made_at, state, reason, path, checkin, added, changed, deleted}]}` |
 | bones swarm rescue restore | `{name, to, written, deleted, unchanged, apart, path}`; `apart`: commits and stashes, which stay in the rescue at `path` |
 | bones swarm join | `{slot, root, worktree, checkin, epoch, pid, task, joined, revived}` |
-| bones swarm commit | `{checkin, parent, time, slot, message, files, merged, new}`; `new` false: trunk had all of it |
+| bones swarm commit | `{checkin, parent, time, slot, message, files, merged, left_out: [[path, reason]], new}`; `new` false: trunk had all of it |
 | bones swarm update | `{checkin, previous, files, merged, conflicted}` |
 | bones swarm diff | `{slot, files: as diff}` |
 | bones swarm status | of one slot: as join, and `{phase, hub, since, commits, landed, pending, changes}`; of all: `{root, slots: [SLOT]}` |

@@ -75,11 +75,12 @@ def committed(done: CheckIn, *, as_json: bool) -> Shown:
     """Show a commit that has landed: its check-in."""
     if as_json:
         return data("swarm.commit", done.as_dict())
+    words = f"merged with what others did: {_names(done.merged)}" if done.merged else ""
     if not done.new:
         words = f"trunk has all of it already: {done.checkin[:SHORT]} is its tip"
-        return Shown(stdout=f"{done.checkin}\n", stderr=said(words))
-    merged = f"merged with what others did: {_names(done.merged)}" if done.merged else ""
-    return Shown(stdout=f"{done.checkin}\n", stderr=said(merged))
+    left = several([f"{treepath.show(path)} {why}".strip() for path, why in done.left_out])
+    left_out = said(f"left out: {left}") if left else ""
+    return Shown(stdout=f"{done.checkin}\n", stderr=said(words) + left_out)
 
 
 def updated(done: Update, *, as_json: bool) -> Shown:

@@ -14,15 +14,17 @@ answered in their order. PATHS are of :func:`slotgc.treepath.to_json`, from the 
 ``status {"changes": BOOL}``
     → STATUS; ``changes`` asks for the list of them too, which looks at the whole worktree.
 ``commit {"message", "paths": [PATH, …] | null, "timeout_s"}``
-    → ``{"checkin", "parent", "time", "message", "files", "merged": [PATH, …], "new"}``. No paths:
-    all that has changed. The answer may take *timeout_s*; unknown at that time: error Unavailable,
-    and the next verb settles it. Of many paths it takes 4 ms each longer; progress then says
-    ``{"patience_s": S}``, how long there may be nothing.
+    → ``{"checkin", "parent", "time", "message", "files", "merged": [PATH, …], "left_out":
+    [[PATH, REASON], …], "new"}``. No paths: all that has changed. The answer may take
+    *timeout_s*; unknown at that time: error Unavailable, and the next verb settles it. Of many
+    paths it takes 4 ms each longer; progress then says ``{"patience_s": S}``, how long there may
+    be nothing.
 ``update {"markers": BOOL, "timeout_s"}``
     → ``{"checkin", "previous", "files", "merged": [PATH, …], "conflicted": [PATH, …]}``
-``changes {}``
+``changes {"after": PATH | null}``
     → ``{"checkin", "changes": [[PATH, KIND, HASH, BASE_KIND, BASE_HASH], …], "more": N}``, rows as
-    in :mod:`hub.commits`; ``more`` counts those that did not fit into the answer.
+    in :mod:`hub.commits`; ``more`` counts those that did not fit into the answer: they come after
+    the last of it.
 ``close {"result": "success" | "fail", "artifact": BOOL, "summary", "timeout_s"}``
     → ``{"slot", "result", "checkin", "commits", "changes": N}``; the leaf ends when it has
     answered (the connection's end), and its slot may be cleaned up.
@@ -92,6 +94,8 @@ class CheckIn(Record):
     """How many paths were asked for."""
     merged: tuple[bytes, ...] = ()
     """The paths that landed as a merge with what others had changed; of thousands the first."""
+    left_out: tuple[tuple[bytes, str], ...] = ()
+    """What a commit of everything could not take, and why in words; "" is the worktree itself."""
     new: bool = True
 
 
@@ -301,6 +305,7 @@ class Slot:
             message=answer["message"],
             files=answer["files"],
             merged=_paths(answer["merged"]),
+            left_out=tuple((treepath.from_json(one), why) for one, why in answer["left_out"]),
             new=answer["new"],
         )
 
@@ -338,17 +343,23 @@ class Slot:
 
         Raises: as :meth:`commit`.
         """
-        rows = self.ask("changes", patience_s=COMMIT_WITHIN_S)["changes"]
-        return tuple(
-            Change(
-                path=treepath.from_json(path),
-                kind=kind,
-                hash=name,
-                base_kind=base_kind,
-                base_hash=base_hash,
-            )
-            for path, kind, name, base_kind, base_hash in rows
-        )
+        found: list[Change] = []
+        more = 1
+        while more:
+            after = treepath.to_json(found[-1].path) if found else None
+            answer = self.ask("changes", patience_s=COMMIT_WITHIN_S, after=after)
+            found += [
+                Change(
+                    path=treepath.from_json(path),
+                    kind=kind,
+                    hash=name,
+                    base_kind=base_kind,
+                    base_hash=base_hash,
+                )
+                for path, kind, name, base_kind, base_hash in answer["changes"]
+            ]
+            more = answer["more"]
+        return tuple(found)
 
     def close(
         self,
@@ -379,21 +390,28 @@ class Slot:
             raise _dead(self._workspace, self.name)
         with connection:
             leaf = open_pidfd(connection.peer_pid())
+            answer: dict[str, Any] | None = None
             try:
-                answer = connection.converse(
-                    "close",
-                    patience_s=timeout_s + _ANSWER_WITHIN_S,
-                    result=result,
-                    artifact=artifact,
-                    summary=summary,
-                    timeout_s=timeout_s,
-                )
+                try:
+                    answer = connection.converse(
+                        "close",
+                        patience_s=timeout_s + _ANSWER_WITHIN_S,
+                        result=result,
+                        artifact=artifact,
+                        summary=summary,
+                        timeout_s=timeout_s,
+                    )
+                except Unavailable as error:
+                    if error.reason != "closed":
+                        raise
                 # Not the end of the connection: that comes before the process has ended.
                 if leaf is not None:
                     wait_exit(leaf, _ANSWER_WITHIN_S)
             finally:
                 if leaf is not None:
                     os.close(leaf)
+        if answer is None:  # somebody else has closed it just now
+            return self._cleaned(Closed(slot=self.name, result=result, before=True))
         return self._cleaned(
             Closed(
                 slot=self.name,

@@ -79,10 +79,14 @@ class Commits:
         if waiting is None:
             waiting = _Waiting(proposal.slot, proposal.epoch, self._loop.create_future())
             self._waiting[proposal.id] = waiting
-            if in_thread:  # it looks at every content that is spooled
-                await asyncio.to_thread(self.writer.submit, proposal, proposal.id)
-            else:
-                self.writer.submit(proposal, proposal.id)
+            try:
+                if in_thread:  # it looks at every content that is spooled
+                    await asyncio.to_thread(self.writer.submit, proposal, proposal.id)
+                else:
+                    self.writer.submit(proposal, proposal.id)
+            except BaseException:
+                self._waiting.pop(proposal.id, None)  # nobody will answer it
+                raise
         return await asyncio.shield(waiting.outcome)
 
     async def _asked_by_parcel(self, subject: str, parcel: Parcel) -> Outcome:

@@ -151,7 +151,7 @@ class Writer:
                     # What stands there may be of a trunk that was killed before it synced it,
                     # and whoever asks for it again is told that it has landed.
                     head.ledger.sync()
-                    spool.sweep(self._workspace, time.time_ns())
+                    self._sweep()
                     self._reports.opened()
                     while not self._queue.ended:
                         self._turn(head)
@@ -163,6 +163,12 @@ class Writer:
                 self._give_back(bug)
             self._queue.pause(wait_s)
             wait_s = min(2 * wait_s, _WAIT_AT_MOST_S)
+
+    def _sweep(self) -> None:
+        try:
+            spool.sweep(self._workspace, time.time_ns())
+        except OSError as error:  # most commits need none
+            self._reports.log("warning", "spool-not-swept", error=str(error))
 
     def _turn(self, head: Head) -> None:
         busy = bool(self._ahead or self._rubbish)

@@ -357,6 +357,13 @@ class Leaf:
     def closing(self, *, begins: bool) -> None:
         """Note that a close begins, or that the slot stays after all."""
         self._step("close" if begins else "kept")
+        if self.phase in SERVING and self.link.away:
+            self._step("hub-lost")  # meanwhile
+
+    def closed(self) -> HubError:
+        """Serve nobody any more; return what whoever asks is told from now on."""
+        self._over = Unavailable(f"slot {self.name} was closed", reason="closed")
+        return self._over
 
     # --- the rest --------------------------------------------------------------------------
 

@@ -86,9 +86,13 @@ class Verbs:
             **changes,
         }
 
-    async def _changes(self, _request: dict[str, Any], _client: Client) -> dict[str, Any]:
+    async def _changes(self, request: dict[str, Any], _client: Client) -> dict[str, Any]:
         async with self._leaf.order:
+            self._leaf.check()
             found = self._leaf.worktree.changes()
+        if request.get("after") is not None:
+            after = treepath.from_json(request["after"])
+            found = tuple(one for one in found if one.path > after)
         rows = fitting(
             [treepath.to_json(one.path), one.kind, one.hash, one.base_kind, one.base_hash]
             for one in found
@@ -150,6 +154,9 @@ class Verbs:
             "message": landed.message,
             "files": files,
             "merged": fitting(treepath.to_json(path) for path, _kind, _name in landed.merged),
+            "left_out": fitting(
+                [treepath.to_json(one.path), one.reason] for one in leaf.worktree.skipped
+            ),
             "new": landed.new,
         }
 
@@ -276,12 +283,12 @@ class Verbs:
                     ) from None
                 raise
             hit("close.announced")
+            over = leaf.closed()  # before anybody who waits has his turn
         try:
             await leaf.link.leave(_LEAVE_WITHIN_S)
         except HubError as error:  # its epoch ends with the next join at the latest
             leaf.note("warning", "not-left", error=str(error))
         hit("close.left")
-        over = Unavailable(f"slot {leaf.name} was closed", reason="closed")
         asyncio.get_running_loop().call_soon(leaf.stop, over)  # after the answer
         return data
 

@@ -38,6 +38,21 @@ def test_what_comes_from_outside_is_foreseen_in_every_phase() -> None:
             assert (phase, event) in NEXT, (phase, event)
 
 
+def test_a_close_that_fails_is_foreseen_whatever_has_come_meanwhile() -> None:
+    reached = {"closing"}
+    while (
+        more := {
+            after
+            for (phase, event), after in NEXT.items()
+            if phase in reached and event in ANY_TIME
+        }
+        - reached
+    ):
+        reached |= more
+    for phase in reached | {"gone"}:
+        assert (phase, "kept") in NEXT
+
+
 def test_nothing_leads_back_from_a_lost_slot() -> None:
     for (phase, _event), after in NEXT.items():
         if phase in ("lost", "gone", "ended"):

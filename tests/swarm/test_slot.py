@@ -5,9 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +17,7 @@ import pytest
 
 import swarm
 from foundation import codec
+from foundation.control import encode
 from foundation.errors import NotRunning, Refused, Unavailable
 from hub.commits import Conflicted
 from hub.repository import Repository
@@ -315,6 +318,63 @@ def test_a_slot_in_which_somebody_works_is_closed_and_stays(swarm_hub: Hub) -> N
     assert str(shell.pid) in closed.reason
     assert again == closed.replace(before=True)
     assert slot.close().outcome == "removed"
+
+
+def test_nothing_lands_once_a_slot_is_closed_and_a_close_beside_it_is_the_second(
+    swarm_hub: Hub,
+) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "late").write_text("1\n")
+    verbs: list[dict[str, object]] = [
+        {"v": 1, "verb": "close", "result": "fail", "artifact": False},
+        {"v": 1, "verb": "commit", "message": "after it"},
+        {"v": 1, "verb": "close", "result": "fail", "artifact": False},
+        {"v": 1, "verb": "changes"},
+    ]
+    directory = os.open(slot.directory, os.O_PATH)
+    with ExitStack() as stack:
+        stack.callback(os.close, directory)
+        asking = [stack.enter_context(socket.socket(socket.AF_UNIX)) for _verb in verbs]
+        for connection, verb in zip(asking, verbs, strict=True):
+            connection.connect(f"/proc/self/fd/{directory}/leaf.sock")
+            connection.sendall(encode(verb))
+        lines = [stack.enter_context(connection.makefile()) for connection in asking]
+        answers = [codec.loads_object(line.readline()) for line in lines]
+    assert answers[0]["data"]["changes"] == 1
+    assert [answer["error"]["reason"] for answer in answers[1:]] == ["closed"] * 3
+    with Repository(swarm_hub.workspace.repository) as trunk:
+        assert len(trunk.line()) == 1
+    eventually(lambda: is_gone(slot.info["pid"]))
+
+
+def test_two_who_close_a_slot_at_once_both_have_closed_it(swarm_hub: Hub) -> None:
+    swarm.join(swarm_hub.root, "alpha")
+    with ThreadPoolExecutor() as threads:
+        closing = [
+            threads.submit(Slot.open(swarm_hub.root, "alpha").close, "fail") for _one in range(2)
+        ]
+    assert sorted(one.result().before for one in closing) == [False, True]
+
+
+def test_of_however_many_changes_all_are_told(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    names = [f"{number:0120}" for number in range(2000)]
+    for name in names:
+        (Path(slot.worktree) / name).touch()
+    assert [one.path.decode() for one in slot.changes()] == names
+
+
+def test_what_a_commit_could_not_take_is_told(swarm_hub: Hub) -> None:
+    slot = swarm.join(swarm_hub.root, "alpha")
+    (Path(slot.worktree) / "one").write_text("1\n")
+    os.mkfifo(f"{slot.worktree}/pipe")
+    os.mkdir(f"{slot.worktree}/inner")
+    subprocess.run(["git", "init", "-q"], cwd=f"{slot.worktree}/inner", check=True)
+    (Path(slot.worktree) / "inner/f").write_text("1\n")
+    done = slot.commit("what there is")
+    assert done.files == 1
+    assert {path.partition(b"/")[0] for path, _why in done.left_out} >= {b"inner"}
+    assert all(why for _path, why in done.left_out)
 
 
 def test_a_slot_whose_leaf_was_killed_is_not_closed(swarm_hub: Hub) -> None:

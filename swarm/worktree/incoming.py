@@ -41,18 +41,30 @@ def bring_in(
     try:
         for path, kind, name in merged:
             judged = _judged(worktree, path, proposed.get(path))
-            if judged is None:
-                continue
             try:
-                if kind:
+                if judged is not None and kind:
                     rows[path] = placer.write(path, kind, repository.content(name), judged)
-                else:
+                elif judged is not None:
                     placer.delete(path, judged)
+                elif kind:  # whoever brought it in before us may have been killed
+                    rows[path] = _brought(worktree, path, kind, name, repository)
             except (OSError, HubError):
-                continue  # somebody was faster, or the disk is full: it stays a change
+                # Somebody was faster, or the disk is full: it stays a change, if it is not done.
+                rows[path] = _brought(worktree, path, kind, name, repository) if kind else None
     finally:
         placer.close()
     return rows
+
+
+def _brought(
+    worktree: str, path: bytes, kind: str, name: str, repository: Repository
+) -> Row | None:
+    """Return the row of *path* if that is *name* of *kind* already, None if it is not."""
+    try:
+        row = (kind, repository.size(name), name, 0, 0, 0)
+    except HubError:
+        return None
+    return None if _judged(worktree, path, row) is None else row
 
 
 def _judged(worktree: str, path: bytes, was: Row | None) -> Judged | None:

@@ -133,7 +133,10 @@ def replace_checkout(
     os.rename(temporary, target)
     for end in ("-journal", "-wal", "-shm"):
         _unlink(temporary + end)
-    os.rmdir(scratch)
+    try:
+        os.rmdir(scratch)
+    except OSError:
+        pass  # an update is underway
 
 
 def _unstamped(row: Row) -> Row:

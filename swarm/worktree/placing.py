@@ -191,7 +191,7 @@ class Placer:
         try:
             # An empty directory is in nobody's way.
             if stat.S_ISDIR(os.lstat(last, dir_fd=fd).st_mode):
-                os.rmdir(last, dir_fd=fd)
+                _drop_empty(last, fd)
         except FileNotFoundError:
             pass
         except OSError:
@@ -212,6 +212,21 @@ class Placer:
                 return
             finally:
                 os.close(parent)
+
+
+def _drop_empty(name: bytes, parent: int) -> None:
+    """Remove the directory *name*, in which there are none but empty directories.
+
+    Raises:
+        OSError: there is something else in it.
+    """
+    fd = os.open(name, INTO, dir_fd=parent)
+    try:
+        for below in os.listdir(fd):
+            _drop_empty(os.fsencode(below), fd)
+    finally:
+        os.close(fd)
+    os.rmdir(name, dir_fd=parent)
 
 
 def _changed(path: bytes) -> Unavailable:

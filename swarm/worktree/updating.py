@@ -8,6 +8,7 @@ if that does not go.
 from __future__ import annotations
 
 import os
+import stat
 import time
 from typing import NamedTuple
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from slotgc.base import Base, Row
 
 _SHOWN = 5
+_FILE_THERE = "trunk has a file there"
 
 
 class Updated(Record):
@@ -56,6 +58,15 @@ class Write(NamedTuple):
     """The content is right already."""
 
 
+def differing(known: Base, wanted: dict[bytes, Entry]) -> Iterator[tuple[bytes, Entry | None]]:
+    """Yield where *known*, which may be of several check-ins, differs from *wanted*, used up."""
+    for path, row in known.files.items():
+        entry = wanted.pop(path, None)
+        if entry is None or (entry.kind, entry.hash) != (row[0], row[2]):
+            yield path, entry
+    yield from wanted.items()
+
+
 class Plan:
     """What is to be done to a worktree, and what its base is then."""
 
@@ -72,7 +83,8 @@ class Plan:
         self.marked: dict[bytes, tuple[str, ...]] = {}
         """Files that get conflict markers, and what stands in those lines."""
         self.conflicts: list[Conflict] = []
-        self.in_the_way: list[bytes] = []
+        self.in_the_way: dict[bytes, str] = {}
+        """What stays here where trunk has something else, and what that is, in words."""
         self.mergeable: list[bytes] = []
         """Those of them which markers would help with, but for what git ignores."""
 
@@ -96,8 +108,9 @@ class Planner:
         self._to = to
         self._markers = markers
         plan = Plan()
-        plan.base = dict(self._differing())
+        plan.base = dict(differing(self._known, self._repository.files(to.hash)))
         self._doomed = {path for path, entry in plan.base.items() if entry is None}
+        self._going: set[bytes] = set()  # those of them that are as in the base
         self._tree = os.open(self._worktree, INTO)
         try:
             for path, entry in sorted(plan.base.items()):
@@ -106,27 +119,24 @@ class Planner:
             os.close(self._tree)
         return plan
 
-    def _differing(self) -> Iterator[tuple[bytes, Entry | None]]:
-        """Yield where the base, which may be of several check-ins, differs from trunk."""
-        wanted = self._repository.files(self._to.hash)
-        for path, row in self._known.files.items():
-            entry = wanted.pop(path, None)
-            if entry is None or (entry.kind, entry.hash) != (row[0], row[2]):
-                yield path, entry
-        yield from wanted.items()
-
     def _judge(self, plan: Plan, path: bytes, theirs: Entry | None) -> None:
         row = self._known.files.get(path)
         try:
             mine, judged = self._look(path, row)
         except BlockedError as error:
             mine, judged = None, Judged(None, "", 0)
-            if theirs is not None and error.prefix not in self._doomed:
-                plan.in_the_way.append(error.prefix)
+            if theirs is not None and error.prefix not in self._going:
+                shown = treepath.show(path)
+                plan.in_the_way.setdefault(
+                    error.prefix, f"trunk has a directory there, with {shown}"
+                )
                 return
         if mine is None and judged.status is not None:  # a directory, or what is no file
-            if theirs is not None and not self._will_be_empty(path):
-                plan.in_the_way.append(path)
+            stays = b"" if theirs is None else self._stays_below(path, judged.status)
+            if stays == path:
+                plan.in_the_way[path] = _FILE_THERE
+            elif stays:
+                plan.in_the_way[path] = f"{_FILE_THERE}, the slot {treepath.show(stays)}"
             elif theirs is not None:
                 plan.writes.append(Write(path, theirs.kind, None, Judged(None, "", 0)))
             return
@@ -138,6 +148,7 @@ class Planner:
         elif mine == was:
             if there is None:
                 plan.deletes.append((path, judged))
+                self._going.add(path)
             else:
                 only_kind = (
                     mine is not None
@@ -150,10 +161,10 @@ class Planner:
                 )
                 plan.writes.append(Write(path, there[0], None, judged, only_kind))
         elif was is None and not self._markers:
-            plan.in_the_way.append(path)
+            plan.in_the_way[path] = _FILE_THERE
             plan.mergeable.append(path)
         elif was is None and ignored(self._worktree, [path]):
-            plan.in_the_way.append(path)
+            plan.in_the_way[path] = _FILE_THERE
         else:
             self._both(plan, path, was, mine, there, judged)
 
@@ -183,20 +194,36 @@ class Planner:
         finally:
             os.close(parent)
 
-    def _will_be_empty(self, path: bytes) -> bool:
-        """Tell whether nothing of the directory *path* is left once trunk's deletions are done."""
-        top = os.fsencode(self._worktree) + b"/" + path
-        for where, _directories, names in os.walk(top):
-            for name in names:
-                full = where + b"/" + name
-                below = path + full[len(top) :]
-                if below not in self._doomed:
-                    return False
-                row = self._known.files.get(below)
-                found, _judged = self._look(below, row)
-                if row is None or found != (row[0], row[2]):
-                    return False
-        return True
+    def _stays_below(self, path: bytes, status: os.stat_result) -> bytes:
+        """Return what is in the place of the file *path* when trunk's deletions are done.
+
+        A file in that directory, *path* itself if it is none or cannot be looked into; b"": nothing
+        but empty directories.
+        """
+        if not stat.S_ISDIR(status.st_mode):
+            return path
+        pending = [path]
+        while pending:
+            where = pending.pop()
+            try:
+                with os.scandir(os.fsencode(self._worktree) + b"/" + where) as entries:
+                    for entry in entries:
+                        below = where + b"/" + entry.name
+                        if entry.is_dir(follow_symlinks=False):
+                            pending.append(below)
+                        elif not self._is_going(below):
+                            return below
+            except OSError:
+                return where
+        return b""
+
+    def _is_going(self, path: bytes) -> bool:
+        """Tell whether trunk deletes the file *path*, which is as in the base."""
+        row = self._known.files.get(path)
+        if row is None or path not in self._doomed:
+            return False
+        found, _judged = self._look(path, row)
+        return found == (row[0], row[2])
 
     def _both(
         self,
@@ -313,17 +340,21 @@ def refuse_what_is_in_the_way(plan: Plan, worktree: str) -> None:
     Raises:
         Refused: there are such, by name (``in-the-way``).
     """
-    found = sorted(set(plan.in_the_way))
+    found = sorted(plan.in_the_way)
     if not found:
         return
-    shown = ", ".join(map(treepath.show, found[:_SHOWN]))
-    more = f" and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
+    by_words: dict[str, list[bytes]] = {}
+    for path in found[:_SHOWN]:
+        by_words.setdefault(plan.in_the_way[path], []).append(path)
+    shown = "; ".join(
+        f"{', '.join(map(treepath.show, paths))}: {words}" for words, paths in by_words.items()
+    )
+    more = f"; and {len(found) - _SHOWN} more" if len(found) > _SHOWN else ""
     way_out = "move it away, then update again"
     if sorted(plan.mergeable) == found and not ignored(worktree, found):
         way_out += " (`--markers` merges it)"
     raise Refused(
-        f"{shown}{more}: trunk has a file there, and what is there in the slot is not committed: "
-        f"{way_out}",
+        f"{shown}{more}. What is there in the slot is not committed: {way_out}",
         reason="in-the-way",
     )
 

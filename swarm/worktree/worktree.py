@@ -3,8 +3,10 @@
 The base is the truth: what differs from it is the slot's work. The check-out and the repository
 are kept like it, for the tools that agents know, and are mended from it.
 
-Whatever is killed when: a file of trunk's that is in the worktree already while the base does not
-know it looks like a change, which trunk has; so it lands as nothing, or updates as nothing.
+Whatever is killed when: a file of the slot's that has landed while the base does not know it looks
+like a change, which trunk has; so it lands as nothing, or updates as nothing. A file of others that
+is in the worktree already, as an update was stopped halfway, is known for what it is
+(:mod:`swarm.worktree.underway`): trunk may not have it any more.
 """
 
 from __future__ import annotations
@@ -20,16 +22,17 @@ from hub.commits import Conflicted, Proposal, decode, encode
 from hub.recall import recall
 from hub.repository import Repository
 from hub.wording import several
-from slotgc import treepath
+from slotgc import artifact, treepath
 from slotgc.leaf import slot_directory
 from slotgc.removal import remove_tree
 from swarm.gitrepo.repo import File
-from swarm.worktree import gitside, making, sight, updating
+from swarm.worktree import gitside, making, sight, underway, updating
 from swarm.worktree.ignoring import Rules
 from swarm.worktree.incoming import bring_in
 from swarm.worktree.ledger import Ledger
 from swarm.worktree.placing import Placer
 from swarm.worktree.reading import Reader
+from swarm.worktree.underway import Underway
 from swarm.worktree.updating import Planner, Updated
 from swarm.worktree.upkeep import Upkeep
 
@@ -86,6 +89,7 @@ class Worktree:
         self._upkeep = Upkeep(workspace, slot, self._slot_directory, repository, ledger)
         self._place = _place(self.directory)
         self._asked: Asked | None = None
+        self._underway: Underway | None = None
         self.skipped: tuple[Skipped, ...] = ()
         """What the latest look at the worktree left out, and why."""
         self.trouble = ""
@@ -151,7 +155,9 @@ class Worktree:
         directory = slot_directory(workspace, slot)
         if not os.path.lexists(f"{directory}/wt"):
             return cls.make(workspace, slot, repository, progress=progress)
-        _tidy(directory)
+        begun = Underway.read(f"{directory}/wt.new")
+        if begun is None:
+            _tidy(directory)
         if not stat.S_ISDIR(os.lstat(f"{directory}/wt").st_mode):
             raise Corrupt(
                 f"{directory}/wt is no directory: move it away, then join again", reason="worktree"
@@ -161,6 +167,10 @@ class Worktree:
             ledger = Ledger.read(directory) or making.from_checkout(directory, trunk)
             worktree = cls(workspace, slot, trunk, ledger, owns=repository is None)
             worktree._upkeep.take_up()
+            worktree._underway = begun
+            worktree._note_what_was_brought()
+            if begun is not None:
+                _tidy(directory)
         except BaseException:
             if repository is None:
                 trunk.close()
@@ -209,7 +219,7 @@ class Worktree:
         Raises:
             HubError: as :meth:`propose`.
         """
-        self._upkeep.look()
+        self._look()
         reader = Reader(self.directory, self.base, self._workspace.spool, None)
         changes = self._read(reader, paths)
         self.settle()
@@ -236,7 +246,7 @@ class Worktree:
             HubError: the worktree cannot be looked at, or is another directory by now.
         """
         self._require_the_same()
-        self._upkeep.look()
+        self._look()
         reader = Reader(self.directory, self.base, self._workspace.spool, self._repository.has)
         seen_ns = time.time_ns()
         changes = self._read(reader, paths)
@@ -261,6 +271,10 @@ class Worktree:
         except OSError as error:
             self.trouble = str(error)
         return proposal
+
+    def _look(self) -> None:
+        self._upkeep.look()
+        self._note_what_was_brought()
 
     def _read(self, reader: Reader, paths: Sequence[bytes] | None) -> list[Change]:
         seen_ns = time.time_ns()
@@ -402,10 +416,10 @@ class Worktree:
                 both are left in the file, between markers.
             Refused: files that nobody committed are in the way (``in-the-way``).
             Unavailable: a file was changed meanwhile (``changed-meanwhile``): the update stopped
-                halfway, and the next goes on.
+                halfway, and the next goes on. What it has brought is no change of the slot.
             HubError: it cannot be done.
         """
-        self._upkeep.look()
+        self._look()
         to = self._repository.tip()
         previous = self.checkin
         seen_ns = time.time_ns()
@@ -415,12 +429,29 @@ class Worktree:
         updating.refuse_what_is_in_the_way(plan, self.directory)
         if plan.conflicts:
             raise Conflicted(tuple(plan.conflicts))
+        self._underway = begun = Underway(
+            to.hash,
+            {
+                one.path: (one.kind, artifact.of_bytes(one.content))
+                for one in plan.writes
+                if one.content is not None
+            },
+            paths=plan.base.keys(),
+            seen_ns=seen_ns,
+        )
         try:
-            self._carry_out(plan, to, seen_ns)
+            self._carry_out(plan, to, seen_ns, begun)
         except OSError as error:
+            self._stopped()
             raise HubError(
-                f"{self.directory} is updated in part ({error}): update again", reason="worktree"
+                f"{self.directory} is updated in part ({_words(error, begun.at)}): update again "
+                "when that is mended",
+                reason="worktree",
             ) from None
+        except HubError:
+            self._stopped()
+            raise
+        self._underway = None
         apart = {*plan.merged, *plan.conflicted}
         return Updated(
             checkin=to.hash,
@@ -481,7 +512,61 @@ class Worktree:
                 reason="gone-back",
             )
 
-    def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int) -> None:
+    def _stopped(self) -> None:
+        """Note what was brought before the update failed; if not now, the next verb does."""
+        try:
+            self._note_what_was_brought()
+        except HubError as error:
+            self.trouble = str(error)
+
+    def _note_what_was_brought(self) -> None:
+        """Have the base know what an update that stopped halfway has put into the worktree.
+
+        Its check-in stays: every row stands for itself.
+
+        Raises:
+            HubError: trunk cannot be read, or it cannot be written down.
+        """
+        begun = self._underway
+        if begun is None:
+            return
+        try:
+            if begun.is_noted:
+                self._ledger.rewrite()
+            else:
+                self._note(begun)
+            hit("update.noted")
+            underway.forget(self._scratch)
+        except OSError as error:
+            raise HubError(
+                f"{self.directory} is updated in part, which cannot be written down ({error}): try "
+                "again when that is mended",
+                reason="worktree",
+            ) from None
+        self._underway = None
+
+    def _note(self, begun: Underway) -> None:
+        try:
+            at = self._repository.checkin(begun.checkin)
+        except Refused:  # purged: it is nobody's work but what is there
+            return
+        seen_ns = begun.seen_ns or self.base.indexed_ns
+        rows, removed = begun.brought(self.directory, self.base, self._repository)
+        refs: dict[str, str] = {}
+        if rows or removed:
+            self._upkeep.record(rows, removed, moved=self.checkin == at.hash)
+            refs = self._upkeep.commit_to_git(
+                gitside.contents(self._repository, rows, removed, seen_ns),
+                gitside.words(at),
+                mark=gitside.Mark(at.hash, self.checkin),
+                time_s=gitside.seconds(at.time),
+            )
+        begun.is_noted = True
+        self._ledger.change(
+            checkin=self.checkin, indexed_ns=seen_ns, rows=rows, removed=removed, refs=refs
+        )
+
+    def _carry_out(self, plan: Plan, to: CheckinRow, seen_ns: int, begun: Underway) -> None:
         rows: dict[bytes, Row] = {}
         removed = []
         for path, entry in plan.base.items():
@@ -500,15 +585,21 @@ class Worktree:
                 {**known, **{path: (*known.get(path, ()), *at) for path, at in plan.marked.items()}}
             )
             hit("update.marked")
+        if plan.deletes or plan.writes:
+            begun.write(self._scratch)
         placer = Placer(self.directory, self._scratch)
         try:
             for path, judged in plan.deletes:
+                begun.at = path
                 placer.delete(path, judged)
+                begun.placed[path] = None
             for one in plan.writes:
+                begun.at = one.path
                 row = self._write(placer, plan, one)
-                if row[2] == rows[one.path][2]:
-                    rows[one.path] = row
+                if row[:3:2] == rows[one.path][:3:2]:
+                    begun.placed[one.path] = rows[one.path] = row
                 else:
+                    begun.placed[one.path] = rows[one.path]
                     # At once: this file, merged a second time, might not go together.
                     self._ledger.change(
                         checkin=self.checkin,
@@ -517,12 +608,14 @@ class Worktree:
                     )
         finally:
             placer.close()
+        begun.at = b""
         hit("update.written")
         self._ledger.change(checkin=to.hash, indexed_ns=seen_ns, rows=rows, removed=removed)
         hit("update.based")
         self._upkeep.record(rows, removed, moved=True)
         hit("update.checkout")
         self._upkeep.update_git(to, plan.base.keys())
+        underway.forget(self._scratch)
         self.settle()
 
     def _write(self, placer: Placer, plan: Plan, one: updating.Write) -> Row:
@@ -543,6 +636,12 @@ def _place(directory: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return status.st_dev, status.st_ino
+
+
+def _words(error: OSError, path: bytes) -> str:
+    """Return what *error* says, of the file *path* of the worktree if it is one's."""
+    words = error.strerror or str(error)
+    return f"{treepath.show(path)}: {words}" if path else words
 
 
 def _tidy(directory: str) -> None:

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
+    from tests.swarm.benches import Edits
+
 TEXT = b"".join(b"line %d\n" % number for number in range(20))
 
 
@@ -285,3 +287,77 @@ def test_what_was_edited_while_trunk_merged_it_stays_as_it_is(bench: Bench) -> N
     assert bench.content(change.base_hash) == TEXT
     assert bench.tree.update().merged == (b"text",)
     assert (bench.wt / "text").read_bytes() == both + b"more\n"
+
+
+def test_a_mode_that_was_changed_here_alone_stays_a_change(bench: Bench) -> None:
+    edit(bench.wt, {b"text": Node(TEXT, 0o755)})
+    bench.elsewhere({b"text": Node(b"theirs\n" + TEXT)})
+    bench.tree.update()
+    assert tree_of(bench.wt)[b"text"] == Node(b"theirs\n" + TEXT, 0o755)
+    assert [(one.path, one.kind) for one in bench.tree.changes()] == [(b"text", "exec")]
+    bench.elsewhere({b"text": Node(b"more\n" + TEXT)})
+    bench.tree.update()
+    assert tree_of(bench.wt)[b"text"] == Node(b"more\n" + TEXT, 0o755)
+    bench.commit()
+    assert_clean(bench)
+
+
+FILE_TO_DIRECTORY: list[Edits] = [{b"both": None}, {b"both/in": Node(b"theirs\n")}]
+DIRECTORY_TO_FILE: list[Edits] = [{b"src/a.py": None, b"src/b.py": None}, {b"src": Node(b"f\n")}]
+BLOCKED: dict[str, tuple[Edits, list[Edits], str]] = {
+    "changed file, directory": (
+        {b"both": Node(b"mine\n")},
+        FILE_TO_DIRECTORY,
+        "both: trunk has a directory there, with both/in",
+    ),
+    "file made a link, directory": (
+        {b"both": Node(b"README", 0)},
+        FILE_TO_DIRECTORY,
+        "both: trunk has a directory there, with both/in",
+    ),
+    "changed file in a directory, file": (
+        {b"src/a.py": Node(b"mine\n")},
+        DIRECTORY_TO_FILE,
+        "src: trunk has a file there, the slot src/a.py",
+    ),
+    "link in a directory, file": (
+        {b"src/link": Node(b"..", 0)},
+        DIRECTORY_TO_FILE,
+        "src: trunk has a file there, the slot src/link",
+    ),
+}
+
+
+@pytest.mark.parametrize("markers", [False, True])
+@pytest.mark.parametrize("what", BLOCKED)
+def test_what_would_be_file_and_directory_at_once_is_refused_before_anything_is_touched(
+    bench: Bench, what: str, markers: bool
+) -> None:
+    mine, theirs, words = BLOCKED[what]
+    bench.elsewhere({b"both": Node(b"a file\n")})
+    bench.tree.update()
+    edit(bench.wt, dict(mine))
+    bench.elsewhere({b"README": Node(b"theirs\n"), b"gone": None})
+    for edits in theirs:
+        bench.elsewhere(dict(edits))
+    before, changes = tree_of(bench.wt), bench.tree.changes()
+    with pytest.raises(Refused) as caught:
+        bench.tree.update(markers=markers)
+    assert caught.value.reason == "in-the-way"
+    assert words in str(caught.value)
+    assert tree_of(bench.wt) == before
+    assert bench.tree.changes() == changes
+    (path,) = mine
+    (bench.wt / os.fsdecode(path)).rename(bench.root.parent / "aside")  # the way out
+    bench.tree.update(markers=markers)
+    assert_clean(bench)
+
+
+def test_empty_directories_are_in_nobody_s_way(bench: Bench) -> None:
+    (bench.wt / "src/empty/deep").mkdir(parents=True)
+    (bench.wt / "fresh/deep").mkdir(parents=True)
+    for edits in DIRECTORY_TO_FILE:
+        bench.elsewhere(dict(edits))
+    bench.elsewhere({b"fresh": Node(b"f\n")})
+    bench.tree.update()
+    assert_clean(bench)

@@ -74,6 +74,8 @@ def stored(objects: str, digits: int) -> Iterator[Stored]:
     except FileNotFoundError:
         return
     for directory in names:
+        if os.path.islink(f"{objects}/{directory}"):
+            raise ValueError(f"{objects}/{directory} is a link")
         if directory == "pack":
             yield from reading.packs(f"{objects}/pack")
         elif len(directory) == 2:  # noqa: PLR2004 - the first two digits

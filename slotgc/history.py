@@ -10,6 +10,7 @@ import os
 import stat
 
 from foundation.atomic import read_bounded
+from foundation.record import Record
 from slotgc import artifact, treepath
 
 TYPE_CHECKING = False
@@ -19,6 +20,9 @@ if TYPE_CHECKING:
 _REF_LIMIT = 4096
 _PACKED_LIMIT = 64 << 20
 _MOST_REFS = 100_000
+HAS_STORED = "its git has stored something since: staged, or committed and undone"
+HAS_COMMITS = "its git has commits or stashes of its own"
+
 _DIRECTORIES = frozenset(
     ("bones", "branches", "hooks", "info", "logs", "objects", "refs", "worktrees")
 )
@@ -102,33 +106,41 @@ def _loose(git: str) -> Iterator[str]:
         yield f"worktrees/{name}/HEAD"
 
 
-def unsaved_git(worktree: str, head: str, refs: dict[str, str], since_ns: int, trunk: Trunk) -> str:
-    """Return what of *worktree*'s own git is saved nowhere else, in words, "" if nothing is.
+class OwnGit(Record):
+    """What a worktree's own git holds besides its files."""
 
-    Commits and stashes, and what was staged and then lost from the worktree, with contents that
-    *trunk* does not hold. *head* and *refs*: what :func:`git_refs` said when all was saved, at
-    *since_ns* (nanoseconds since the epoch).
+    unsaved: str
+    """What of it is saved nowhere else, in words, "" if nothing is."""
+    commits: bool
+    """It has commits that we do not know for ours."""
+
+
+def own_git(worktree: str, head: str, refs: dict[str, str], since_ns: int, trunk: Trunk) -> OwnGit:
+    """Return what *worktree*'s own git holds: commits and stashes, and what was staged.
+
+    Unsaved are those with contents that *trunk* does not hold. *head* and *refs*: what
+    :func:`git_refs` said when all was saved, at *since_ns* (nanoseconds since the epoch).
     """
     try:
         head_now, refs_now = git_refs(worktree)
         stored = _has_stored(f"{worktree}/.git/objects", since_ns)
     except (OSError, ValueError) as error:
-        return f"its git repository cannot be judged: {error}"
+        return OwnGit(unsaved=f"its git repository cannot be judged: {error}", commits=False)
     moved = {name: to for name, to in refs_now.items() if refs.get(name) != to}
     if head_now not in ("", head):
         moved = {"HEAD": head_now, **moved}
     if not (moved or stored):
-        return ""
+        return OwnGit(unsaved="", commits=False)
     saved = _saved(f"{worktree}/.git", {*refs.values()}, {*refs_now.values()}, trunk)
     if saved is not None:
-        moved = {name: to for name, to in moved.items() if not _is_saved(name, to, saved)}
+        moved = {name: to for name, to in moved.items() if not _is_saved(name, to, saved.commits)}
         stored = False
     if not moved:
-        return "its git has stored something since: staged, or committed and undone" * stored
+        return OwnGit(unsaved=HAS_STORED * stored, commits=saved is not None and saved.others)
     first, *others = sorted(moved, key=lambda name: (name != "HEAD", name))
     more = f" and {len(others) - 2} more" if len(others) > 2 else ""  # noqa: PLR2004
     names = ", ".join(treepath.show(os.fsencode(name)) for name in [first, *others[:2]])
-    return f"its git has commits or stashes of its own: {names}{more}"
+    return OwnGit(unsaved=f"{HAS_COMMITS}: {names}{more}", commits=True)
 
 
 def _is_saved(name: str, to: str, saved: set[str]) -> bool:
@@ -141,7 +153,16 @@ def _is_saved(name: str, to: str, saved: set[str]) -> bool:
     return not kept and (to in saved or to.startswith("ref: "))
 
 
-def _saved(git: str, known: set[str], now: set[str], trunk: Trunk) -> set[str] | None:
+class _Saved(Record):
+    """Commits of a repository whose contents trunk has."""
+
+    commits: set[str]
+    """Of which nothing is lost, whoever names them."""
+    others: bool
+    """There are such as are neither known nor marked as ours."""
+
+
+def _saved(git: str, known: set[str], now: set[str], trunk: Trunk) -> _Saved | None:
     """Return the commits of which nothing is lost with the repository; None: contents would be.
 
     Those that were *known*, what they and ours were made on, and those that have the files of one
@@ -152,19 +173,23 @@ def _saved(git: str, known: set[str], now: set[str], trunk: Trunk) -> set[str] |
     names = [one for one in (*known, *now) if artifact.is_name(one)]
     digits = max(map(len, names), default=artifact.SHA1_DIGITS)
     blobs: set[str] = set()
+    others = False
     trees: set[str] = set()
     commits: dict[str, str] = {}
     below: set[str] = set()
     try:
         with os.scandir(git) as entries:
-            if any(one.is_dir() and one.name not in _DIRECTORIES for one in entries):
-                return None  # of a submodule, a rebase that is under way
+            for one in entries:
+                if one.is_symlink() or (one.is_dir() and one.name not in _DIRECTORIES):
+                    return None  # of a submodule, a rebase that is under way
         for kind, name, content, is_ours in gitobjects.stored(f"{git}/objects", digits):
             if kind == gitobjects.COMMIT:
                 commits[name] = gitobjects.root_tree(content)
                 if is_ours or name in known:
                     trees.add(commits[name])
                     below |= gitobjects.parents(content)
+                else:
+                    others = True
             elif kind == gitobjects.TAG:
                 return None  # its message stands nowhere else
             elif kind == gitobjects.BLOB and content and not is_ours:
@@ -174,7 +199,7 @@ def _saved(git: str, known: set[str], now: set[str], trunk: Trunk) -> set[str] |
     if not trunk.holds(blobs):
         return None
     alike = {name for name, tree in commits.items() if tree in trees}
-    return known | alike | (below - commits.keys())
+    return _Saved(commits=known | alike | (below - commits.keys()), others=others)
 
 
 def _has_stored(objects: str, since_ns: int) -> bool:

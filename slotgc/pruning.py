@@ -76,6 +76,9 @@ class Pruned(Record):
     rescued: dict[str, str]
     kept: dict[str, str]
     failed: dict[str, str]
+    histories: list[str]
+    """Those removed with the commits of their git, whose contents trunk has, and those rescued for
+    what their git holds alone."""
 
 
 class PruneError(HubError):
@@ -123,7 +126,7 @@ def prune(
         HubError: the slots cannot be listed.
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
-    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={}, histories=[])
     trunk = Trunk(workspace.repository)
     go_on(workspace, pruned, trunk)
     leaves, seen = _look(workspace)
@@ -246,6 +249,7 @@ def _add(pruned: Pruned, answer: dict[str, Any] | None) -> bool:
         return False
     pruned.removed.extend(answer["removed"])
     pruned.removed.sort()
+    pruned.histories.extend(answer["histories"])
     for mine, theirs in (
         (pruned.rescued, answer["rescued"]),
         (pruned.kept, answer["kept"]),
@@ -259,7 +263,7 @@ def main() -> None:
     """Be a helper: clean up after the slots that are named, and print what became of them."""
     _program, root, clean_only, *names = sys.argv
     workspace = Workspace(root)
-    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={}, histories=[])
     leaves = [look(workspace, name) for name in names]
     trunk = Trunk(workspace.repository)
     _prune(
@@ -281,7 +285,7 @@ def prune_slot(workspace_dir: str | os.PathLike[str], name: str) -> Pruned:
         ValueError: *name* cannot be a slot's.
     """
     workspace = Workspace(os.path.abspath(workspace_dir))
-    pruned = Pruned(removed=[], rescued={}, kept={}, failed={})
+    pruned = Pruned(removed=[], rescued={}, kept={}, failed={}, histories=[])
     try:
         leaf = look(workspace, name)
         if not os.path.lexists(f"{workspace.swarm}/{name}"):

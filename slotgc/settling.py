@@ -25,7 +25,7 @@ def settle(workspace: Workspace, name: str, pruned: Pruned, trunk: Trunk, *, loo
     slot, _made_at = passage.parse_name(name)
     try:
         if name.startswith(passage.JUDGING):
-            name = _judge(workspace, name, trunk, looked=looked)
+            name = _judge(workspace, name, pruned, trunk, looked=looked)
         if name.startswith(passage.REMOVING):
             pruned.removed.append(slot)
             remove_tree(f"{workspace.rescue}/{name}")
@@ -39,15 +39,18 @@ def settle(workspace: Workspace, name: str, pruned: Pruned, trunk: Trunk, *, loo
         pruned.failed[key] = f"{workspace.rescue}/{name} is not finished: {error}"
 
 
-def _judge(workspace: Workspace, name: str, trunk: Trunk, *, looked: bool) -> str:
+def _judge(workspace: Workspace, name: str, pruned: Pruned, trunk: Trunk, *, looked: bool) -> str:
     """Judge what was taken away, where nobody who knew it by its path can write; step on.
 
-    Returns its next name.
+    Returns its next name. That it is git's history is noted in *pruned*.
     """
     place = f"{workspace.rescue}/{name}"
     plain = name.removeprefix(passage.JUDGING)
     used = "" if looked else in_use(place)
-    has_work = used or work.judge(workspace, place, by_content=True, trunk=trunk).exists()
+    found = None if used else work.judge(workspace, place, by_content=True, trunk=trunk)
+    if found is not None and found.is_history():
+        pruned.histories.append(passage.parse_name(name)[0])
+    has_work = found is None or found.exists()
     new = plain if has_work else passage.REMOVING + plain
     passage.step(workspace, name, new)
     hit("gc.judged-again")

@@ -85,6 +85,14 @@ class Work(Record):
     """What is worth keeping beside the worktree's files, in words: commits, stashes, notes."""
     on_trunk: bool = False
     """The base is saved on trunk: what equals it need not be kept."""
+    has_commits: bool = False
+    """Its git has commits that we do not know for ours, whether they are worth keeping or not."""
+
+    def is_history(self) -> bool:
+        """Tell whether there is nothing but what git was told, all files are on trunk."""
+        words = (history.HAS_COMMITS, history.HAS_STORED)
+        files = self.changes or self.doubts or any(not w.startswith(words) for w in self.apart)
+        return not files and bool(self.has_commits or self.apart)
 
     def exists(self) -> bool:
         """Tell whether there is any."""
@@ -233,14 +241,8 @@ def judge(
     changes, unseen = _compare(worktree, known, trusts, keep_same=not on_trunk)
     seen = base.Base(checkin="", indexed_ns=0, files={}) if known is None else known
     since_ns = seen.git_since_ns or seen.indexed_ns
-    apart += [
-        words
-        for words in (
-            history.unsaved_git(worktree, seen.git_head, seen.git_refs, since_ns, trunk),
-            history.unsaved_stash(worktree),
-        )
-        if words
-    ]
+    git = history.own_git(worktree, seen.git_head, seen.git_refs, since_ns, trunk)
+    apart += [words for words in (git.unsaved, history.unsaved_stash(worktree)) if words]
     if known is None and not doubts and changes:
         doubts.append("it has no base.json to be judged by")
     elif known is not None and not on_trunk and changes:
@@ -251,6 +253,7 @@ def judge(
         doubts=(*doubts, *unseen),
         apart=tuple(apart),
         on_trunk=on_trunk,
+        has_commits=git.commits,
     )
 
 

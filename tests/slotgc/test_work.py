@@ -377,7 +377,9 @@ def test_what_was_staged_or_committed_and_then_landed_is_no_work(
     land(repository)
     if ["commit", "-q", "-m", "mine"] in commands and commands[-1][0] != "reset":
         know_head(repository)
-    assert not judged(repository).exists()
+    found = judged(repository)
+    assert not found.exists()
+    assert found.is_history() == ("commit" in str(commands) or "stash" in str(commands))
 
 
 def know_head(wt: Path) -> None:
@@ -413,8 +415,10 @@ def test_a_version_in_between_that_was_committed_to_git_alone_is_work(repository
         git(repository, "commit", "-q", "-a", "-m", text)
     land(repository)
     found = judged(repository)
-    assert not found.changes
+    assert found.is_history()
     assert found.apart == ("its git has commits or stashes of its own: refs/heads/main",)
+    (repository / "a").write_text("third\n")
+    assert not judged(repository).is_history()
 
 
 def holding(content: bytes) -> Callable[[Path], object]:
@@ -428,6 +432,11 @@ def holding(content: bytes) -> Callable[[Path], object]:
 def be_a_link(one: Path) -> None:
     one.rename(one.parents[2] / "elsewhere")
     one.symlink_to(one.parents[2] / "elsewhere")
+
+
+def be_in_a_linked_directory(one: Path) -> None:
+    one.parent.rename(one.parents[2] / "info/elsewhere")
+    one.parent.symlink_to(one.parents[2] / "info/elsewhere")
 
 
 def be_a_pipe(one: Path) -> None:
@@ -447,6 +456,7 @@ SPOILT: dict[str, Callable[[Path], object]] = {
     "unfinished": lambda one: one.rename(one.with_name("tmp_obj_x")),
     "beside a submodule": lambda one: (one.parents[2] / "modules/sub").mkdir(parents=True),
     "beside a pack of nothing": lambda one: (one.parents[1] / "pack/a.pack").write_text("PACK"),
+    "in a linked directory": be_in_a_linked_directory,
     "beside half a pack": lambda one: (one.parents[1] / "pack/tmp_pack_x").touch(),
 }
 

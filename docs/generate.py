@@ -37,7 +37,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | url | `{fossil, nats}` |
 | logs | `{lines: [{log, line}]}`; with `-f` an object `{log, line}` a line |
 | events | `{events: [{seq, time, subject, kind, data}]}`; with `-f` one event a line |
-| gc | `{root, removed, rescued: {slot: rescue}, kept: {slot: reason}, failed: {slot: reason}}`; with `--dry-run` `{root, plan: [{name, action, reason}]}` |
+| gc | `{root, removed, rescued: {slot: rescue}, kept: {slot: reason}, failed: {slot: reason}, histories}`; `histories`: slots that had nothing left but git history, gone or rescued; with `--dry-run` `{root, plan: [{name, action, reason}]}` |
 | reap | `{dry_run, reaped: [{root, kind, reason, processes: [{pid, role, evidence}], gone, survivors, why}], spared: [{root, pid, role, name, reason}]}` |
 | doctor | `{findings: [{name, level, evidence, fix}], problems, warnings}`, the last two as counts |
 | doctor --all | the same of this machine, and `workspaces: [{root, findings, problems, warnings}]` |
@@ -58,7 +58,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm diff | `{slot, files: as diff}` |
 | bones swarm status | of one slot: as join, and `{phase, hub, since, commits, landed, pending, changes}`; of all: `{root, slots: [SLOT]}` |
 | bones swarm cwd | `{slot, worktree}` |
-| bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, reason, before}`; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
+| bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, history, reason, before}`; `history`: nothing was left but git history, gone or rescued; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 

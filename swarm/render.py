@@ -114,8 +114,8 @@ def closed(done: Closed, *, as_json: bool, elsewhere: str = "") -> Shown:
     if done.before:
         begun = f"slot {done.slot} was closed already"
     words = {
-        "removed": f"{begun} and removed",
-        "rescued": f"{begun}; its unsaved work is kept: "
+        "removed": f"{begun} and removed{', with its git history' * done.history}",
+        "rescued": f"{begun}; its {'git history' if done.history else 'unsaved work'} is kept: "
         f"`bones swarm rescue restore {quote(done.rescue)}`",
         "kept": f"{begun}; its directory stays{_why_kept(done, elsewhere)} removes it"
         f"{_unsaved(done)}",

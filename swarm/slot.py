@@ -134,6 +134,9 @@ class Closed(Record):
     """``removed``, ``rescued``, ``kept``, ``failed``; ``gone``: there was no such slot any more."""
     rescue: str = ""
     """The name of its rescue: unsaved work that it held."""
+    history: bool = False
+    """Nothing was left but commits of its own git: gone with what was removed, as trunk has their
+    contents; all that there is in the rescue."""
     reason: str = ""
     """Why it was kept or failed."""
     before: bool = False
@@ -427,6 +430,7 @@ class Slot:
         from slotgc.pruning import prune_slot  # noqa: PLC0415 - only a close removes
 
         pruned = prune_slot(self.root, self.name)
+        closed = closed.replace(history=self.name in pruned.histories)
         if self.name in pruned.removed:
             return closed.replace(outcome="removed")
         if self.name in pruned.rescued:

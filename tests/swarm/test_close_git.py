@@ -10,6 +10,7 @@ import pytest
 
 import swarm
 from slotgc.rescue import list_rescues
+from swarm import render
 from tests.support import git
 
 if TYPE_CHECKING:
@@ -118,6 +119,9 @@ def closed(hub: Hub, way: Callable[[Slot], None]) -> Closed:
 def test_what_was_staged_or_committed_to_git_and_landed_is_not_rescued(swarm_hub: Hub) -> None:
     ends = {way.__name__: closed(swarm_hub, way) for way in WAYS}
     assert {name: one.outcome for name, one in ends.items()} == dict.fromkeys(ends, "removed")
+    assert [name for name, one in ends.items() if not one.history] == ["staged"]
+    shown = render.closed(ends["committed_first"], as_json=False).stderr
+    assert shown.endswith("closed (success) and removed, with its git history\n")
 
 
 def test_what_git_has_and_trunk_has_not_is_rescued(swarm_hub: Hub) -> None:
@@ -126,3 +130,6 @@ def test_what_git_has_and_trunk_has_not_is_rescued(swarm_hub: Hub) -> None:
     for one in list_rescues(swarm_hub.root):
         assert (one.added, one.changed, one.deleted) == (0, 0, 0)
         assert one.reason.startswith("its git has ")
+    assert all(one.history for one in ends.values())
+    shown = render.closed(ends["in_between"], as_json=False).stderr
+    assert "; its git history is kept: `bones swarm rescue restore in-between-" in shown

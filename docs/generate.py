@@ -60,7 +60,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm cwd | `{slot, worktree}` |
 | bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, history, reason, before}`; `history`: nothing was left but git history, gone or rescued; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
-| bones swarm reap | `{dry_run, root, removed, rescued, kept, failed}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
+| bones swarm reap | `{dry_run, root, removed, rescued, kept, failed, histories}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 
 CHECKIN is `{hash, parent, time, user, comment, rid}`. SLOT is `{name, state, reason, pid, task, checkin, behind,
 commits, has_work}`; -1: not known. A path, or a difference, is a string, or `{"b64": …}` where it is not UTF-8. In

@@ -354,7 +354,7 @@ def _verdict(
         return Verdict(name=leaf.name, action=KEEP, reason=f"it cannot be judged: {error}")
     if not found.exists():
         return Verdict(name=leaf.name, action=REMOVE, reason=f"{leaf.reason}; no unsaved work")
-    words = f"unsaved work: {found.describe()}"
+    words = f"{'git history' if found.is_history() else 'unsaved work'}: {found.describe()}"
     if clean_only:
         return Verdict(name=leaf.name, action=KEEP, reason=f"{words}; `hub gc` rescues it")
     return Verdict(name=leaf.name, action=RESCUE, reason=f"{leaf.reason}; {words}")

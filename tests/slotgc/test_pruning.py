@@ -101,6 +101,18 @@ def test_clean_slots_go_and_unsaved_work_is_rescued(root: Path) -> None:
     assert prune(str(root)).as_dict() == {**nothing, "histories": []}
 
 
+def test_a_slot_that_has_nothing_but_git_history_is_said_to_have_that(root: Path) -> None:
+    wt = root / ".bones/swarm/clean/wt"
+    git(wt, "init", "-q", "-b", "main")
+    git(wt, "commit", "-q", "--allow-empty", "-m", "words")
+    (verdict,) = [one for one in plan(str(root)) if one.name == "clean"]
+    assert verdict.action == "rescue"
+    assert "; git history: its git has commits or stashes of its own: " in verdict.reason
+    pruned = prune(str(root))
+    assert pruned.histories == ["clean"]
+    assert pruned.rescued.keys() == {"clean", "dirty"}
+
+
 def test_prune_dead_names_the_slots_that_are_gone(root: Path) -> None:
     assert prune_dead(str(root)) == ["clean", "dirty"]
     assert prune_dead(str(root)) == []

@@ -139,7 +139,7 @@ def test_no_bytes_make_it_fail_otherwise_than_by_name(cards: bytes) -> None:
 
 
 @pytest.mark.slow
-def test_fifty_thousand_files_are_read_in_a_quarter_of_a_second() -> None:
+def test_fifty_thousand_files_are_read_in_half_a_second() -> None:
     written = manifest.checkin(
         files=[
             (b"some/where/deep/in/the/tree/%05d.txt" % number, b"", number.to_bytes(32, "big"))
@@ -151,10 +151,10 @@ def test_fifty_thousand_files_are_read_in_a_quarter_of_a_second() -> None:
         parent=None,
     )
     best_s = min(_seconds(written.manifest) for _turn in range(3))
-    assert best_s <= 0.25
+    assert best_s <= 0.5
 
 
 def _seconds(content: bytes) -> float:
-    begun = time.perf_counter()
+    begun = time.process_time()
     assert len(manifest_reading.parse(content).files) == 50_000
-    return time.perf_counter() - begun
+    return time.process_time() - begun

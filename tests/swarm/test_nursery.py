@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,12 +29,19 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.real
 
 
+def name_of(pid: int) -> str:
+    """Return the name of process *pid*, "" if it has gone."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 def nursery_of(trunk: int) -> int:
     """Return the pid of trunk's nursery."""
     children = children_of(trunk)
     for pidfd in children.values():
         os.close(pidfd)
-    named = [pid for pid in children if Path(f"/proc/{pid}/comm").read_text().strip() == NAME]
+    named = [pid for pid in children if name_of(pid) == NAME]
     assert len(named) == 1, children
     return named[0]
 

@@ -92,10 +92,10 @@ def caught(hub: Hub, nursery: int) -> int:
     def stopped() -> bool:
         maker = maker_of(nursery)
         if not maker:
-            made = [name for name in templates_of(hub) if name.isdigit()]
-            for name in made:  # it was faster: once more
-                shutil.rmtree(f"{hub.workspace.templates}/{name}")
-            assert not made or wanted.ask(hub.workspace)
+            for name in templates_of(hub):
+                if name.isdigit():  # it was faster: once more
+                    shutil.rmtree(f"{hub.workspace.templates}/{name}")
+            assert wanted.ask(hub.workspace)
             return False
         kill(maker, signal.SIGSTOP)
         eventually(lambda: state_of(maker) in ("T", "Z"))

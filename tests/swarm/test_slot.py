@@ -266,7 +266,14 @@ def test_a_stock_commit_counts_for_the_slot_and_counts_once(swarm_hub: Hub) -> N
     top = Path(slot.worktree)
 
     def fossil(*words: str) -> None:
-        subprocess.run([FOSSIL, *words], cwd=top, check=True, capture_output=True)
+        # Again where trunk has just written: stock Fossil then gives up ("database is locked").
+        eventually(
+            lambda: (
+                not subprocess.run(
+                    [FOSSIL, *words], cwd=top, check=False, capture_output=True
+                ).returncode
+            )
+        )
 
     def landed() -> tuple[int, str, str]:
         now = slot.status(changes=True)

@@ -44,11 +44,13 @@ def main(arguments: list[str]) -> int:
         running(Path(directory), options.files) as place,
     ):
         if not options.no_shell:
-            figures = shell(place, 3 if options.smoke else 25)
+            figures = shell(place, 1 if options.smoke else 25)
         for slots in options.slots or [1, 16, 100]:
             rows.append(loop(place, slots, options.files, options.seconds))
             if not options.no_others and slots <= 16:
-                rows += others(place, slots, max(options.seconds, 2.0))
+                rows += others(
+                    place, slots, options.seconds if options.smoke else max(options.seconds, 2.0)
+                )
         _count, leaves, forks = place.checkins()
         faults = [] if (leaves, forks) == (1, 0) else [f"{leaves} leaves, {forks} forks"]
         faults += [] if place.is_whole() else ["fossil test-integrity"]
@@ -129,7 +131,7 @@ def shell(place: Place, rounds: int) -> list[Row]:
     quiet = Quiet()
     took = statistics.median(ours() for _ in range(rounds))
     name = "commit at the shell"
-    few = max(3, rounds // 5)
+    few = max(1, rounds // 5)
     return [
         paired(f"{name}; a bare interpreter", rounds, bare, ours, quiet=quiet, limit=None),
         paired(f"{name}; git commit and push", rounds, git, ours, quiet=quiet, limit=1.0),

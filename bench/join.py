@@ -50,7 +50,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
     if options.smoke:
-        options.files, options.rounds, options.at_once, options.idle_s = 50, 2, 4, 0.5
+        options.files, options.rounds, options.at_once, options.idle_s = 50, 1, 4, 0.5
     with (
         tempfile.TemporaryDirectory(prefix="bench-join-") as directory,
         running(Path(directory), options.files) as place,

@@ -36,10 +36,10 @@ def main(arguments: list[str]) -> int:
     """Measure; print a table."""
     parser = argparse.ArgumentParser(prog="bin/bench kill", description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--smoke", action="store_true", help="three rounds, no verdict")
+    parser.add_argument("--smoke", action="store_true", help="one round, no verdict")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    rounds = 3 if options.smoke else options.rounds
+    rounds = 1 if options.smoke else options.rounds
     quiet = Quiet()
     with tempfile.TemporaryDirectory(prefix="bench-kill-") as directory:
         rows = [row for exit_ms in EXITS_MS for row in measure(directory, exit_ms, rounds, quiet)]

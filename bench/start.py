@@ -42,10 +42,10 @@ def main(arguments: list[str]) -> int:
     """Measure; print a table."""
     parser = argparse.ArgumentParser(prog="bin/bench start", description=__doc__)
     parser.add_argument("--rounds", type=int, default=40)
-    parser.add_argument("--smoke", action="store_true", help="three rounds, no verdict")
+    parser.add_argument("--smoke", action="store_true", help="one round, no verdict")
     parser.add_argument("--json", action="store_true")
     options = parser.parse_args(arguments)
-    rounds = 3 if options.smoke else options.rounds
+    rounds = 1 if options.smoke else options.rounds
     with tempfile.TemporaryDirectory(prefix="bench-start-") as directory:
         os.environ.pop("HUB_ROOT", None)
         rows = measure(Path(directory), rounds)
@@ -91,7 +91,7 @@ def measure(directory: Path, rounds: int) -> list[Row]:
                 )
             )
         rows.append(memory(root))
-        rows.append(death(root))
+        rows.append(death(root, min(10, rounds)))
     finally:
         stop(str(root), force=True)
     workspace = Workspace(str(root))
@@ -173,10 +173,10 @@ def memory(root: Path) -> Row:
     return Row(name="supervisor USS", ours=uss, floor=USS_LIMIT_MB, unit="MB", limit=1.0, rounds=1)
 
 
-def death(root: Path) -> Row:
+def death(root: Path, rounds: int) -> Row:
     """Return how long the servers outlive a kill -9 of the supervisor."""
     worst = 0.0
-    for _turn in range(10):
+    for _turn in range(rounds):
         info = start(str(root), detach=True)
         assert info is not None
         fds = [os.pidfd_open(pid) for pid in (info.fossil_pid, info.nats_pid)]
@@ -202,7 +202,7 @@ def death(root: Path) -> Row:
         floor=DEATH_LIMIT_MS,
         unit="ms",
         limit=1.0,
-        rounds=10,
+        rounds=rounds,
     )
 
 

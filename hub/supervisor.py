@@ -403,6 +403,8 @@ class Supervisor:
         if self.phase == "starting":
             self._guarded(lambda: self._start_failed(child, exit_))
             return
+        if not self.still_here():  # a new process would write where another workspace may be now
+            return
         self._event(
             "child-exited", child=name, pid=exit_.pid, status=exit_.status, uptime_s=exit_.uptime_s
         )

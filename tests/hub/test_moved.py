@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from hub.supervisor import HEALTH_EVERY_S
 from tests.support import Hub, accepts, copy_workspace, eventually, is_gone, port_of, run_python
 
 pytestmark = [pytest.mark.real, pytest.mark.faults]
@@ -94,6 +97,21 @@ def test_a_moved_workspace_ends_its_hub_by_itself(hub: Hub) -> None:
     assert Hub(place).stop()["was_running"] is False
 
 
+def test_a_child_that_ends_after_a_move_is_not_started_in_the_old_place(hub: Hub) -> None:
+    info = hub.start()
+    hub.wait_ready()
+    trunk = hub.pids()["trunk"]
+    place = hub.root.parent / "moved"
+    hub.root.rename(place)
+    os.kill(trunk, signal.SIGKILL)
+    began_s = time.monotonic()
+    eventually(lambda: is_gone(info["pid"]), 15)
+    assert time.monotonic() - began_s < HEALTH_EVERY_S, "it was not the next look at its health"
+    lines = (place / ".orchestrator/logs/hub.log").read_text().splitlines()
+    told = [json.loads(line)["event"] for line in lines]
+    assert told.index("stopping") == told.index("child-exited") + 1
+
+
 def test_a_moved_workspace_whose_hub_was_killed_starts_again(hub: Hub) -> None:
     info = hub.start()
     os.kill(info["pid"], signal.SIGKILL)
@@ -108,6 +126,7 @@ def test_a_new_workspace_in_the_place_of_a_moved_one_is_not_the_old_one(
     hub: Hub, seeded: Path
 ) -> None:
     info = hub.start()
+    hub.wait_ready()  # nothing of it is to make its directories in the midst of the copy
     aside = hub.root.parent / "aside"
     hub.root.rename(aside)
     copy_workspace(aside, seeded)

@@ -635,7 +635,7 @@ def scripts(draw: st.DrawFn) -> list[tuple[Tree, dict[bytes, File | None]]]:
     return script
 
 
-@settings(max_examples=300)
+@settings(max_examples=150)
 @given(scripts(), st.data())
 def test_any_interleaving_of_slots_gives_the_model_s_tree(
     script: list[tuple[Tree, dict[bytes, File | None]]], data: st.DataObject

@@ -151,7 +151,7 @@ FILES = st.tuples(st.sampled_from([FILE, EXECUTABLE]), st.binary(max_size=300)) 
 
 @given(tree=st.dictionaries(NAMES, FILES, min_size=1, max_size=8))
 @settings(
-    max_examples=25,
+    max_examples=10,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )

@@ -91,7 +91,7 @@ def without_conflicts(tree: Tree) -> Tree:
 TREES = st.dictionaries(PATHS, NODES, max_size=8).map(without_conflicts)
 
 
-@settings(max_examples=80)
+@settings(max_examples=40)
 @given(base=TREES, edited=TREES)
 @example(base=BASE, edited=EDITED)
 @example(base={b"a": Node(b"1")}, edited={b"a/b": Node(b"1")})

@@ -817,7 +817,9 @@ class TestWhenThingsGoWrong:
 
 
 @pytest.mark.slow
-def test_a_thousand_check_ins_take_two_seconds_and_to_find_none_a_blink(seeded: Path) -> None:
+def test_a_thousand_check_ins_take_little_more_than_git_itself_and_none_hardly_any_time(
+    seeded: Path, tmp_path: Path
+) -> None:
     trunk = Pusher(trunk_of(seeded))
     chance = random.Random(1)
     for number in range(1000):
@@ -833,17 +835,28 @@ def test_a_thousand_check_ins_take_two_seconds_and_to_find_none_a_blink(seeded: 
         )
     trunk.push()
 
-    def seconds() -> float:
+    def seconds(program: str, directory: Path = CODE) -> float:
         begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", APPLY, str(seeded)], cwd=CODE, check=True)
+        subprocess.run([sys.executable, "-c", program, str(seeded)], cwd=directory, check=True)
         return time.perf_counter() - begun
 
-    first_s = seconds()
+    first_s = seconds(APPLY)
     branch = apply(seeded).branch
     assert len(commits(seeded, branch)) == 1001
     assert in_git(seeded, branch) == in_fossil(seeded)
-    assert min(seconds() for _turn in range(5)) <= 0.15
-    if first_s > 2:  # by itself, or because the machine was busy?
-        git(seeded, "branch", "-D", branch)
-        first_s = seconds()
-    assert first_s <= 2
+    # Beside its floors in the same minute: in seconds it would measure the machine's hour.
+    pairs = [(seconds(APPLY), seconds("import swarm.apply")) for _turn in range(5)]
+    assert min(again_s for again_s, _floor_s in pairs) <= 2.5 * min(
+        floor for _again, floor in pairs
+    )
+    stream = tmp_path / "stream"
+    stream.write_text(git(seeded, "fast-export", branch))
+    git(tmp_path, "init", "-q", "--bare", "copy")
+    begun = time.perf_counter()
+    with stream.open("rb") as commands:
+        importing = ["git", "-C", str(tmp_path / "copy"), "fast-import", "--quiet"]
+        subprocess.run(importing, stdin=commands, check=True)
+    floor_s = time.perf_counter() - begun
+    git(seeded, "branch", "-D", branch)
+    first_s = min(first_s, seconds(APPLY))
+    assert first_s <= 5 * floor_s, f"{first_s:.2f} s, git fast-import {floor_s:.2f} s"

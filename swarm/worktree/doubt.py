@@ -9,49 +9,20 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import HubError, Refused
-from hub.wording import several
-from slotgc import artifact, base, treepath
+from foundation.errors import HubError
+from slotgc import artifact, base
 from slotgc.beneath import INTO, enter
 from swarm.gitrepo.objects import BLOB
 from swarm.worktree.going_back import there
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable
-    from typing import Self
+    from collections.abc import Collection
 
     from hub.repository import Repository
     from slotgc.base import Base
     from swarm.gitrepo.objects import Format
     from swarm.gitrepo.reading import ObjectReader
-
-
-class Unnamed(frozenset[bytes]):
-    """Paths that only a commit which names them takes; some of them, because nobody can tell."""
-
-    doubtful: frozenset[bytes]
-    words: str
-
-    @classmethod
-    def of(cls, others: Iterable[bytes], doubtful: frozenset[bytes], words: str) -> Self:
-        """Return *others* and the *doubtful*, of which a refusal says *words*."""
-        made = cls(doubtful.union(others))
-        made.doubtful, made.words = doubtful, words
-        return made
-
-    def intersection(self, *others: Iterable[object]) -> frozenset[bytes]:
-        """Return those that are in *others* too.
-
-        Raises:
-            Refused: one of the doubtful is (``gone-back``).
-        """
-        found = super().intersection(*others)
-        in_doubt = sorted(self.doubtful & found)
-        if in_doubt:
-            shown = several([treepath.show(path) for path in in_doubt])
-            raise Refused(f"{shown}: {self.words}", reason="gone-back")
-        return found
 
 
 def words(why: str, commit: str, doubtful: Collection[bytes], known: Base) -> str:

@@ -63,7 +63,11 @@ def everywhere(worktree: str, known: Base, rules: Rules) -> Sight:
                 sight.new[path] = status
         missing = list(walk.missing())
         if missing:
-            _look_again(sight, worktree, known, missing)
+            tree = os.open(worktree, INTO)
+            try:
+                _look_again(sight, tree, known, missing)
+            finally:
+                os.close(tree)
     except OSError as error:
         raise HubError(f"{worktree} cannot be looked at: {error}", reason="worktree") from None
     for words in walk.doubts:
@@ -72,29 +76,29 @@ def everywhere(worktree: str, known: Base, rules: Rules) -> Sight:
     return sight
 
 
-def _look_again(sight: Sight, worktree: str, known: Base, paths: Iterable[bytes]) -> None:
+def _look_again(sight: Sight, tree: int, known: Base, paths: Iterable[bytes]) -> None:
     """Look at *paths* of the base one by one, which were not met: gone is what is gone now too."""
-    tree = os.open(worktree, INTO)
+    for path in paths:
+        try:
+            status = _status(tree, path)
+        except (FileNotFoundError, NotADirectoryError, BlockedError):
+            sight.missing.append(path)
+            continue
+        except OSError as error:
+            sight.skip(path, f"cannot be looked at: {error.strerror}")
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            sight.missing.append(path)
+        else:
+            _take_known(sight, known, path, status)
+
+
+def _status(tree: int, path: bytes) -> os.stat_result:
+    parent, last = enter(tree, path)
     try:
-        for path in paths:
-            try:
-                parent, last = enter(tree, path)
-                try:
-                    status = os.lstat(last, dir_fd=parent)
-                finally:
-                    os.close(parent)
-            except (FileNotFoundError, NotADirectoryError, BlockedError):
-                sight.missing.append(path)
-                continue
-            except OSError as error:
-                sight.skip(path, f"cannot be looked at: {error.strerror}")
-                continue
-            if stat.S_ISDIR(status.st_mode):
-                sight.missing.append(path)
-            else:
-                _take_known(sight, known, path, status)
+        return os.lstat(last, dir_fd=parent)
     finally:
-        os.close(tree)
+        os.close(parent)
 
 
 def at(
@@ -151,11 +155,7 @@ def _look_at(sight: Sight, tree: int, worktree: str, known: Base, path: bytes) -
             f"{treepath.show(path)} is no path of a file in {worktree}", reason="no-such-path"
         )
     try:
-        parent, last = enter(tree, path)
-        try:
-            status = os.lstat(last, dir_fd=parent)
-        finally:
-            os.close(parent)
+        status = _status(tree, path)
     except (FileNotFoundError, BlockedError):
         gone = [path] if path in known.files else _below(known, [path])
         if not gone:
@@ -168,7 +168,7 @@ def _look_at(sight: Sight, tree: int, worktree: str, known: Base, path: bytes) -
     except OSError as error:
         raise Refused(f"{treepath.show(path)}: {error.strerror}", reason="not-a-file") from None
     if stat.S_ISDIR(status.st_mode):
-        _look_below(sight, worktree, known, path)
+        _look_below(sight, tree, worktree, known, path)
     elif not base.kind_of(status.st_mode):
         raise Refused(
             f"{treepath.show(path)} is no file but a socket, a pipe or a device",
@@ -180,7 +180,7 @@ def _look_at(sight: Sight, tree: int, worktree: str, known: Base, path: bytes) -
         sight.new[path] = status
 
 
-def _look_below(sight: Sight, worktree: str, known: Base, path: bytes) -> None:
+def _look_below(sight: Sight, tree: int, worktree: str, known: Base, path: bytes) -> None:
     """Look at all that is in the directory *path*, and at a file that was there instead."""
     prefix = path + b"/"
     inside = {name[len(prefix) :]: row for name, row in known.files.items() if _in(name, prefix)}
@@ -190,7 +190,7 @@ def _look_below(sight: Sight, worktree: str, known: Base, path: bytes) -> None:
             _take_known(sight, known, prefix + name, status)
         elif not cached:
             sight.new[prefix + name] = status
-    sight.missing += [prefix + name for name in walk.missing()]
+    _look_again(sight, tree, known, [prefix + name for name in walk.missing()])
     if path in known.files:
         sight.missing.append(path)
     for words in walk.doubts:

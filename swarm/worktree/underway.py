@@ -83,7 +83,7 @@ class Underway:
         """
         wanted = repository.files(self.checkin)
         waiting = dict(differing(known, dict(wanted)))
-        found = going_back.there(worktree, known, [path for path in waiting if self._asks(path)])
+        found = going_back.there(worktree, known, waiting.keys() - self.placed.keys())
         rows: dict[bytes, Row] = {}
         removed = []
         for path in {*waiting, *self._paths}:
@@ -104,9 +104,6 @@ class Underway:
                 rows[path] = row
         repository.forget()
         return rows, removed
-
-    def _asks(self, path: bytes) -> bool:
-        return path not in self.placed
 
 
 def forget(scratch: str) -> None:

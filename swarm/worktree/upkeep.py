@@ -11,6 +11,8 @@ import time
 
 from foundation.errors import Corrupt, HubError, Refused, Unavailable
 from foundation.failpoint import hit
+from hub.wording import several
+from slotgc import treepath
 from slotgc.removal import remove_tree
 from swarm.gitrepo.reading import ObjectReader
 from swarm.gitrepo.repo import File
@@ -65,7 +67,7 @@ class Upkeep:
         self._in_doubt: frozenset[bytes] | None = None
         """None: it is still to be read."""
         self._why_in_doubt = gitside.LOST
-        self.back_from = ""
+        self._back_from = ""
         """The commit that git was taken back from."""
 
     @property
@@ -73,16 +75,27 @@ class Upkeep:
         """Why not all is as it should be, in words; the next look sees to it."""
         return self._unwritten or self._git.trouble
 
-    @property
-    def went_beyond(self) -> frozenset[bytes]:
-        """Where git was taken back to what trunk never had, so that the base cannot follow.
+    def refuse_unnamed(self, paths: Collection[bytes]) -> None:
+        """Refuse those of *paths* that a commit must name, as it may take back others' work.
 
-        And where nobody can tell: :class:`swarm.worktree.doubt.Unnamed`.
+        Where git was taken back to what trunk never had, so that the base cannot follow, and where
+        nobody can tell.
+
+        Raises:
+            Refused: one is (``gone-back``).
         """
-        if not self._in_doubt:
-            return self._beyond
-        words = doubt.words(self._why_in_doubt, self._git.commit, self._in_doubt, self._base)
-        return doubt.Unnamed.of(self._beyond, self._in_doubt, words)
+        in_doubt = (self._in_doubt or frozenset()).intersection(paths)
+        if in_doubt:
+            words = doubt.words(self._why_in_doubt, self._git.commit, in_doubt, self._base)
+            raise _gone_back(in_doubt, words)
+        beyond = self._beyond.intersection(paths)
+        if beyond:
+            raise _gone_back(
+                beyond,
+                "git was taken back to before trunk began, and others have changed that since: "
+                f"`git checkout {self._back_from[:10]} -- PATH` brings back what was here; "
+                "to commit it as it is, name it",
+            )
 
     @property
     def _base(self) -> Base:
@@ -325,7 +338,7 @@ class Upkeep:
                 beyond.add(path)
         if gone.moved:
             self._beyond = frozenset(beyond)
-            self.went_back, self.back_from = frozenset(), gone.ours
+            self.went_back, self._back_from = frozenset(), gone.ours
             if self._in_doubt:
                 self._in_doubt -= gone.back.files.keys()
         if theirs:
@@ -405,6 +418,11 @@ class Upkeep:
         known = self._base.replace(git_head=head, git_refs=refs, git_since_ns=time.time_ns())
         self._ledger.become(known)
         self._in_doubt, self._why_in_doubt = doubtful, gitside.LOST
+
+
+def _gone_back(paths: Collection[bytes], words: str) -> Refused:
+    shown = several([treepath.show(path) for path in sorted(paths)])
+    return Refused(f"{shown}: {words}", reason="gone-back")
 
 
 def _remove(path: str) -> None:

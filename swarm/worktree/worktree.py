@@ -254,7 +254,7 @@ class Worktree:
             raise Refused(self._nothing(), reason="nothing-to-commit")
         self._refuse_markers(one.path for one in changes if one.kind)
         if paths is None:
-            self._refuse_what_went_beyond(one.path for one in changes)
+            self._upkeep.refuse_unnamed([one.path for one in changes])
         self._asked = Asked(id, reader.rows, seen_ns)
         proposal = Proposal(
             id=id,
@@ -318,7 +318,10 @@ class Worktree:
         checkin = None if proposal is None else self._repository.landed(proposal.id)
         if proposal is None or checkin is None:
             return None
-        landed = recall(self._repository, checkin, proposal)
+        try:
+            landed = recall(self._repository, checkin, proposal)
+        except Refused:  # another slot's, under the same id: so ours did not land
+            return None
         self.landed(proposal, landed)
         return proposal, landed
 
@@ -499,18 +502,6 @@ class Worktree:
             self._ledger.mark(marked)
         except OSError as error:
             self.trouble = str(error)
-
-    def _refuse_what_went_beyond(self, paths: Iterable[bytes]) -> None:
-        """Refuse those of *paths* that git was taken back to before trunk began."""
-        beyond = sorted(self._upkeep.went_beyond.intersection(paths))
-        if beyond:
-            shown = several([treepath.show(path) for path in beyond])
-            raise Refused(
-                f"{shown}: git was taken back to before trunk began, and others have changed that "
-                f"since: `git checkout {self._upkeep.back_from[:10]} -- PATH` brings back what was "
-                "here; to commit it as it is, name it",
-                reason="gone-back",
-            )
 
     def _stopped(self) -> None:
         """Note what was brought before the update failed; if not now, the next verb does."""

@@ -19,7 +19,7 @@ import swarm
 from foundation import codec
 from foundation.control import encode
 from foundation.errors import NotRunning, Refused, Unavailable
-from hub.commits import Conflicted
+from hub.commits import INLINE_BYTES, Conflicted
 from hub.repository import Repository
 from swarm import aio
 from swarm.reverting import revert
@@ -70,6 +70,10 @@ def test_what_others_changed_too_is_refused_with_its_place_and_touched_by_nobody
     assert conflict.theirs_checkin == theirs.checkin
     assert "README" in str(caught.value)
     assert (Path(second.worktree) / "README").read_text() == "two\n"
+    (Path(second.worktree) / "large").write_bytes(os.urandom(INLINE_BYTES + 1))
+    with pytest.raises(Conflicted):
+        second.commit("two, and what goes by the spool")
+    assert os.listdir(swarm_hub.workspace.spool) == []
     with pytest.raises(Conflicted):
         second.update()
     done = second.update(markers=True)

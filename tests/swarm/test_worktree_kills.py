@@ -252,21 +252,24 @@ def test_what_comes_and_goes_during_a_look_hides_nothing_else(
     assert bench.tree.skipped == ()
 
 
+@pytest.mark.parametrize("named", [(), (b"docs",)])
 def test_a_file_that_is_replaced_during_a_look_is_not_deleted(
-    bench: Bench, monkeypatch: pytest.MonkeyPatch
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, named: tuple[bytes, ...]
 ) -> None:
-    assert bench.tree.changes() == ()
-    readme = bench.wt / "README"
+    bench.elsewhere({b"docs/README": Node(b"x\n")})
+    bench.tree.update()
+    readme = bench.wt / "docs/README"
     readme.rename(bench.root / "aside")
 
     def come_back() -> None:
         (bench.root / "aside").rename(readme)
 
-    edit(bench.wt, {b"mine": Node(b"1\n")})
+    edit(bench.wt, {b"docs/mine": Node(b"1\n")})
     with monkeypatch.context() as patched:
-        patched.setattr("slotgc.work.os.scandir", Changing(bench.wt, come_back).scandir)
-        proposal = bench.propose()
-    assert [one.path for one in proposal.changes] == [b"mine"]
+        looked = Changing(bench.wt / "docs", come_back)
+        patched.setattr("slotgc.work.os.scandir", looked.scandir)
+        proposal = bench.propose(*named)
+    assert [one.path for one in proposal.changes] == [b"docs/mine"]
 
 
 @pytest.mark.parametrize("instead", [Path.mkdir, lambda _path: None])

@@ -1,0 +1,1 @@
+"""What a VM runs on, behind one interface: :mod:`orchestrator.backends.base`."""

@@ -833,7 +833,7 @@ def test_progress_counts_files_and_ends_at_the_total(repo: GitRepo) -> None:
 def test_a_file_of_a_hundred_megabytes_arrives_in_little_memory(
     repo: GitRepo, tmp_path: Path
 ) -> None:
-    block = os.urandom(1 << 20)
+    block = os.urandom(1 << 12) * 256  # its size matters here, not what zlib makes of it
     with (repo.root / "large").open("wb") as file:
         for _ in range(100):
             file.write(block)

@@ -33,7 +33,9 @@ class Spec(Record):
     ip: str
     """Of the guest, with the network's prefix length: ``10.77.0.11/24``."""
     gateway: str
-    """The address of the gateway and name server, "" if there is none."""
+    """The address of the gateway, "" if there is none."""
+    name_server: str = ""
+    """Of the name server; "": the gateway is one."""
 
 
 class Execution(Record):

@@ -1,0 +1,146 @@
+"""What can be asked of a guest's agent: several commands at once, each on a channel of its own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING
+
+from foundation.errors import HubError
+from orchestrator.backends.base import Execution
+from orchestrator.backends.qemu import shell
+from orchestrator.backends.qemu.channel import Channel, Pair, new_token
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.backends.qemu.channel import Sink
+
+MOST_COLLECTED = 256 << 20
+"""Bytes of output that are collected for who does not take them as they come."""
+_KILL_AGAIN_S = 0.2
+
+
+class Agent:
+    """The agents of one guest, one a channel; the first is for our own use alone."""
+
+    def __init__(self, channels: list[Channel]) -> None:
+        """Talk over *channels*, two at least."""
+        self._channels = channels
+        self._own = asyncio.Lock()
+        self._free: asyncio.Queue[int] = asyncio.Queue()
+        for number in range(1, len(channels)):
+            self._free.put_nowait(number)
+        self._freeing: set[asyncio.Task[None]] = set()
+
+    @classmethod
+    async def over(cls, pairs: list[Pair]) -> Agent:
+        """Return the agent behind *pairs*."""
+        return cls([await Channel.of(pair) for pair in pairs])
+
+    def close(self) -> None:
+        """Let go: the guest has ended."""
+        for channel in self._channels:
+            channel.close()
+
+    async def here(self, script: str) -> Execution:
+        """Have the first agent run *script* in itself; it waits for the one before it.
+
+        Raises:
+            HubError: the guest ended (``vm-ended``), or its agent is not ours (``agent``).
+        """
+        token = new_token()
+        async with self._own:
+            collected = _Collected()
+            talking = asyncio.ensure_future(
+                self._channels[0].talk(shell.here(token, script), token, b"", collected.take)
+            )
+            try:
+                status = await asyncio.shield(talking)
+            except asyncio.CancelledError:
+                # The next one skips what this one still has to say.
+                talking.cancel()
+                raise
+        return Execution(status=status, stdout=collected.of(1), stderr=collected.of(2))
+
+    async def execute(
+        self,
+        argv: list[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        output: Sink | None = None,
+    ) -> Execution:
+        """Run *argv*, as :meth:`orchestrator.backends.base.Machine.execute` says."""
+        token = new_token()
+        line = shell.run(token, argv, len(stdin), env or {}, cwd)
+        number = await self._free.get()
+        collected = _Collected(argv[0], output)
+        talking = asyncio.ensure_future(
+            self._channels[number].talk(line, token, stdin, collected.take)
+        )
+        try:
+            await asyncio.wait((talking, collected.failed), return_when=asyncio.FIRST_COMPLETED)
+            if collected.failed.done():
+                collected.failed.result()
+            status = talking.result()
+        finally:
+            collected.stop()
+            freeing = asyncio.ensure_future(self._set_free(number, token, talking))
+            self._freeing.add(freeing)
+            freeing.add_done_callback(self._freeing.discard)
+        return Execution(status=status, stdout=collected.of(1), stderr=collected.of(2))
+
+    async def _set_free(self, number: int, token: str, talking: asyncio.Task[int]) -> None:
+        """Kill what runs on a channel if it is not over, and have the channel used again."""
+        script = (
+            f"read -r t p </run/channel{number}; "
+            f'[ "$t" = {token} ] && {{ kill -9 -"$p" || kill -9 "$p"; }} 2>/dev/null'
+        )
+        try:
+            while not talking.done():
+                await self.here(script)
+                await asyncio.wait((talking,), timeout=_KILL_AGAIN_S)
+            talking.result()
+        except HubError:
+            return  # the guest is gone, or the channel is of no use any more
+        self._free.put_nowait(number)
+
+
+class _Collected:
+    """A command's output: handed on, or kept up to a bound."""
+
+    def __init__(self, name: str = "", output: Sink | None = None) -> None:
+        self._name = name
+        self._output = output
+        self._parts: dict[int, list[bytes]] = {1: [], 2: []}
+        self._size = 0
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+
+    def take(self, which: int, data: bytes) -> None:
+        if self.failed.done():
+            return
+        if self._output is not None:
+            try:
+                self._output(which, data)
+            except Exception as error:  # noqa: BLE001 - the caller's own: it goes back to him
+                self.failed.set_exception(error)
+            return
+        self._size += len(data)
+        if self._size <= MOST_COLLECTED:
+            self._parts[which].append(data)
+            return
+        self.failed.set_exception(
+            HubError(
+                f"{self._name} wrote more than {MOST_COLLECTED >> 20} MiB: have it write to a "
+                "file, or take its output as it comes",
+                reason="too-much-output",
+            )
+        )
+
+    def stop(self) -> None:
+        """Take nothing more."""
+        self.failed.cancel()
+
+    def of(self, which: int) -> bytes:
+        return b"".join(self._parts[which])

@@ -1,0 +1,121 @@
+"""One channel to a guest's agent: two ports of a virtio serial device, one command at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import socket
+from typing import TYPE_CHECKING
+
+from foundation.errors import HubError
+from orchestrator.backends.qemu.marks import Marks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Sink = Callable[[int, bytes], None]
+    """Told 1 or 2, and bytes of a command's output."""
+
+_CHUNK = 65_536
+
+
+class Pair:
+    """The sockets of one channel, before QEMU has its ends."""
+
+    def __init__(self) -> None:
+        """Make them."""
+        self.ours: list[socket.socket] = []
+        self.theirs: list[socket.socket] = []
+        try:
+            for _port in range(2):
+                ours, theirs = socket.socketpair()
+                ours.setblocking(False)
+                self.ours.append(ours)
+                self.theirs.append(theirs)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """Close both ends of both; what was detached or closed is left alone."""
+        for end in (*self.ours, *self.theirs):
+            end.close()
+
+
+class Channel:
+    """Our end of one. All of it belongs to one loop."""
+
+    def __init__(
+        self,
+        first: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+        second: tuple[asyncio.StreamReader, asyncio.StreamWriter],
+    ) -> None:
+        """Take the streams of port a and of port b."""
+        self._out, self._in = first
+        self._err, self._unused = second
+
+    @classmethod
+    async def of(cls, pair: Pair) -> Channel:
+        """Return a channel over our ends of *pair*."""
+        first, second = pair.ours
+        return cls(
+            await asyncio.open_connection(sock=first, limit=_CHUNK),
+            await asyncio.open_connection(sock=second, limit=_CHUNK),
+        )
+
+    def close(self) -> None:
+        """Close it; whoever talks finds it ended."""
+        self._in.transport.abort()
+        self._unused.transport.abort()
+
+    async def talk(self, line: bytes, token: str, stdin: bytes, sink: Sink) -> int:
+        """Have the agent do *line*, which holds *token*, and read *stdin*; return the status.
+
+        Not to be cancelled: then nobody knew what the channel says next.
+
+        Raises:
+            HubError: the guest ended (``vm-ended``), or its agent is not ours (``agent``).
+        """
+        _written, status, _status = await asyncio.gather(
+            self._write(line + b"\n", stdin),
+            _read(self._out, Marks(token), lambda data: sink(1, data)),
+            _read(self._err, Marks(token), lambda data: sink(2, data)),
+        )
+        return status
+
+    async def _write(self, line: bytes, stdin: bytes) -> None:
+        try:
+            self._in.write(line)
+            view = memoryview(stdin)
+            for start in range(0, len(stdin), _CHUNK):
+                self._in.write(view[start : start + _CHUNK])
+                await self._in.drain()
+            await self._in.drain()
+        except OSError as error:
+            raise _ended() from error
+
+
+async def _read(reader: asyncio.StreamReader, marks: Marks, sink: Callable[[bytes], None]) -> int:
+    while marks.status is None:
+        try:
+            data = await reader.read(_CHUNK)
+        except OSError as error:
+            raise _ended() from error
+        if not data:
+            raise _ended()
+        try:
+            output = marks.feed(data)
+        except ValueError as error:
+            raise HubError(f"the guest's agent talks nonsense: {error}", reason="agent") from error
+        if output:
+            sink(output)
+    return marks.status
+
+
+def new_token() -> str:
+    """Return a token that nothing in a guest can know beforehand."""
+    return secrets.token_hex(16)
+
+
+def _ended() -> HubError:
+    return HubError("the VM ended", reason="vm-ended")

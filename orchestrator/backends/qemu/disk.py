@@ -1,0 +1,66 @@
+"""A member's disk: a sparse ext4 file system, made once and never again."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from foundation.atomic import remove, sync_directory
+from foundation.errors import HubError
+from foundation.failpoint import hit
+from foundation.spawn import find_program
+from orchestrator.child import run
+
+if TYPE_CHECKING:
+    from orchestrator.backends.base import Spec
+
+NAME = "disk.raw"
+_MAKE_S = 120.0
+_EXTENDED = "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"
+_OPTIONS = ("-q", "-F", "-t", "ext4", "-m", "0", "-L", "data", "-E", _EXTENDED)
+_PLACES = ("mke2fs", "/usr/sbin/mke2fs", "/sbin/mke2fs")
+
+
+async def have(spec: Spec) -> str:
+    """Return the path of the member's disk, which is made if there is none; "" if it has none.
+
+    One that is there stays as it is, whatever *spec* says of its size.
+
+    Raises:
+        HubError: it cannot be made (``no-mke2fs``, ``disk``).
+    """
+    if not spec.disk_mb:
+        return ""
+    path = f"{spec.directory}/{NAME}"
+    if _is_there(path):
+        return path
+    program = next(filter(None, map(find_program, _PLACES)), None)
+    if program is None:
+        raise HubError(
+            "mke2fs is missing, which makes a VM's disk: install e2fsprogs", reason="no-mke2fs"
+        )
+    new = f"{path}.new"
+    try:
+        remove(new)
+        fd = os.open(new, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+        try:
+            os.ftruncate(fd, spec.disk_mb << 20)
+            await run(
+                [program, *_OPTIONS, new],
+                cwd="/",
+                env=dict(os.environ),
+                within_s=_MAKE_S,
+            )
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        hit("disk.made")
+        os.rename(new, path)
+        sync_directory(spec.directory)
+    except OSError as error:
+        raise HubError(f"{path} cannot be made: {error}", reason="disk") from error
+    return path
+
+
+def _is_there(path: str) -> bool:
+    return os.path.lexists(path)

@@ -1,0 +1,153 @@
+"""A VM, once QEMU runs it: what a holder asks of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from foundation.errors import HubError, Refused
+from orchestrator.backends.base import Execution, Exit
+from orchestrator.backends.qemu import identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from orchestrator.backends.base import Spec
+    from orchestrator.backends.qemu.running import Running
+
+_QUIT_S = 1.0
+_LEAST_S = 0.05
+_NO_SUCH_PATH = 66
+_PUT = 'mkdir -p "$1" && tar -xof - -C "$1"'
+_GET = f'[ -e "$1" ] || [ -L "$1" ] || exit {_NO_SUCH_PATH}; tar -cf - -C "$2" "./$3"'
+
+
+class QemuMachine:
+    """One VM; :class:`orchestrator.backends.base.Machine` says what each method does."""
+
+    def __init__(self, spec: Spec, running: Running) -> None:
+        """Take over what has just been started."""
+        self.pid = running.child.pid
+        self._spec = spec
+        self._running = running
+        self._asked_to_end = False
+        self._over = asyncio.ensure_future(self._until_over())
+        self._identified: asyncio.Future[Execution] | None = None
+
+    async def _until_over(self) -> Exit:
+        status = await self._running.child.wait()
+        reason = "it was stopped" if self._asked_to_end else self._running.describe(status)
+        await self._running.release()
+        return Exit(status=status, reason=reason)
+
+    async def ready(self) -> None:
+        """Return when the agent answers and the guest is who its spec says; see the interface."""
+        if self._identified is None:
+            now_s = int(time.clock_gettime(time.CLOCK_REALTIME))
+            script = identity.script(self._spec, now_s, os.urandom(32))
+            self._identified = asyncio.ensure_future(self._running.agent.here(script))
+        try:
+            done = await asyncio.shield(self._identified)
+        except HubError as error:
+            raise await self._explained(error) from error
+        if done.status:
+            raise HubError(
+                f"the guest could not become {self._spec.name}: "
+                f"{done.stderr.decode('utf-8', 'replace').strip()}",
+                reason="guest",
+            )
+
+    async def execute(
+        self,
+        argv: list[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        output: Callable[[int, bytes], None] | None = None,
+    ) -> Execution:
+        """Run *argv* in the guest; see the interface."""
+        try:
+            return await self._running.agent.execute(
+                argv, stdin=stdin, env=env, cwd=cwd, output=output
+            )
+        except HubError as error:
+            raise await self._explained(error) from error
+
+    async def put(self, tar: bytes, directory: str) -> None:
+        """Unpack *tar* in the guest; see the interface.
+
+        Raises:
+            HubError: the guest could not (``put``), in its own words.
+        """
+        done = await self.execute(["sh", "-c", _PUT, "put", directory], stdin=tar)
+        if done.status:
+            raise HubError(
+                f"{self._spec.name} could not unpack in {directory}: {_words(done)}", reason="put"
+            )
+
+    async def get(self, path: str) -> bytes:
+        """Return a tar archive of *path*; see the interface.
+
+        Raises:
+            HubError: the guest could not (``get``), in its own words.
+        """
+        place, slash, name = path.rstrip("/").rpartition("/")
+        if not name or name in (".", ".."):
+            raise Refused(f"{path!r} has no last component to name it by", reason="no-such-path")
+        done = await self.execute(["sh", "-c", _GET, "get", path, place or slash or ".", name])
+        if done.status == _NO_SUCH_PATH:
+            raise Refused(f"{self._spec.name} has no {path}", reason="no-such-path")
+        if done.status:
+            raise HubError(f"{self._spec.name} could not pack {path}: {_words(done)}", reason="get")
+        return done.stdout
+
+    async def stop(self, timeout_s: float) -> str:
+        """End it, gently at first; see the interface.
+
+        Half of *timeout_s* is the guest's, then QEMU is told to end, then it is killed.
+        """
+        child = self._running.child
+        if child.has_ended:
+            return "agent"
+        self._asked_to_end = True
+        asking = asyncio.ensure_future(self._running.agent.here(identity.POWEROFF))
+        try:
+            if await child.ends_within(timeout_s / 2):
+                return "agent"
+            quitting = asyncio.ensure_future(self._running.quit())
+            try:
+                if await child.ends_within(max(_LEAST_S, min(_QUIT_S, timeout_s / 4))):
+                    return "quit"
+            finally:
+                quitting.cancel()
+            child.kill()
+            await child.wait()
+            return "killed"
+        finally:
+            asking.cancel()
+            with suppress(HubError, asyncio.CancelledError):
+                await asking
+
+    def kill(self) -> None:
+        """End it at once; see the interface."""
+        self._asked_to_end = True
+        self._running.child.kill()
+
+    async def wait(self) -> Exit:
+        """Return how it ended, when it has; see the interface."""
+        return await asyncio.shield(self._over)
+
+    async def _explained(self, error: HubError) -> HubError:
+        """Return *error*, and how the VM ended if that is what is wrong."""
+        if error.reason != "vm-ended":
+            return error
+        ended = await self.wait()
+        return HubError(f"{self._spec.name} ended: {ended.reason}", reason="vm-ended")
+
+
+def _words(done: Execution) -> str:
+    return done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.status}"

@@ -1,0 +1,154 @@
+"""A QEMU that has been started: its process, its monitor, its guest's agent."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import HubError
+from foundation.spawn import describe_exit
+from orchestrator.backends.qemu import argv, console
+from orchestrator.backends.qemu.agent import Agent
+from orchestrator.backends.qemu.channel import Pair
+from orchestrator.child import Child
+from orchestrator.image.initrd import CHANNELS
+from orchestrator.qmp import Qmp
+
+if TYPE_CHECKING:
+    from orchestrator.backends.qemu.argv import Parts, Shape
+    from orchestrator.packages import Qemu
+
+_GREETING_S = 30.0
+_SAID_BYTES = 2000
+_LAST_LINES = 10
+_CUT_EVERY_S = 10.0
+_WHY = {
+    "guest-shutdown": "the guest shut down",
+    "guest-reset": "the guest restarted, or its kernel panicked",
+    "guest-panic": "the guest's kernel panicked",
+}
+
+
+class Running:
+    """One QEMU. All of it belongs to one loop."""
+
+    def __init__(self, child: Child, said: int, console_log: str) -> None:
+        """Take a process that has just been started; :meth:`start` does that."""
+        self.child = child
+        self._said = said
+        self._console = console_log
+        self._why = ""
+        self.qmp: Qmp
+        self.agent: Agent
+        self._watching = asyncio.get_running_loop().call_later(_CUT_EVERY_S, self._cut)
+
+    @classmethod
+    async def start(
+        cls,
+        qemu: Qemu,
+        shape: Shape,
+        parts: Parts,
+        *,
+        port: socket.socket | None = None,
+        files: dict[int, int] | None = None,
+    ) -> Running:
+        """Start QEMU; return once its monitor answers, which says nothing of the guest.
+
+        *port* stays the caller's, as do *files*, further descriptors for it.
+
+        Raises:
+            HubError: it cannot be started (``qemu``), in its own words.
+        """
+        console.begin(parts.console)
+        pairs: list[Pair] = []
+        ours, theirs = socket.socketpair()
+        said = os.memfd_create("qemu")
+        null = os.open(os.devnull, os.O_RDWR)
+        try:
+            pairs += [Pair() for _ in range(CHANNELS)]
+            given = {0: null, 1: said, 2: said, argv.QMP_FD: theirs.fileno(), **(files or {})}
+            given[argv.NET_FD] = null if port is None else port.fileno()
+            ports = [end for pair in pairs for end in pair.theirs]
+            given |= {argv.FIRST_PORT_FD + n: end.fileno() for n, end in enumerate(ports)}
+            child = Child(
+                qemu.argv(*argv.arguments(shape, parts)),
+                files=given,
+                cwd="/",
+                env=qemu.environment(),
+            )
+        except BaseException as error:
+            ours.close()
+            for pair in pairs:
+                pair.close()
+            os.close(said)
+            if isinstance(error, OSError):
+                raise HubError(f"QEMU cannot be started: {error}", reason="qemu") from error
+            raise
+        finally:
+            os.close(null)
+            theirs.close()
+            for pair in pairs:
+                for end in pair.theirs:
+                    end.close()
+        running = cls(child, said, parts.console)
+        try:
+            running.agent = await Agent.over(pairs)
+            running.qmp = await Qmp.open(ours, on_event=running._event, timeout_s=_GREETING_S)
+        except BaseException as error:
+            await running.child.end()
+            words = running.words()
+            await running.release()
+            if isinstance(error, HubError):
+                raise HubError(f"QEMU did not start: {words or error}", reason="qemu") from error
+            raise
+        return running
+
+    def _event(self, name: str, data: dict[str, Any]) -> None:
+        if name == "SHUTDOWN":
+            self._why = str(data.get("reason", ""))
+
+    def _cut(self) -> None:
+        console.cut(self._console)
+        self._watching = asyncio.get_running_loop().call_later(_CUT_EVERY_S, self._cut)
+
+    def words(self) -> str:
+        """Return the end of what QEMU itself said."""
+        size = os.fstat(self._said).st_size
+        return (
+            os.pread(self._said, _SAID_BYTES, max(0, size - _SAID_BYTES))
+            .decode("utf-8", "replace")
+            .strip()
+        )
+
+    def describe(self, status: int) -> str:
+        """Return how it ended, given its exit *status*, and its last words."""
+        words = [_WHY.get(self._why, f"QEMU {describe_exit(status)}")]
+        if status and (said := self.words()):
+            words.append(said)
+        if lines := console.last_lines(self._console, _LAST_LINES):
+            words.append(f"the last lines of its console:\n{lines}")
+        return "; ".join(words)
+
+    async def quit(self) -> None:
+        """Ask QEMU to end, its disks flushed; the guest is not asked."""
+        with suppress(HubError):
+            await self.qmp.execute("quit")
+
+    async def end(self) -> None:
+        """Kill it, reap it, let go of it."""
+        await self.child.end()
+        await self.release()
+
+    async def release(self) -> None:
+        """Let go of what belonged to it; it has ended, and been described. Again is no error."""
+        self._watching.cancel()
+        if self._said >= 0:
+            os.close(self._said)
+            self._said = -1
+        if hasattr(self, "agent"):
+            self.agent.close()
+        if hasattr(self, "qmp"):
+            await self.qmp.close()

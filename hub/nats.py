@@ -41,6 +41,7 @@ OPERATOR_MAY_NOT_PUBLISH = (
     "slot.*.event.>",
     "slot.*.log",
     "task.*.event.>",
+    "vm.*.*.event.>",
     "$JS.API.STREAM.DELETE.>",
     "$JS.API.STREAM.PURGE.>",
     "$JS.API.STREAM.MSG.DELETE.>",
@@ -55,6 +56,22 @@ SLOT_MAY_PUBLISH = (
     "slots.request.*.{}",
 )
 SLOT_MAY_SUBSCRIBE = ("_INBOX_{}.>", "slot.{}.request.>", "trunk.started")
+
+CLUSTER_MAY_PUBLISH = ("vm.{}.*.event.>", "clusters.request.*.{}")
+CLUSTER_MAY_SUBSCRIBE = ("_INBOX_vm:{}.>", "vm.{}.request.*", "trunk.started")
+
+# Guests publish where they listen, so they must not have leave to answer: a question to oneself
+# that names somebody else's subject for the answer would be leave to publish there.
+GUEST_MAY_PUBLISH = ("vm.{}.*.guest.>",)
+GUEST_MAY_SUBSCRIBE = ("_INBOX_guest:{}.>", "vm.{}.*.guest.>")
+
+_RIGHTS = {
+    "": (SLOT_MAY_PUBLISH, SLOT_MAY_SUBSCRIBE, True),
+    "vm": (CLUSTER_MAY_PUBLISH, CLUSTER_MAY_SUBSCRIBE, True),
+    "guest": (GUEST_MAY_PUBLISH, GUEST_MAY_SUBSCRIBE, False),
+}
+"""By what stands before the colon of a login: what it may publish, listen to, whether answer."""
+_MAY_ANSWER = '        allow_responses: { max: 1, expires: "1m" }\n'
 
 _ACCOUNTS = "accounts.conf"
 _PLAIN = frozenset(range(0x20, 0x7F)) - frozenset(b'"\\')
@@ -133,21 +150,21 @@ def write_config(
 
     *server_name* is a nonce: the server that greets with it is the one that we started.
     The server puts its files into *store_dir*/jetstream (the workspace's ``nats`` directory
-    by default). The users are those of :func:`hub.creds.ensure_creds` and the registered slots.
+    by default). The users are those of :func:`hub.creds.ensure_creds` and the registered ones.
 
     Raises:
         Refused: the credentials have not been made (``creds-missing``).
         OSError: it cannot be written.
     """
-    slots = _registered(workspace)
+    keys = _registered(workspace)
     while True:
-        write_accounts(workspace, slots)
+        write_accounts(workspace, keys)
         # Trunk writes the registry first and these accounts after it. If it did both since we
-        # read the registry, our accounts lack the slot that it has just let in.
+        # read the registry, our accounts lack whom it has just let in.
         now = _registered(workspace)
-        if now == slots:
+        if now == keys:
             break
-        slots = now
+        keys = now
     path = config_path(workspace)
     text = config_text(
         port=port,
@@ -163,20 +180,20 @@ def _registered(workspace: Workspace) -> dict[str, str]:
         return {}
     from hub.trunk import registry  # noqa: PLC0415 - a hub without slots starts without it
 
-    return registry.keys(registry.read(workspace).slots)
+    return registry.keys(registry.read(workspace).logins)
 
 
-def write_accounts(workspace: Workspace, slots: Mapping[str, str]) -> None:
-    """Write who may log in: the roles, and the *slots* with their public keys.
+def write_accounts(workspace: Workspace, keys: Mapping[str, str]) -> None:
+    """Write who may log in: the roles, and whom trunk has registered, login and public key.
 
     Raises: as :func:`write_config`.
     """
-    text = accounts_text(read_users(workspace), slots)
+    text = accounts_text(read_users(workspace), keys)
     write_file(accounts_path(workspace), text.encode("ascii"), durable=False)
 
 
 def slots_path(workspace: Workspace) -> str:
-    """Return the file that names the public key of every slot: :mod:`hub.trunk.registry`."""
+    """Return the file that names whom trunk has registered: :mod:`hub.trunk.registry`."""
     return f"{workspace.creds}/slots.json"
 
 
@@ -238,25 +255,17 @@ include "{_ACCOUNTS}"
 """
 
 
-def accounts_text(users: Mapping[str, str], slots: Mapping[str, str]) -> str:
-    """Return ``accounts.conf``, ASCII only: public keys by role and by slot.
+def accounts_text(users: Mapping[str, str], keys: Mapping[str, str]) -> str:
+    """Return ``accounts.conf``, ASCII only: public keys by role and by login (:mod:`hub.logins`).
 
     A slot may publish what is its own and ask trunk, and listens to its inbox, to requests for
-    it and to trunk's start; what it is asked, it may answer.
+    it and to trunk's start; what it is asked, it may answer. So may a cluster's holder. Guests
+    talk to each other and to whoever listens to them, in nobody's stream.
     """
     denied = ", ".join(quoted(subject) for subject in OPERATOR_MAY_NOT_PUBLISH)
-    lines = "".join(
-        f"""\
-      {{ nkey: "{public}", permissions: {{
-        publish: {{ allow: [ {_listed(SLOT_MAY_PUBLISH, name)} ] }}
-        subscribe: {{ allow: [ {_listed(SLOT_MAY_SUBSCRIBE, name)} ] }}
-        allow_responses: {{ max: 1, expires: "1m" }}
-      }} }}
-"""
-        for name, public in slots.items()
-    )
+    lines = "".join(_user(login, public) for login, public in keys.items())
     return f"""\
-# Written by the hub whenever a slot joins or leaves: changes here do not last.
+# Written by the hub whenever a slot or a cluster comes or goes: changes here do not last.
 accounts {{
   SYS {{
     users: [ {{ nkey: {quoted(users["sys"])} }} ]
@@ -275,9 +284,20 @@ accounts {{
 """
 
 
-def _listed(subjects: tuple[str, ...], slot: str) -> str:
-    """Return *subjects* with the name of *slot* in its place; a name needs no quoting."""
-    return ", ".join(f'"{subject.format(slot)}"' for subject in subjects)
+def _user(login: str, public: str) -> str:
+    kind, _, name = login.rpartition(":")
+    publish, subscribe, answers = _RIGHTS[kind]
+    return f"""\
+      {{ nkey: "{public}", permissions: {{
+        publish: {{ allow: [ {_listed(publish, name)} ] }}
+        subscribe: {{ allow: [ {_listed(subscribe, name)} ] }}
+{_MAY_ANSWER if answers else ""}      }} }}
+"""
+
+
+def _listed(subjects: tuple[str, ...], name: str) -> str:
+    """Return *subjects* with *name* in its place; a name needs no quoting."""
+    return ", ".join(f'"{subject.format(name)}"' for subject in subjects)
 
 
 def quoted(text: str) -> str:

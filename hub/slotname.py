@@ -14,12 +14,16 @@ _REST = _FIRST | frozenset("-_")
 
 def is_name(text: object) -> bool:
     """Tell whether *text* may name a slot."""
+    return has_form(text) and str(text).lower() not in RESERVED
+
+
+def has_form(text: object) -> bool:
+    """Tell whether *text* is spelled as names are: of slots, of clusters and of their members."""
     return (
         isinstance(text, str)
         and 0 < len(text) <= LONGEST
         and text[0] in _FIRST
         and _REST.issuperset(text)
-        and text.lower() not in RESERVED
     )
 
 

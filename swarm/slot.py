@@ -668,7 +668,7 @@ def _was_closed(workspace: Workspace, slot: str) -> bool:
     """Tell whether the last leaf of *slot* left by a close: trunk keeps no key of such a one."""
     from hub.trunk.registry import read  # noqa: PLC0415 - hardly ever
 
-    entry = read(workspace).slots.get(slot)
+    entry = read(workspace).logins.get(slot)
     return entry is not None and bool(entry.joined) and not entry.public
 
 

@@ -1,4 +1,4 @@
-"""Who may log in to the bus as which slot: one key per slot and epoch, the older ones revoked.
+"""Who may log in to the bus as which slot or cluster: a key per epoch, the older ones revoked.
 
 The registry is written first, then the server's accounts, then the server is told to read them
 (``$SYS.REQ.SERVER.<id>.RELOAD``, which answers when it has). A kill anywhere leaves what the
@@ -6,7 +6,9 @@ next call completes; what many ask for at once is one write and one reload.
 
 Asked over the bus, ``slots.request.register`` and ``slots.request.leave.<slot>``, with
 ``{"v":1,"slot":NAME,"epoch":N,"public":"U…"}`` (no key to leave), it answers ``{"v":1}`` or
-``{"v":1,"error":…}`` (:func:`foundation.errors.to_wire`).
+``{"v":1,"error":…}`` (:func:`foundation.errors.to_wire`). For a VM cluster ``clusters.request.…``,
+with ``"cluster"`` in place of ``"slot"`` and ``"guest":"U…"``, the key that its guests share.
+Whom a *login* here means: :mod:`hub.logins`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from foundation import codec
 from foundation.clock import utc_now
 from foundation.errors import HubError, LeaseLost, Refused, Unavailable, to_wire
 from foundation.failpoint import hit
-from hub import nats, slotname
+from hub import logins, nats
 from hub.nkey import is_public_key
 from hub.trunk import registry
 from hub.trunk.registry import Entry
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
     from hub.bus import Bus
 
 SUBJECTS = "slots.request.>"
+CLUSTER_SUBJECTS = "clusters.request.>"
+_NAMED_BY = {"slots": "slot", "clusters": "cluster"}
 VERSION = 1
 RELOADED_WITHIN_S = 10.0
 LEAVING_LINGERS_S = 0.5
@@ -38,6 +42,9 @@ _PAUSE_OF_RELOADS = 2.0
 """Times as long as the last reload took the next one waits: a reload costs the server about
 0.2 ms a slot, and a hundred slots may join one after the other."""
 _RETRY_S = 0.05
+
+
+_BEARER = {"slot": "leaf", "cluster": "holder"}
 
 
 class _Waiting(NamedTuple):
@@ -49,7 +56,7 @@ class _Waiting(NamedTuple):
 
 
 class Accounts:
-    """The slots of one workspace. One per workspace, in trunk, and of one event loop."""
+    """Whom one workspace lets in. One per workspace, in trunk, and of one event loop."""
 
     def __init__(
         self,
@@ -72,7 +79,7 @@ class Accounts:
         loaded = registry.load(workspace)
         self.damage = loaded.damage
         """What was wrong with the registry, "" if nothing: the leases gave the epochs back."""
-        self._slots = loaded.slots
+        self._logins = loaded.logins
         # Nobody knows what the server has read: the first call sees to it.
         self._wanted = 1
         self._written = 0
@@ -86,84 +93,88 @@ class Accounts:
         """How often the server was told to read its accounts."""
 
     @property
-    def slots(self) -> Mapping[str, Entry]:
-        """What is registered, by slot; not necessarily on disk yet."""
-        return self._slots
+    def logins(self) -> Mapping[str, Entry]:
+        """What is registered, by login; not necessarily on disk yet."""
+        return self._logins
 
-    def check(self, slot: str, epoch: int) -> None:
-        """Let pass what comes from the present leaf of *slot*, or a later one.
+    def check(self, login: str, epoch: int) -> None:
+        """Let pass what comes from the present bearer of *login*, or a later one.
 
         Raises:
             LeaseLost: *epoch* is over (``superseded``).
         """
-        entry = self._slots.get(slot)
+        entry = self._logins.get(login)
         if entry is not None and epoch < entry.epoch:
-            raise _superseded(slot, epoch, entry.epoch)
+            raise _superseded(login, epoch, entry.epoch)
 
-    async def register(self, slot: str, epoch: int, public: str) -> None:
-        """Let the leaf of *slot* that acquired *epoch* log in with the key *public*.
+    async def register(self, login: str, epoch: int, public: str, guest: str = "") -> None:
+        """Let the leaf or holder of *login* that acquired *epoch* log in with the key *public*.
 
-        On return it can, and no earlier leaf of *slot* can any more: the server has ended their
-        connections, and what they have asked for has landed or never will. The same once more
-        changes nothing.
+        A cluster's guests with the key *guest*, "" for none. On return they can, and no earlier
+        bearer of *login* can any more: the server has ended their connections, and what they have
+        asked for has landed or never will. The same once more changes nothing.
 
         Raises:
             LeaseLost: a later epoch is registered or leased, or this one has another key or left
                 (``superseded``).
-            Refused: *slot* is no name; *public* no key (``slot-key``), or another's; *epoch* none
-                that the lease has reached (``slot-epoch``).
+            Refused: *login* is no name; *public* or *guest* no key (``slot-key``,
+                ``cluster-key``), or another's; *epoch* none that the lease has reached
+                (``slot-epoch``, ``cluster-epoch``).
             Unavailable: it could not be recorded (``accounts-io``), the server did not take it
                 (``accounts-reload``), a bug kept it from that (``bug``), or a commit of an
                 earlier leaf is still on its way (``commits-in-flight``): ask again.
         """
-        slotname.check(slot)
-        self._check_key(slot, public)
-        leased = registry.leased_epoch(self._workspace, slot)
+        logins.check(login)
+        self._check_keys(login, [public, guest] if guest else [public])
+        leased = registry.leased_epoch(self._workspace, login)
         if epoch < 1 or (leased and epoch > leased):
             raise Refused(
-                f"slot {slot}: its lease has not reached epoch {epoch}, but {leased}",
-                reason="slot-epoch",
+                f"{logins.title(login)}: its lease has not reached epoch {epoch}, but {leased}",
+                reason=f"{logins.kind_of(login)}-epoch",
             )
-        known = self._slots.get(slot)
+        known = self._logins.get(login)
         highest = max(leased, known.epoch if known else 0)
         if epoch < highest:
-            raise _superseded(slot, epoch, highest)
+            raise _superseded(login, epoch, highest)
         if known is None or known.epoch < epoch or not known.joined:
-            self._slots[slot] = Entry(epoch=epoch, public=public, joined=utc_now())
+            entry = Entry(epoch=epoch, public=public, joined=utc_now(), guest=guest)
+            self._logins[login] = entry
             self._wanted += 1
-        elif known.public != public:
+        elif (known.public, known.guest) != (public, guest):
             what = "has another key" if known.public else "has left"
+            bearer = _BEARER[logins.kind_of(login)]
             raise LeaseLost(
-                f"slot {slot}: its leaf of epoch {epoch} {what}: join again", reason="superseded"
+                f"{logins.title(login)}: its {bearer} of epoch {epoch} {what}: take a new epoch",
+                reason="superseded",
             )
         await self._until(loaded=True)
-        if epoch > 1 and self._ended is not None:
-            await self._ended(slot, epoch)
+        if epoch > 1 and self._ended is not None and logins.kind_of(login) == "slot":
+            await self._ended(login, epoch)
 
-    async def leave(self, slot: str, epoch: int) -> None:
-        """Take the key from the leaf of *slot* that has *epoch*; the epoch is kept.
+    async def leave(self, login: str, epoch: int) -> None:
+        """Take the key from the bearer of *login* that has *epoch*; the epoch is kept.
 
-        On return that is recorded, and the server is told soon. Of a slot that has left, or was
-        never there, nothing is changed.
+        A cluster's guests lose theirs too. On return that is recorded, and the server is told
+        soon. Of who has left, or was never there, nothing is changed.
 
         Raises:
             LeaseLost: a later epoch is registered (``superseded``).
             Unavailable: it could not be recorded (``accounts-io``).
         """
-        self.check(slot, epoch)
-        known = self._slots.get(slot)
+        self.check(login, epoch)
+        known = self._logins.get(login)
         if known is None or epoch > known.epoch:
             return
         if known.public or not known.joined:
             joined = known.joined or utc_now()
-            self._slots[slot] = Entry(epoch=epoch, public="", joined=joined)
+            self._logins[login] = Entry(epoch=epoch, public="", joined=joined)
             self._wanted += 1
         await self._until(loaded=False)
 
     async def answer(
         self, subject: str, payload: bytes, _headers: Mapping[str, str] | None = None
     ) -> bytes:
-        """Answer a request that came on *subject*, one of :data:`SUBJECTS`."""
+        """Answer what came on *subject*, of :data:`SUBJECTS` or :data:`CLUSTER_SUBJECTS`."""
         try:
             await self._act(subject, payload)
         except HubError as error:
@@ -171,20 +182,28 @@ class Accounts:
         return codec.dumps({"v": VERSION}).encode()
 
     async def _act(self, subject: str, payload: bytes) -> None:
-        verb, _, asker = subject.removeprefix(SUBJECTS[:-1]).partition(".")
+        whose, _, what = subject.partition(".request.")
+        verb, _, asker = what.partition(".")
         try:
             body = codec.loads_object(payload)
-            slot, epoch, public = body.get("slot"), body.get("epoch"), body.get("public", "")
-            if not isinstance(slot, str) or type(epoch) is not int or not isinstance(public, str):
-                raise ValueError("slot, epoch or public is none")
-            if body.get("v") != VERSION or (asker and asker != slot):
-                raise ValueError(f"version {body.get('v')}, slot {slot}")
+            field = _NAMED_BY[whose]
+            name, epoch = body.get(field), body.get("epoch")
+            public, guest = body.get("public", ""), body.get("guest", "")
+            if not all(isinstance(text, str) for text in (name, public, guest)):
+                raise ValueError(f"{field}, public or guest is none")
+            if type(epoch) is not int:
+                raise ValueError("epoch is none")
+            if body.get("v") != VERSION or (asker and asker != name):
+                raise ValueError(f"version {body.get('v')}, {field} {name}")
+            if guest and field == "slot":
+                raise ValueError("a slot has no guests")
         except ValueError as error:
             raise Refused(f"{subject}: {error}", reason="protocol") from None
+        login = str(name) if field == "slot" else logins.of_cluster(str(name))
         if verb == "register":
-            await self.register(slot, epoch, public)
+            await self.register(login, epoch, str(public), str(guest))
         elif verb == "leave":
-            await self.leave(slot, epoch)
+            await self.leave(login, epoch)
         else:
             raise Refused(f"{subject}: no such request", reason="protocol")
 
@@ -196,16 +215,22 @@ class Accounts:
         if self._writing is not None and not self._writing.done():
             await asyncio.wait({self._writing})  # a thread cannot be cancelled
 
-    def _check_key(self, slot: str, public: str) -> None:
-        if not is_public_key(public):
-            raise Refused(
-                f"slot {slot}: {public[:80]!r} is no user's public nkey", reason="slot-key"
-            )
+    def _check_keys(self, login: str, keys: list[str]) -> None:
+        title, reason = logins.title(login), f"{logins.kind_of(login)}-key"
+        for key in keys:
+            if not is_public_key(key):
+                raise Refused(f"{title}: {key[:80]!r} is no user's public nkey", reason=reason)
         # The server takes no configuration in which a key stands twice.
-        others = [name for name, entry in self._slots.items() if entry.public == public]
-        others += [r for r, key in nats.read_users(self._workspace).items() if key == public]
-        if others not in ([], [slot]):
-            raise Refused(f"slot {slot}: its key is that of {others[0]}", reason="slot-key")
+        others = [
+            logins.title(other)
+            for other, entry in self._logins.items()
+            if other != login and not {entry.public, entry.guest}.isdisjoint(keys)
+        ]
+        others += [r for r, key in nats.read_users(self._workspace).items() if key in keys]
+        if len(set(keys)) < len(keys):
+            others.append("its guests")
+        if others:
+            raise Refused(f"{title}: its key is that of {others[0]}", reason=reason)
 
     async def _until(self, *, loaded: bool) -> None:
         """Wait until all that is wanted now is recorded, and with *loaded* read by the server."""
@@ -230,13 +255,13 @@ class Accounts:
             failure = Unavailable(str(error), reason=error.reason)
         except OSError as error:
             failure = Unavailable(
-                f"the slots of the bus cannot be recorded: {error}", reason="accounts-io"
+                f"who may use the bus cannot be recorded: {error}", reason="accounts-io"
             )
         except Exception as error:  # noqa: BLE001 - told, and the next call tries again
             asyncio.get_running_loop().call_exception_handler(
-                {"message": "recording the slots met a bug", "exception": error}
+                {"message": "recording who may use the bus met a bug", "exception": error}
             )
-            failure = Unavailable(f"trunk met a bug recording slots: {error!r}", reason="bug")
+            failure = Unavailable(f"trunk met a bug recording that: {error!r}", reason="bug")
         finally:
             self._work = None
             for waiting in self._waiting:
@@ -266,17 +291,17 @@ class Accounts:
             not_before_s = loop.time() + _PAUSE_OF_RELOADS * (loop.time() - began_s)
 
     async def _write(self) -> None:
-        change, slots = self._wanted, dict(self._slots)
-        self._writing = asyncio.ensure_future(asyncio.to_thread(self._write_files, slots))
+        change, known = self._wanted, dict(self._logins)
+        self._writing = asyncio.ensure_future(asyncio.to_thread(self._write_files, known))
         await asyncio.shield(self._writing)
         self._written = change
         self._tell()
 
-    def _write_files(self, slots: Mapping[str, Entry]) -> None:
+    def _write_files(self, known: Mapping[str, Entry]) -> None:
         """Write the registry and then the accounts: see :func:`hub.nats.write_config`."""
-        registry.write(self._workspace, slots)
+        registry.write(self._workspace, known)
         hit("accounts.registered")
-        nats.write_accounts(self._workspace, registry.keys(slots))
+        nats.write_accounts(self._workspace, registry.keys(known))
         hit("accounts.written")
 
     async def _reload(self) -> None:
@@ -334,8 +359,10 @@ class Accounts:
         self._waiting = still
 
 
-def _superseded(slot: str, epoch: int, now: int) -> LeaseLost:
+def _superseded(login: str, epoch: int, now: int) -> LeaseLost:
+    kind = logins.kind_of(login)
     return LeaseLost(
-        f"slot {slot}: epoch {epoch} was superseded by {now}: another leaf has the slot now",
+        f"{logins.title(login)}: epoch {epoch} was superseded by {now}: another {_BEARER[kind]} "
+        f"has the {kind} now",
         reason="superseded",
     )

@@ -1,8 +1,9 @@
-"""Which slots may log in to the bus, and the epochs that they have reached: creds/slots.json.
+"""Which slots and VM clusters may log in to the bus, and their epochs: creds/slots.json.
 
-``{"schema":1,"slots":{NAME:{"epoch":N,"public":"U…","joined":TIME}}}``. A slot that left has the
-public key "" and keeps its entry for ever, since an epoch must never be given to two. Trunk alone
-writes the file. The supervisor reads it when it starts the nats-server, so this module is lean.
+``{"schema":1,"slots":{NAME:{"epoch":N,"public":"U…","joined":TIME}},"clusters":{NAME:…}}``, for a
+cluster with ``"guest":"U…"`` as well. Who left has the public key "" and keeps the entry for ever,
+since an epoch must never be given to two. Trunk alone writes the file. The supervisor reads it
+when it starts the nats-server, so this module is lean. In memory all stand by their logins.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import os
 from foundation import codec
 from foundation.atomic import read_bounded, remove, write_file
 from foundation.record import Record
+from hub import logins
 from hub.nats import slots_path
 from hub.nkey import is_public_key
 from hub.slotname import is_name
@@ -26,23 +28,26 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _LIMIT = 16 * 2**20
 """Bytes: an entry has about 140 of them."""
+_SECTIONS = {"slot": "slots", "cluster": "clusters"}
 
 
 class Entry(Record):
-    """What is known of one slot."""
+    """What is known of one slot or cluster."""
 
     epoch: int
-    """The highest that was registered: what comes with a lower one is of a leaf of yesterday."""
+    """The highest that was registered: what comes with a lower one is of a process of yesterday."""
     public: str
-    """The key of its leaf; "": it left, or nobody knows the key."""
+    """The key of its leaf or holder; "": that left, or nobody knows the key."""
     joined: str
     """When that epoch was registered, RFC 3339; "": the file was damaged, the lease tells."""
+    guest: str = ""
+    """The key of a cluster's guests, "" if there is none."""
 
 
 class Loaded(Record):
     """The registry as it could be read."""
 
-    slots: dict[str, Entry]
+    logins: dict[str, Entry]
     damage: str
     """What is wrong with the file, "" if nothing is."""
 
@@ -52,29 +57,39 @@ def read(workspace: Workspace) -> Loaded:
     place = slots_path(workspace)
     try:
         content = codec.loads_object(read_bounded(place, _LIMIT))
-        listed = content.get("slots")
-        if content.get("schema") != SCHEMA or not isinstance(listed, dict):
+        slots, clusters = content.get("slots"), content.get("clusters", {})
+        if content.get("schema") != SCHEMA or not isinstance(slots, dict):
             raise ValueError(f"it is no registry of schema {SCHEMA}")
     except FileNotFoundError:
-        return Loaded(slots={}, damage="")
+        return Loaded(logins={}, damage="")
     except (OSError, ValueError) as error:
-        return Loaded(slots={}, damage=f"{place}: {error}")
-    slots = {name: _entry(value) for name, value in listed.items() if is_name(name)}
+        return Loaded(logins={}, damage=f"{place}: {error}")
+    listed = dict(slots)
+    if isinstance(clusters, dict):
+        listed |= {logins.of_cluster(name): value for name, value in clusters.items()}
     used: set[str] = set()
     whole: dict[str, Entry] = {}
-    for name, entry in slots.items():
+    for name, value in listed.items():
+        entry = _entry(value) if logins.is_login(name) else None
+        own = [] if entry is None else [key for key in (entry.public, entry.guest) if key]
         # The server would take neither of two users with one key, nor anything else.
-        if entry is not None and not (entry.public and entry.public in used):
-            used.add(entry.public)
+        if entry is not None and len({*own} - used) == len(own):
+            used.update(own)
             whole[name] = entry
     wrong = sorted(set(listed) - set(whole))
     damage = f"{place}: no entry of a slot stands at {', '.join(wrong)[:200]}" if wrong else ""
-    return Loaded(slots=whole, damage=damage)
+    if not isinstance(clusters, dict):
+        damage = f"{place}: its clusters are none"
+    return Loaded(logins=whole, damage=damage)
 
 
-def keys(slots: Mapping[str, Entry]) -> dict[str, str]:
-    """Return the public keys that may log in, by slot."""
-    return {name: entry.public for name, entry in slots.items() if entry.public}
+def keys(known: Mapping[str, Entry]) -> dict[str, str]:
+    """Return the public keys that may log in, by login; those of guests among them."""
+    found = {name: entry.public for name, entry in known.items() if entry.public}
+    for name, entry in known.items():
+        if entry.guest and (cluster := logins.cluster_of(name)):
+            found[logins.of_guests(cluster)] = entry.guest
+    return found
 
 
 def load(workspace: Workspace) -> Loaded:
@@ -93,24 +108,29 @@ def load(workspace: Workspace) -> Loaded:
             remove(f"{workspace.creds}/{name}")  # of a writer that was killed
     if not loaded.damage and os.path.lexists(place):
         return loaded
-    slots = dict(loaded.slots)
+    known = dict(loaded.logins)
     for file in os.listdir(workspace.leases):
         name = file.removeprefix("slot-").removesuffix(".lock")
         if file.startswith("slot-") and is_name(name):
             epoch = leased_epoch(workspace, name)
-            if epoch > (slots[name].epoch if name in slots else 0):
-                slots[name] = Entry(epoch=epoch, public="", joined="")
+            if epoch > (known[name].epoch if name in known else 0):
+                known[name] = Entry(epoch=epoch, public="", joined="")
     if loaded.damage and os.path.isfile(place) and not os.path.islink(place):
         os.replace(place, f"{place}.damaged")
-    return loaded.replace(slots=slots)
+    return loaded.replace(logins=known)
 
 
-def leased_epoch(workspace: Workspace, slot: str) -> int:
-    """Return the newest epoch that the lease of *slot* tells of, 0 if it tells nothing."""
+def leased_epoch(workspace: Workspace, login: str) -> int:
+    """Return the newest epoch that the lease of *login* tells of, 0 if it tells nothing.
+
+    A cluster has none: the locks of its members, which the kernel frees, keep out a second holder.
+    """
+    if logins.cluster_of(login):
+        return 0
     from foundation.errors import HubError  # noqa: PLC0415 - the supervisor never gets here
     from owner import store  # noqa: PLC0415
 
-    place = f"{workspace.leases}/slot-{slot}"
+    place = f"{workspace.leases}/slot-{login}"
     epochs = [0]
     for reading in (store.read_copy, store.read_record):
         try:
@@ -122,24 +142,31 @@ def leased_epoch(workspace: Workspace, slot: str) -> int:
     return max(epochs)
 
 
-def write(workspace: Workspace, slots: Mapping[str, Entry]) -> None:
+def write(workspace: Workspace, known: Mapping[str, Entry]) -> None:
     """Replace the registry; on return it survives a power cut.
 
     Raises:
         OSError: it cannot be written.
     """
-    entries = {name: entry.as_dict() for name, entry in slots.items()}
-    content = codec.dumps({"schema": SCHEMA, "slots": entries})
+    sections: dict[str, dict[str, Any]] = {section: {} for section in _SECTIONS.values()}
+    for login, entry in known.items():
+        fields = entry.as_dict()
+        if not entry.guest:
+            del fields["guest"]
+        name = logins.cluster_of(login) or login
+        sections[_SECTIONS[logins.kind_of(login)]][name] = fields
+    content = codec.dumps({"schema": SCHEMA, **sections})
     write_file(slots_path(workspace), content.encode() + b"\n")
 
 
 def _entry(value: Any) -> Entry | None:
     fields = value if isinstance(value, dict) else {}
     epoch, public, joined = fields.get("epoch"), fields.get("public"), fields.get("joined")
+    guest = fields.get("guest", "")
     if type(epoch) is not int or epoch < 1:
         return None
-    if not isinstance(public, str) or not isinstance(joined, str):
+    if not isinstance(public, str) or not isinstance(joined, str) or not isinstance(guest, str):
         return None
-    if public and not is_public_key(public):
+    if not all(is_public_key(key) for key in (public, guest) if key):
         return None
-    return Entry(epoch=epoch, public=public, joined=joined)
+    return Entry(epoch=epoch, public=public, joined=joined, guest=guest)

@@ -1,4 +1,4 @@
-"""What others ask trunk for over the bus: commits, and slots' comings and goings."""
+"""What others ask trunk for over the bus: commits, slots and VM clusters that come and go."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from hub.bus import Bus
     from hub.commits import Parcel, Proposal
     from hub.trunk.accounts import Accounts
+    from hub.trunk.guests import Guests
     from hub.trunk.queue import Asked
     from hub.trunk.writer import Log, Outcome, Writer
 
@@ -229,7 +230,7 @@ class Users:
             self._work = None
 
 
-async def serve(bus: Bus, commits: Commits, known: Accounts, users: Users) -> None:
+async def serve(bus: Bus, commits: Commits, known: Accounts, users: Users, guests: Guests) -> None:
     """Answer what arrives on *bus* until it is closed.
 
     Raises: as :meth:`Bus.serve`.
@@ -240,7 +241,15 @@ async def serve(bus: Bus, commits: Commits, known: Accounts, users: Users) -> No
             await users.ensure(_slot_of(payload))
         return await known.answer(subject, payload, headers)
 
+    async def cluster_request(subject: str, payload: bytes, headers: Mapping[str, str]) -> bytes:
+        answer = await known.answer(subject, payload, headers)
+        granted = codec.loads_object(answer)
+        if "error" in granted:
+            return answer
+        return codec.dumps({**granted, "fossil": await guests.settle(known, payload)}).encode()
+
     await bus.serve(accounts.SUBJECTS, slot_request, at_once=AT_ONCE)
+    await bus.serve(accounts.CLUSTER_SUBJECTS, cluster_request)
     await bus.serve(f"{SUBJECT}.*", commits.answer, at_once=AT_ONCE)
 
 

@@ -40,6 +40,7 @@ from hub.trunk.accounts import Accounts
 from hub.trunk.announcer import Announcer
 from hub.trunk.checkins import Checkins
 from hub.trunk.gate import Gate
+from hub.trunk.guests import Guests
 from hub.trunk.streams import CONFIGS, EVENTS, Mark, StreamState, ensure, state
 from hub.trunk.writer import Reports, Writer
 
@@ -94,6 +95,7 @@ class Trunk:
         self._loop = asyncio.get_running_loop()
         self._accounts: Accounts | None = None
         self._users = requests.Users(workspace.repository, log)
+        self._guests = Guests(workspace.repository, log)
         self._commits = requests.Commits(self._loop, workspace)
         self._checkins = Checkins(workspace.repository, self._loop)
         reports = Reports(
@@ -172,19 +174,21 @@ class Trunk:
             log("error", "accounts-damaged", error=accounts.damage)
         try:
             self._accounts = accounts  # before the first commit arrives: it is the fence
-            await requests.serve(bus, self._commits, accounts, self._users)
+            await requests.serve(bus, self._commits, accounts, self._users, self._guests)
             await bus.send(STARTED, b"")
             closed = [asyncio.create_task(one.closed.wait()) for one in (bus, sys)]
             parts = [
                 asyncio.create_task(self._keep("events", lambda: self._serve_events(bus))),
                 asyncio.create_task(self._keep("checkins", lambda: self._serve_checkins(bus))),
             ]
+            sweep = asyncio.create_task(self._guests.sweep(accounts))
             try:
                 await asyncio.wait([*closed, *parts], return_when=asyncio.FIRST_COMPLETED)
             finally:
-                for task in (*closed, *parts):
+                tasks = (*closed, *parts, sweep)
+                for task in tasks:
                     task.cancel()
-                await asyncio.wait([*closed, *parts])
+                await asyncio.wait(tasks)
             for one in (bus, sys):
                 if one.closed_because is not None:
                     raise one.closed_because

@@ -231,10 +231,10 @@ async def test_registering_twice_is_registering_once(server: Server) -> None:
     async with accounts_of(server.workspace) as accounts:
         seed, public = new_key()
         await accounts.register("a", 1, public)
-        reloads, entry = accounts.reloads, accounts.slots["a"]
+        reloads, entry = accounts.reloads, accounts.logins["a"]
         async with await connect(server.workspace, seed=seed, name="a") as a:
             await accounts.register("a", 1, public)
-            assert (accounts.reloads, accounts.slots["a"]) == (reloads, entry)
+            assert (accounts.reloads, accounts.logins["a"]) == (reloads, entry)
             assert not a.closed.is_set()
 
 
@@ -247,7 +247,7 @@ async def test_a_slot_that_left_has_no_key_and_keeps_its_epoch(server: Server) -
         await accounts.leave("a", 3)
         await accounts.leave("a", 3)
         await accounts.leave("never-there", 1)
-        assert registry.read(server.workspace).slots["a"].public == ""
+        assert registry.read(server.workspace).logins["a"].public == ""
         await asyncio.wait_for(bus.closed.wait(), 10)
         with pytest.raises(LeaseLost, match="left"):
             await accounts.register("a", 3, public)
@@ -374,7 +374,7 @@ def test_accounts_that_the_server_does_not_take_are_named_and_mended_by_the_next
                 await accounts.register("a", 1, public)
             assert failed.value.reason == "accounts-reload"
             assert not old.closed.is_set()
-            assert registry.read(server.workspace).slots["a"].public == public
+            assert registry.read(server.workspace).logins["a"].public == public
             restore(config)
             await accounts.register("a", 1, public)
             async with await leaf(server.workspace, accounts, "b"):
@@ -386,7 +386,7 @@ def test_accounts_that_the_server_does_not_take_are_named_and_mended_by_the_next
         path.write_text("nonsense {")
 
     def restore(path: Path) -> None:
-        assert registry.read(server.workspace).slots["a"].public in accounts_path.read_text()
+        assert registry.read(server.workspace).logins["a"].public in accounts_path.read_text()
         os.replace(f"{path}.whole", path)
 
     with Server(tmp_path) as server:
@@ -470,7 +470,7 @@ async def test_a_registration_waits_for_a_server_that_is_being_restarted(server:
         registering = asyncio.create_task(accounts.register("b", 1, B_KEY))
         await asyncio.to_thread(server.restart)
         await registering
-        assert accounts.slots["b"].public == B_KEY
+        assert accounts.logins["b"].public == B_KEY
 
 
 @real
@@ -596,10 +596,10 @@ def entry(epoch: int, public: str = "", joined: str = "2026-11-21T00:00:00.000Z"
 
 def test_what_was_written_is_read(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
-    assert registry.read(workspace) == registry.Loaded(slots={}, damage="")
+    assert registry.read(workspace) == registry.Loaded(logins={}, damage="")
     slots = {"a": entry(1, A_KEY), "b": entry(7), "c": entry(2, joined="")}
     registry.write(workspace, slots)
-    assert registry.read(workspace) == registry.Loaded(slots=slots, damage="")
+    assert registry.read(workspace) == registry.Loaded(logins=slots, damage="")
     assert registry.keys(slots) == {"a": A_KEY}
     assert os.stat(nats.slots_path(workspace)).st_mode & 0o777 == 0o600
 
@@ -632,7 +632,7 @@ def test_a_damaged_registry_stops_no_server_and_no_epoch_goes_back(
     nats.write_config(workspace, port=4222, server_name="x")
     loaded = registry.load(workspace)
     assert loaded.damage
-    assert loaded.slots["a"] == entry(epoch, joined="")
+    assert loaded.logins["a"] == entry(epoch, joined="")
     assert Path(f"{nats.slots_path(workspace)}.damaged").read_bytes() == content
 
 
@@ -643,9 +643,9 @@ def test_of_a_damaged_registry_what_is_whole_is_kept(tmp_path: Path) -> None:
     content["slots"]["b"]["public"] = "U" * 56
     Path(nats.slots_path(workspace)).write_text(json.dumps(content))
     loaded = registry.read(workspace)
-    assert loaded.slots == {"a": entry(1, A_KEY)}
+    assert loaded.logins == {"a": entry(1, A_KEY)}
     assert "b, c" in loaded.damage
-    text = nats.accounts_text(nats.read_users(workspace), registry.keys(loaded.slots))
+    text = nats.accounts_text(nats.read_users(workspace), registry.keys(loaded.logins))
     assert text.count(A_KEY) == 1
 
 
@@ -654,7 +654,7 @@ def test_a_missing_registry_takes_the_epochs_from_the_leases(tmp_path: Path) -> 
     with join(f"{workspace.leases}/slot-a", ttl_s=60) as owner:
         assert owner.epoch == 1
     os.unlink(f"{workspace.leases}/slot-a")  # the guard's copy is enough
-    assert registry.load(workspace) == registry.Loaded(slots={"a": entry(1, joined="")}, damage="")
+    assert registry.load(workspace) == registry.Loaded(logins={"a": entry(1, joined="")}, damage="")
 
 
 def test_a_slot_that_joins_while_the_supervisor_writes_is_not_lost(

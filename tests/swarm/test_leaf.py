@@ -18,7 +18,7 @@ from foundation.workspace import Workspace
 from hub.bus import Bus
 from slotgc.leaf import DEAD, LIVE, look
 from swarm.leaf.joining import LEASE_VARIABLE, join_lease, lease_path
-from swarm.leaf.link import LEAVE, Link
+from swarm.leaf.link import SUBJECT, Link
 from swarm.slot import Slot
 from tests.support import eventually, free_port, is_gone, kill
 from tests.swarm.leaves import LOADED, events_of, join_and_die, lone_leaf, say
@@ -309,7 +309,7 @@ def test_a_leaf_whose_key_is_revoked_as_it_leaves_has_left(
 
     async def without_an_answer(bus: Bus, subject: str, *args: Any, **options: Any) -> Msg:
         answer = await request(bus, subject, *args, **options)
-        if subject.startswith(LEAVE):
+        if subject.startswith(f"{SUBJECT}.leave"):
             await asyncio.Event().wait()
         return answer
 

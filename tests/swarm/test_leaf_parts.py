@@ -13,10 +13,11 @@ from foundation import codec
 from foundation.errors import HubError, Unavailable
 from foundation.workspace import Workspace
 from hub.bus import connect
+from hub.outgoing import KEPT
 from hub.trunk.accounts import SUBJECTS, Accounts
 from swarm.leaf import joining
 from swarm.leaf.agent import LINE_BYTES, MESSAGE_BYTES, Agent
-from swarm.leaf.announcing import KEPT, Announcer
+from swarm.leaf.announcing import Announcer
 from swarm.leaf.life import NEXT, SERVING
 from swarm.leaf.link import Link
 from tests.hub.bus_server import Server

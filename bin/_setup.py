@@ -35,6 +35,7 @@ TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 OUR_FOSSIL = TOOLS / "bin" / "fossil"
 PRIVATE_APT = TOOLS / "apt"
+VM_PARTS = TOOLS / "vm"
 SHIM_MARK = "# bones-substrate shim; written by bin/setup --shim"
 PIP_WITH_PYTHON_OPTION = (22, 3)
 
@@ -346,26 +347,49 @@ def unpack_fossil() -> None:
     new.replace(OUR_FOSSIL)
 
 
+FETCH_VM_PARTS = """\
+import asyncio, sys
+sys.path[:0] = [sys.argv[1]]
+from orchestrator.packages import Packages
+
+async def fetch():
+    packages = Packages(sys.argv[2])
+    await packages.qemu(print)
+    await packages.guest(print)
+
+asyncio.run(fetch())
+"""
+
+
+def fetch_vm_parts() -> None:
+    """Have what the tests of VMs need: they talk to no other machine, nor fetch anything."""
+    with step("QEMU and a kernel"):
+        run(sys.executable, "-I", "-c", FETCH_VM_PARTS, ROOT, VM_PARTS)
+        (VM_PARTS / "complete").touch()
+
+
 # The commands
 
 
 def set_up(*, dev: bool) -> None:
     """Bring .venv and fossil to what the locks say; do nothing where they are."""
     with the_only_set_up():
+        has_vm_parts = not dev or (VM_PARTS / "complete").exists()
         dev = dev or (VENV / ".stamp-dev").exists()
         locks = wanted_locks(dev=dev)
         has_environment, has_fossil = environment_is_ready(locks), fossil_is_there()
-        if has_environment and has_fossil:
+        if has_environment and has_fossil and has_vm_parts:
             return
         if not has_fossil and not shutil.which("apt-get"):
             raise SetupError(f"fossil is missing; install it: {advice('fossil')}")
         first = not VENV.exists()
         sweep()
-        with ThreadPoolExecutor(1) as beside:
-            fossil = None if has_fossil else beside.submit(fetch_fossil)
+        with ThreadPoolExecutor(2) as beside:
+            fetched = [] if has_fossil else [beside.submit(fetch_fossil)]
+            fetched += [] if has_vm_parts else [beside.submit(fetch_vm_parts)]
             environment = None if has_environment else build_environment(locks)
-            if fossil:
-                fossil.result()
+            for one in fetched:
+                one.result()
         if environment:
             show(environment)
         sweep()

@@ -115,9 +115,13 @@ class Qmp:
         said = await self.execute("human-monitor-command", arguments, timeout_s=timeout_s)
         return str(said).replace("\r\n", "\n").strip()
 
+    def abort(self) -> None:
+        """Close, in the loop's next turn; what is under way fails as ``qmp-gone``."""
+        self._wire.abort()
+
     async def close(self) -> None:
         """Close; what is under way fails as ``qmp-gone``. Again is no error."""
-        self._wire.abort()
+        self.abort()
         await self.wait_closed()
 
     async def wait_closed(self) -> None:

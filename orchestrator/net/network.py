@@ -1,0 +1,254 @@
+"""The network of one cluster: a switch, a port and an address for each member, a gateway.
+
+All of it belongs to the holder's loop, in its main thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING
+
+from foundation.errors import HubError
+from hub.ports import HIGHEST
+from orchestrator.net.addresses import GATEWAY, NAME_SERVER, Addresses
+from orchestrator.net.host import drain, own_addresses, watch_addresses
+from orchestrator.net.policy import Rules, guest_source
+from orchestrator.net.switch import Switch
+from orchestrator.net.uplink import Uplink
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.net.switch import Counts, Port
+    from orchestrator.net.uplink import Forward, Told
+
+_EVERYTHING = ((0, 0),)
+
+
+class Network:
+    """One cluster's network, from :meth:`open` to :meth:`close`."""
+
+    gateway = GATEWAY
+    name_server = NAME_SERVER
+
+    def __init__(
+        self,
+        cluster: str,
+        *,
+        qemu: str,
+        egress: bool = True,
+        env: Mapping[str, str] | None = None,
+        told: Told = lambda _event, _details: None,
+    ) -> None:
+        """Start nothing yet.
+
+        *qemu* is the path of ``qemu-system-x86_64``, *env* the gateway's environment (ours if
+        None). *egress*: whether guests reach the internet, and resolve names. *told* is called
+        on the loop; it must not fail.
+        """
+        self._addresses = Addresses(cluster)
+        self._qemu = qemu
+        self._env = dict(os.environ if env is None else env)
+        self._told = told
+        self._rules = Rules(egress=egress)
+        self._members: dict[str, Port] = {}
+        self._opened: tuple[Switch, Uplink] | None = None
+        self._watching: socket.socket | None = None
+        self._ending: set[asyncio.Task[None]] = set()
+
+    async def open(self) -> None:
+        """Start the switch and the gateway.
+
+        Raises:
+            HubError: the gateway cannot be started (``gateway``), or it cannot be known which
+                addresses are this host's (``addresses``). Nothing is left of it.
+        """
+        switch = Switch()
+        uplink = Uplink(
+            switch,
+            qemu=self._qemu,
+            env=self._env,
+            outward=self._to_gateway,
+            changed=self._forwards_changed,
+            told=self._told,
+        )
+        self._opened = switch, uplink
+        try:
+            self._watch()
+            await uplink.start()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End all of it; guests that still run are cut off. Again is no error."""
+        if self._watching is not None:
+            asyncio.get_running_loop().remove_reader(self._watching.fileno())
+            self._watching.close()
+            self._watching = None
+        if self._opened is not None:
+            switch, uplink = self._opened
+            self._opened = None
+            uplink.close()
+            switch.close()
+        self._members.clear()
+
+    # --- members ---------------------------------------------------------------------------
+
+    def reserve(self, member: str, hint: str = "") -> tuple[str, str]:
+        """Return the MAC of *member* and its address, with the network's prefix length.
+
+        The same again and again; *hint*, an address, is its first one if that is free.
+
+        Raises:
+            Refused: there is no address left (``network-full``).
+        """
+        address = self._addresses.reserve(member, hint)
+        return address.mac, address.interface
+
+    def port(self, member: str) -> socket.socket:
+        """Return the guest's end of a new port for *member*, which is closed until admitted.
+
+        A port that it had before is taken away. Only its own address may send through it.
+        """
+        self._unplug(member)
+        mac, ip = self._addresses.reserve(member).packed
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self._members[member] = self._switch.add(ours, inward=guest_source(mac, ip))
+        return theirs
+
+    def admit(self, member: str) -> None:
+        """Open the port of *member*: its guest is by now who its address says.
+
+        Raises:
+            KeyError: it has none.
+        """
+        self._switch.open(self._members[member])
+
+    def shut(self, member: str) -> None:
+        """Close the port of *member* again: its guest hears nothing, and is not heard.
+
+        Raises:
+            KeyError: it has none.
+        """
+        self._switch.shut(self._members[member])
+
+    def release(self, member: str) -> None:
+        """Take the port of *member* away, and its forwards; let others have its address.
+
+        None of these is no error.
+        """
+        self._unplug(member)
+        if self._opened is not None:
+            uplink = self._uplink
+            mine = [f.host_port for f in uplink.forwards.values() if f.member == member]
+            if mine:
+                # Nothing is answered from here on; that nobody listens any more may take a moment.
+                ending = asyncio.create_task(uplink.unforward(uplink.forget(mine)))
+                self._ending.add(ending)
+                ending.add_done_callback(self._ending.discard)
+        self._addresses.release(member)
+
+    def counts(self, member: str = "") -> Counts:
+        """Return what has gone through the port of *member*, or the present gateway's.
+
+        Raises:
+            KeyError: *member* has none.
+            Unavailable: there is no gateway just now (``gateway``).
+        """
+        return self._members[member].counts() if member else self._uplink.counts()
+
+    # --- what may be reached ---------------------------------------------------------------
+
+    def allow(self, *tcp_ports: int) -> None:
+        """Let guests connect to these ports of this host's loopback, at the gateway's address."""
+        for port in tcp_ports:
+            _check(port)
+        self._rules = self._rules.replace(ports=self._rules.ports | set(tcp_ports))
+
+    def disallow(self, *tcp_ports: int) -> None:
+        """Let guests connect there no longer; what is connected hears nothing more."""
+        self._rules = self._rules.replace(ports=self._rules.ports - set(tcp_ports))
+
+    async def forward(self, member: str, port: int, host_port: int = 0) -> int:
+        """Forward a port of this host's loopback to TCP *port* of *member*; return which.
+
+        *host_port* 0: any that is free. It is kept when the gateway has to be started again.
+
+        Raises:
+            Refused: the host's port is taken (``port-taken``).
+            Unavailable: there is no gateway just now (``gateway``).
+        """
+        _check(port)
+        if host_port:
+            _check(host_port)
+        ip = self._addresses.reserve(member).ip
+        return await self._uplink.forward(member, ip, port, host_port)
+
+    async def unforward(self, host_port: int) -> None:
+        """Forward *host_port* no longer, and cut what is connected by it; again is no error."""
+        await self._uplink.unforward(self._uplink.forget([host_port]))
+
+    def forwards(self) -> list[Forward]:
+        """Return what is forwarded."""
+        return list(self._uplink.forwards.values())
+
+    # ---------------------------------------------------------------------------------------
+
+    @property
+    def _switch(self) -> Switch:
+        return self._parts[0]
+
+    @property
+    def _uplink(self) -> Uplink:
+        return self._parts[1]
+
+    @property
+    def _parts(self) -> tuple[Switch, Uplink]:
+        if self._opened is None:
+            raise RuntimeError("the network is not open")
+        return self._opened
+
+    def _unplug(self, member: str) -> None:
+        port = self._members.pop(member, None)
+        if port is not None:
+            self._switch.remove(port)
+
+    def _to_gateway(self, frame: bytes) -> str:
+        """Filter by the rules of this moment; called in the switch's thread."""
+        return self._rules.to_gateway(frame)
+
+    def _forwards_changed(self) -> None:
+        forwarded = frozenset(
+            (bytes(map(int, forward.ip.split("."))), forward.port) for forward in self.forwards()
+        )
+        self._rules = self._rules.replace(forwarded=forwarded)
+
+    def _watch(self) -> None:
+        try:
+            self._watching = watch_addresses()
+            self._rules = self._rules.replace(own=own_addresses())
+        except OSError as error:
+            raise HubError(
+                "the addresses of this host cannot be read, so guests could not be kept from them: "
+                f"{error}",
+                reason="addresses",
+            ) from None
+        asyncio.get_running_loop().add_reader(self._watching.fileno(), self._moved)
+
+    def _moved(self) -> None:
+        """Read this host's addresses again; where that fails nothing outside is reached."""
+        assert self._watching is not None
+        drain(self._watching)
+        try:
+            own = own_addresses()
+        except OSError:
+            own = _EVERYTHING
+        self._rules = self._rules.replace(own=own)
+
+
+def _check(port: int) -> None:
+    if not 0 < port <= HIGHEST:
+        raise ValueError(f"{port} is no port")

@@ -59,6 +59,14 @@ def has(path: str) -> bool:
     return os.path.isdir(path)
 
 
+def use(path: str) -> None:
+    """Note that *path* is in use: what was used last is kept longest."""
+    try:
+        os.utime(path)
+    except OSError:
+        return  # somebody else's, or gone: then it is found out next
+
+
 def discard(path: str) -> None:
     """Remove a file or directory, if it is there; what cannot be removed stays."""
     try:

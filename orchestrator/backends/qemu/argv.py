@@ -13,6 +13,8 @@ QMP_FD = 3
 NET_FD = 4
 FIRST_PORT_FD = 5
 """Of the channels' ports: two each, *a* and *b*, in order."""
+STATE_FD = FIRST_PORT_FD + 2 * CHANNELS
+"""The state of a template, for one that starts from it."""
 
 _APPEND = (
     "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off nowatchdog audit=0 "

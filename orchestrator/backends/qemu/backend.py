@@ -5,11 +5,14 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING
 
+from foundation.errors import HubError
+from foundation.record import Record
 from orchestrator import cache
-from orchestrator.backends.qemu import disk
+from orchestrator.backends.qemu import disk, kvm
 from orchestrator.backends.qemu.argv import Parts, Shape
 from orchestrator.backends.qemu.machine import QemuMachine
 from orchestrator.backends.qemu.running import Running
+from orchestrator.backends.qemu.templates import Templates
 from orchestrator.image import images
 from orchestrator.packages import Packages
 
@@ -23,42 +26,72 @@ if TYPE_CHECKING:
 CONSOLE = "console.log"
 
 
+class _Had(Record):
+    """What all VMs of this machine are made from."""
+
+    qemu: Qemu
+    image: Image
+    accel: str
+    templates: Templates
+
+    def shape(self, spec: Spec) -> Shape:
+        return Shape(
+            accel=self.accel,
+            cpus=spec.cpus,
+            memory_mb=spec.memory_mb,
+            kernel=self.image.kernel,
+            initrd=self.image.initrd,
+        )
+
+
 class QemuBackend:
     """VMs by QEMU; :class:`orchestrator.backends.base.Backend` says what each method does."""
 
     name = "qemu"
 
-    def __init__(self, directory: str = "") -> None:
-        """Use the cache *directory*, the machine's by default."""
+    def __init__(self, directory: str = "", *, templates: bool = True) -> None:
+        """Use the cache *directory*, the machine's by default; boot each VM if not *templates*."""
         self._directory = directory or cache.directory()
+        self._templates = templates
         self._preparing = asyncio.Lock()
-        self._had: tuple[Qemu, Image] | None = None
+        self._had: _Had | None = None
+        self._tried: set[Shape] = set()
 
-    async def prepare(self, spec: Spec, progress: Progress) -> None:  # noqa: ARG002 - templates
-        """Have what *spec* needs; see the interface."""
+    async def prepare(self, spec: Spec, progress: Progress) -> None:
+        """Have what *spec* needs; see the interface.
+
+        A template that cannot be made is told, and is no failure: its VMs boot.
+        """
         async with self._preparing:
-            await self._have(progress)
+            had = await self._have(progress)
+            shape = had.shape(spec)
+            if not self._templates or shape in self._tried:
+                return
+            self._tried.add(shape)
+            try:
+                await had.templates.make(shape, progress)
+            except (HubError, OSError, TimeoutError) as error:
+                progress(f"no template: {error}; VMs are booted instead")
 
-    async def _have(self, progress: Progress) -> tuple[Qemu, Image]:
+    async def _have(self, progress: Progress) -> _Had:
         if self._had is None:
             packages = Packages(self._directory)
             qemu = await packages.qemu(progress)
             guest = await packages.guest(progress)
-            self._had = qemu, await images.have(self._directory, guest, progress)
+            self._had = _Had(
+                qemu=qemu,
+                image=await images.have(self._directory, guest, progress),
+                accel=await kvm.accel(self._directory, qemu, progress),
+                templates=Templates(self._directory, qemu),
+            )
         return self._had
 
     async def start(self, spec: Spec, port: socket.socket | None) -> QemuMachine:
         """Start a VM; see the interface."""
         try:
             async with self._preparing:
-                qemu, image = await self._have(_silent)
-            shape = Shape(
-                accel="tcg",
-                cpus=spec.cpus,
-                memory_mb=spec.memory_mb,
-                kernel=image.kernel,
-                initrd=image.initrd,
-            )
+                had = await self._have(_silent)
+            shape = had.shape(spec)
             parts = Parts(
                 name=spec.name,
                 mac=spec.mac,
@@ -69,10 +102,26 @@ class QemuBackend:
                 incoming=False,
                 confined=True,
             )
-            return QemuMachine(spec, await Running.start(qemu, shape, parts, port=port))
+            running = await self._from_template(had, shape, parts, port)
+            if running is None:
+                running = await Running.start(had.qemu, shape, parts, port=port)
+            return QemuMachine(spec, running)
         finally:
             if port is not None:
                 port.close()
+
+    async def _from_template(
+        self, had: _Had, shape: Shape, parts: Parts, port: socket.socket | None
+    ) -> Running | None:
+        """Start a VM from its template; None if it must be booted."""
+        template = had.templates.find(shape) if self._templates else None
+        if template is None:
+            return None
+        try:
+            return await had.templates.start(shape, template, parts, port)
+        except (HubError, OSError, TimeoutError):
+            had.templates.discard(shape)
+            return None
 
     async def close(self) -> None:
         """Let go of what all VMs shared; see the interface."""

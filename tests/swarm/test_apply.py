@@ -835,16 +835,18 @@ def test_a_thousand_check_ins_take_little_more_than_git_itself_and_none_hardly_a
         )
     trunk.push()
 
-    def seconds(program: str, directory: Path = CODE) -> float:
-        begun = time.perf_counter()
-        subprocess.run([sys.executable, "-c", program, str(seeded)], cwd=directory, check=True)
-        return time.perf_counter() - begun
+    def seconds(program: str) -> float:
+        """Return what it takes of a processor, git's part included."""
+        before = os.times()
+        subprocess.run([sys.executable, "-c", program, str(seeded)], cwd=CODE, check=True)
+        after = os.times()
+        return sum(after[2:4]) - sum(before[2:4])
 
     first_s = seconds(APPLY)
     branch = apply(seeded).branch
     assert len(commits(seeded, branch)) == 1001
     assert in_git(seeded, branch) == in_fossil(seeded)
-    # Beside its floors in the same minute: in seconds it would measure the machine's hour.
+    # Beside its floors, in the processor's seconds: by the clock it would measure the machine.
     pairs = [(seconds(APPLY), seconds("import swarm.apply")) for _turn in range(5)]
     assert min(again_s for again_s, _floor_s in pairs) <= 2.5 * min(
         floor for _again, floor in pairs
@@ -852,11 +854,11 @@ def test_a_thousand_check_ins_take_little_more_than_git_itself_and_none_hardly_a
     stream = tmp_path / "stream"
     stream.write_text(git(seeded, "fast-export", branch))
     git(tmp_path, "init", "-q", "--bare", "copy")
-    begun = time.perf_counter()
+    before = os.times()
     with stream.open("rb") as commands:
         importing = ["git", "-C", str(tmp_path / "copy"), "fast-import", "--quiet"]
         subprocess.run(importing, stdin=commands, check=True)
-    floor_s = time.perf_counter() - begun
+    floor_s = sum(os.times()[2:4]) - sum(before[2:4])
     git(seeded, "branch", "-D", branch)
     first_s = min(first_s, seconds(APPLY))
     assert first_s <= 5 * floor_s, f"{first_s:.2f} s, git fast-import {floor_s:.2f} s"

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
     from orchestrator.backends.base import Progress
 
-    Unpack = Callable[[str], Awaitable[None]]
-    """Unpacks something in a directory."""
+    Fetch = Callable[["_Apt", str], Awaitable[None]]
+    """Has apt download something, and unpack it in a directory."""
 
 QEMU = "BONES_QEMU"
 KERNEL = "BONES_VM_KERNEL"
@@ -34,6 +34,16 @@ _QEMU_PROGRAM = "qemu-system-x86_64"
 _QEMU_PACKAGE = "qemu-system-x86"
 _KERNEL_PACKAGE = "linux-image-cloud-amd64"
 _BUSYBOX_PACKAGE = "busybox-static"
+_QEMU_ADVICE = (
+    f"install QEMU so that {_QEMU_PROGRAM} is on PATH (Debian: {_QEMU_PACKAGE}; Fedora: "
+    "qemu-system-x86-core; Arch: qemu-system-x86; Alpine: qemu-system-x86_64), or name it by "
+    f"{QEMU}"
+)
+_GUEST_ADVICE = (
+    f"name a kernel by {KERNEL} (a bzImage), its modules by {MODULES} (such as "
+    f"/lib/modules/VERSION, with virtio's) and a static busybox by {BUSYBOX}; they come from "
+    f"Debian's {_KERNEL_PACKAGE} and {_BUSYBOX_PACKAGE} where there is apt-get"
+)
 _DPKG_STATUS = "/var/lib/dpkg/status"
 _DOWNLOAD_S = 600.0
 _UNPACK_S = 120.0
@@ -46,8 +56,8 @@ class Qemu(Record):
     program: str
     libraries: list[str]
     """Directories for LD_LIBRARY_PATH; empty if the system's own suffice."""
-    data: str
-    """Where its firmware is, "" if it knows."""
+    data: list[str]
+    """Directories of its firmware; empty if it knows them."""
 
     def environment(self) -> dict[str, str]:
         """Return what to run it with: our own environment, and where its libraries are."""
@@ -58,7 +68,7 @@ class Qemu(Record):
 
     def argv(self, *arguments: str) -> list[str]:
         """Return the command line that runs it with *arguments*."""
-        return [self.program, *(("-L", self.data) if self.data else ()), *arguments]
+        return [self.program, *(word for path in self.data for word in ("-L", path)), *arguments]
 
 
 class Guest(Record):
@@ -85,10 +95,10 @@ class Packages:
             HubError: there is none, and none can be fetched (``no-qemu``).
         """
         if named := os.environ.get(QEMU):
-            return Qemu(program=_named_program(QEMU, named), libraries=[], data="")
+            return Qemu(program=_named_program(QEMU, named), libraries=[], data=[])
         if found := find_program(_QEMU_PROGRAM):
-            return Qemu(program=found, libraries=[], data="")
-        root = await self._have("qemu", progress, self._fetch_qemu, "no-qemu", _QEMU_PACKAGE)
+            return Qemu(program=found, libraries=[], data=[])
+        root = await self._have("qemu", progress, _fetch_qemu, "no-qemu", _QEMU_ADVICE)
         return unpacked_qemu(root)
 
     async def guest(self, progress: Progress) -> Guest:
@@ -96,9 +106,10 @@ class Packages:
 
         Raises:
             Refused: a variable names what is not there (``no-such-program``).
-            HubError: something cannot be fetched (``no-kernel``, ``no-busybox``).
+            HubError: they cannot be fetched (``no-guest``).
         """
         kernel, modules = os.environ.get(KERNEL, ""), os.environ.get(MODULES, "")
+        busybox = os.environ.get(BUSYBOX, "")
         if bool(kernel) != bool(modules):
             raise Refused(
                 f"{KERNEL} and {MODULES} belong together: a bzImage, and the directory of its "
@@ -108,67 +119,56 @@ class Packages:
         if kernel:
             _there(KERNEL, kernel, os.path.isfile)
             _there(MODULES, modules, os.path.isdir)
-        else:
-            root = await self._have(
-                "kernel", progress, self._fetch_kernel, "no-kernel", _KERNEL_PACKAGE
-            )
-            kernel, modules = unpacked_kernel(root)
-        busybox = os.environ.get(BUSYBOX, "")
         if busybox:
             busybox = _named_program(BUSYBOX, busybox)
-        else:
-            root = await self._have(
-                "busybox", progress, self._fetch_busybox, "no-busybox", _BUSYBOX_PACKAGE
-            )
-            busybox = unpacked_busybox(root)
+        if not (kernel and busybox):
+            root = await self._have("guest", progress, _fetch_guest, "no-guest", _GUEST_ADVICE)
+            if not kernel:
+                kernel, modules = unpacked_kernel(root)
+            busybox = busybox or unpacked_busybox(root)
         return Guest(kernel=kernel, modules=modules, busybox=busybox)
 
     async def _have(
-        self, name: str, progress: Progress, fetch: Unpack, reason: str, package: str
+        self, name: str, progress: Progress, fetch: Fetch, reason: str, advice: str
     ) -> str:
         """Return the directory of what was unpacked as *name*, which is fetched if it must be."""
         path = f"{self._room}/{name}"
         if cache.has(path):
             return path
         if not (find_program("apt-get") and find_program("dpkg-deb")):
-            raise HubError(_what_to_install(package), reason=reason)
+            raise HubError(advice, reason=reason)
         try:
             async with cache.making(self._room, "waiting for another download", progress) as new:
                 if cache.has(path):
                     return path
-                progress(f"downloading {package}, once, to {self._room}")
+                progress(f"downloading {name} packages, once, to {self._room}")
                 os.mkdir(f"{new}/root", 0o700)
-                await fetch(new)
+                await fetch(await _Apt.fresh(new), f"{new}/root")
                 hit("packages.unpacked")
                 os.rename(f"{new}/root", path)
         except (HubError, OSError) as error:
             raise HubError(
-                f"{package} cannot be fetched: {error}\n{_what_to_install(package)}", reason=reason
+                f"the {name} packages cannot be fetched: {error}\n{advice}", reason=reason
             ) from error
         return path
 
-    async def _fetch_kernel(self, new: str) -> None:
-        apt = await _Apt.fresh(new)
-        depends = await apt.ask("apt-cache", "depends", _KERNEL_PACKAGE)
-        found = re.search(r"Depends: (linux-image-\S+)", depends)
-        if found is None:
-            raise HubError(f"{_KERNEL_PACKAGE} is not among the system's packages", reason="tool")
-        await apt.download(found[1])
-        await apt.unpack(f"{new}/root")
-        unpacked_kernel(f"{new}/root")
 
-    async def _fetch_busybox(self, new: str) -> None:
-        apt = await _Apt.fresh(new)
-        await apt.download(_BUSYBOX_PACKAGE)
-        await apt.unpack(f"{new}/root")
-        unpacked_busybox(f"{new}/root")
+async def _fetch_guest(apt: _Apt, root: str) -> None:
+    depends = await apt.ask("apt-cache", "depends", _KERNEL_PACKAGE)
+    found = re.search(r"Depends: (linux-image-\S+)", depends)
+    if found is None:
+        raise HubError(f"{_KERNEL_PACKAGE} is not among the system's packages", reason="tool")
+    await apt.download(found[1], _BUSYBOX_PACKAGE)
+    await apt.unpack(root)
+    unpacked_kernel(root)
+    unpacked_busybox(root)
 
-    async def _fetch_qemu(self, new: str) -> None:
-        """QEMU needs much; what of it the system has is its dpkg's business."""
-        apt = await _Apt.fresh(new)
-        await apt.download_with_needs(_QEMU_PACKAGE)
-        await apt.unpack(f"{new}/root")
-        unpacked_qemu(f"{new}/root")
+
+async def _fetch_qemu(apt: _Apt, root: str) -> None:
+    """QEMU needs much; what of it the system has already is not fetched."""
+    await apt.download_with_needs(_QEMU_PACKAGE)
+    await apt.unpack(root)
+    unpacked_qemu(root)
 
 
 def unpacked_qemu(root: str) -> Qemu:
@@ -187,7 +187,7 @@ def unpacked_qemu(root: str) -> Qemu:
         )
         if os.path.isdir(path)
     ]
-    data = next((p for p in (f"{root}/usr/share/qemu",) if os.path.isdir(p)), "")
+    data = [f"{root}/usr/share/{name}" for name in ("qemu", "seabios")]
     return Qemu(program=program, libraries=libraries, data=data)
 
 
@@ -203,7 +203,7 @@ def unpacked_kernel(root: str) -> tuple[str, str]:
     for base in (f"{root}/lib/modules", f"{root}/usr/lib/modules"):
         if version and os.path.isdir(f"{base}/{version}/kernel"):
             return f"{boot}/vmlinuz-{version}", f"{base}/{version}"
-    raise HubError(f"{root} holds no kernel", reason="no-kernel")
+    raise HubError(f"{root} holds no kernel", reason="no-guest")
 
 
 def unpacked_busybox(root: str) -> str:
@@ -301,19 +301,3 @@ def _there_unpacked(path: str) -> str:
     if not os.path.isfile(path):
         raise HubError(f"{path} is missing", reason="tool")
     return path
-
-
-def _what_to_install(package: str) -> str:
-    """Return what a person may do to have *package* where we cannot fetch it."""
-    if package == _QEMU_PACKAGE:
-        return (
-            f"install QEMU so that {_QEMU_PROGRAM} is on PATH (Debian: {_QEMU_PACKAGE}; Fedora: "
-            f"qemu-system-x86-core; Arch: qemu-system-x86; Alpine: {_QEMU_PROGRAM}), or name it "
-            f"by {QEMU}"
-        )
-    if package == _KERNEL_PACKAGE:
-        return (
-            f"name a kernel by {KERNEL} (a bzImage with its virtio modules) and {MODULES}; "
-            f"Debian's {_KERNEL_PACKAGE} is one"
-        )
-    return f"name a static busybox by {BUSYBOX}; Debian's {_BUSYBOX_PACKAGE} is one"

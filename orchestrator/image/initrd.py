@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from orchestrator.image import reseed
 from orchestrator.image.cpio import Archive
 from orchestrator.image.modules import EARLY, LATE, Modules
 
@@ -29,7 +30,7 @@ _ETC = {
 
 def sources() -> list[str]:
     """Return the files of ours that an image is made of, this one among them."""
-    names = ("rc", "agent", "initrd.py", "modules.py", "cpio.py", "kernel.py")
+    names = ("rc", "agent", "initrd.py", "modules.py", "cpio.py", "kernel.py", "reseed.py")
     return [f"{_HERE}/{name}" for name in names]
 
 
@@ -48,6 +49,7 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
     for applet in applets:
         if applet != "busybox":
             archive.symlink(f"bin/{applet}", "busybox")
+    archive.file(f"bin/{reseed.NAME}", reseed.program(), 0o755)
     archive.symlink("init", "bin/init")
     for name in ("rc", "agent"):
         archive.file(f"etc/{name}", _own(name), 0o755)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.backends.qemu.shell import quoted
+from orchestrator.image import reseed
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Spec
@@ -38,7 +39,7 @@ def script(spec: Spec, now_s: int, seed: bytes) -> str:
         "r=0; fail() { r=1; }",
         f"echo {_word(spec.name)} >/proc/sys/kernel/hostname || fail",
         f"date -s @{now_s} >/dev/null || fail",
-        f"printf {_word(_octal(seed))} >/dev/urandom || fail",
+        f"printf {_word(_octal(seed))} | {reseed.NAME} || fail",
     ]
     hosts = ["127.0.0.1 localhost"]
     if spec.ip:

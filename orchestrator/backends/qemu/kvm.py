@@ -63,7 +63,7 @@ async def works(qemu: Qemu, sector: str, accelerator: str, within_s: float) -> b
         *("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"),
         *("-machine", f"pc,accel={accelerator}", "-m", "16M"),
         *("-device", "isa-debug-exit,iobase=0xf4,iosize=0x04"),
-        *("-drive", f"file={sector.replace(',', ',,')},format=raw,if=ide,readonly=on"),
+        *("-drive", f"file={sector.replace(',', ',,')},format=raw,if=ide"),
     )
     try:
         await run(argv, cwd="/", env=qemu.environment(), within_s=within_s)

@@ -113,10 +113,11 @@ class Network:
 
         A port that it had before is taken away. Only its own address may send through it.
         """
+        switch = self._switch
         self._unplug(member)
         mac, ip = self._addresses.reserve(member).packed
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._members[member] = self._switch.add(ours, inward=guest_source(mac, ip))
+        self._members[member] = switch.add(ours, inward=guest_source(mac, ip))
         return theirs
 
     def admit(self, member: str) -> None:

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
     from orchestrator.net.policy import Filter
 
+    Rejects = Callable[[bytes, str], bytes]
+    """Takes a frame and why it was refused, and returns what its sender is told, b"": nothing."""
+
 KEPT_BYTES = 1 << 20
 """What is kept for a port that is full, in bytes of frames."""
 MACS_PER_PORT = 16
@@ -47,7 +50,7 @@ class Counts(Record):
     dropped: int
     """Not put out, since the guest did not take them, or is gone."""
     refused: dict[str, int]
-    """By the filters, by their slugs."""
+    """By the filters, by their slugs; ``short``: no frame; ``bug``: what handled it failed."""
 
 
 class Port:
@@ -67,15 +70,19 @@ class Port:
         "opened",
         "outward",
         "refused",
+        "rejects",
         "sock",
         "unplugged",
     )
 
-    def __init__(self, sock: socket.socket, inward: Filter, outward: Filter) -> None:
+    def __init__(
+        self, sock: socket.socket, inward: Filter, outward: Filter, rejects: Rejects
+    ) -> None:
         """Own *sock*; *inward* filters what comes from it, *outward* what goes to it."""
         self.sock = sock
         self.inward = inward
         self.outward = outward
+        self.rejects = rejects
         self.opened = False
         self.unplugged = False
         self.macs = 0
@@ -103,6 +110,11 @@ def anything(_frame: bytes) -> str:
     return ""
 
 
+def silently(_frame: bytes, _reason: str) -> bytes:
+    """Tell nothing."""
+    return b""
+
+
 class Switch:
     """Ports come and go while frames are under way. For one caller's thread, beside its own."""
 
@@ -119,14 +131,20 @@ class Switch:
         self._thread.start()
 
     def add(
-        self, sock: socket.socket, *, inward: Filter = anything, outward: Filter = anything
+        self,
+        sock: socket.socket,
+        *,
+        inward: Filter = anything,
+        outward: Filter = anything,
+        rejects: Rejects = silently,
     ) -> Port:
         """Return a new port, closed: nothing comes in or goes out; what the guest sends is lost.
 
-        *sock*, an AF_UNIX datagram socket, is the switch's from here on.
+        *sock*, an AF_UNIX datagram socket, is the switch's from here on. *rejects* answers those
+        whose frames *outward* refuses. All three are called in the switch's thread.
         """
         sock.setblocking(False)
-        port = Port(sock, inward, outward)
+        port = Port(sock, inward, outward, rejects)
 
         def plug() -> None:
             self._epoll.register(sock.fileno(), select.EPOLLIN)
@@ -223,16 +241,19 @@ class Switch:
                 return
             port.frames_in += 1
             port.bytes_in += len(frame)
-            if port.opened:
-                self._forward(port, frame)
-            else:
+            if not port.opened:
                 port.closed += 1
+                continue
+            try:
+                self._forward(port, frame)
+            except Exception:  # noqa: BLE001 - a bug costs this frame, never the network
+                port.refused["bug"] = port.refused.get("bug", 0) + 1
 
     def _forward(self, source: Port, frame: bytes) -> None:
         if len(frame) < _HEADER:
             source.refused["short"] = source.refused.get("short", 0) + 1
             return
-        reason = _passes(source.inward, frame)
+        reason = source.inward(frame)
         if reason:
             source.refused[reason] = source.refused.get(reason, 0) + 1
             return
@@ -243,9 +264,9 @@ class Switch:
         if target is None:
             for other in self._ports.values():
                 if other is not source:
-                    self._offer(other, frame)
+                    self._pass(source, other, frame)
         elif target is not source:
-            self._offer(target, frame)
+            self._pass(source, target, frame)
 
     def _learn(self, mac: bytes, port: Port) -> None:
         if mac[0] & 1 or port.macs >= MACS_PER_PORT:  # the first: a group's, which nobody has
@@ -256,17 +277,24 @@ class Switch:
         self._learned[mac] = port
         port.macs += 1
 
-    def _offer(self, port: Port, frame: bytes) -> None:
-        """Put *frame* out by *port*, now or as soon as it can take it; or drop it."""
+    def _pass(self, source: Port, port: Port, frame: bytes) -> None:
+        """Put a frame of *source* out by *port*, if that may be."""
         if not port.opened:
             port.closed += 1
             return
+        reason = port.outward(frame)
+        if not reason:
+            self._put(port, frame)
+            return
+        port.refused[reason] = port.refused.get(reason, 0) + 1
+        answer = port.rejects(frame, reason)
+        if answer:
+            self._put(source, answer)
+
+    def _put(self, port: Port, frame: bytes) -> None:
+        """Put *frame* out by *port*, now or as soon as it can take it; or drop it."""
         if port.unplugged:
             port.dropped += 1
-            return
-        reason = _passes(port.outward, frame)
-        if reason:
-            port.refused[reason] = port.refused.get(reason, 0) + 1
             return
         if port.kept:
             self._keep(port, frame)
@@ -334,11 +362,3 @@ class Switch:
         port.dropped += len(port.kept)
         port.kept.clear()
         port.kept_bytes = 0
-
-
-def _passes(filter_: Filter, frame: bytes) -> str:
-    """Return why *filter_* refuses *frame*, "" if it does not; one that fails refuses."""
-    try:
-        return filter_(frame)
-    except Exception:  # noqa: BLE001 - a bug must neither open the network nor end it
-        return "bug"

@@ -13,6 +13,7 @@ from hub import ports
 from hub.restart import History, after_exit
 from orchestrator.net.gateway import Gateway
 from orchestrator.net.policy import from_gateway
+from orchestrator.net.rejection import rejection
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -142,7 +143,9 @@ class Uplink:
         except BaseException:
             ours.close()
             raise
-        self._port = self._switch.add(ours, inward=from_gateway, outward=self._outward)
+        self._port = self._switch.add(
+            ours, inward=from_gateway, outward=self._outward, rejects=rejection
+        )
         self._switch.open(self._port)
 
     def _end(self) -> None:

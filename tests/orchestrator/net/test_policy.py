@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from orchestrator.net.addresses import GATEWAY_MAC, NAME_SERVER_MAC, Addresses
 from orchestrator.net.policy import Rules, from_gateway, guest_source
+from orchestrator.net.rejection import rejection
 from tests.orchestrator.net.frames import (
     ACK,
     ALL,
@@ -19,6 +20,7 @@ from tests.orchestrator.net.frames import (
     TCP,
     UDP,
     arp,
+    checksum,
     echo,
     ethernet,
     ipv4,
@@ -289,6 +291,72 @@ def test_the_gateway_sends_only_as_itself_and_for_those_outside(
     assert from_gateway(frame) == reason, sentence
 
 
+# --- what a guest is told -------------------------------------------------------------------
+
+
+def _told(frame: bytes, rules: Rules = RULES) -> bytes:
+    return rejection(frame, rules.to_gateway(frame))
+
+
+def _is_whole(frame: bytes) -> bool:
+    """Tell whether *frame* is for us, and its checksums are right."""
+    packet = frame[14:]
+    source, to, carried = packet[12:16], packet[16:20], packet[20:]
+    covered = carried
+    if packet[9] == TCP:
+        covered = source + to + bytes((0, TCP)) + len(carried).to_bytes(2, "big") + carried
+    return (
+        frame[:6] == MAC
+        and to == IP
+        and int.from_bytes(packet[2:4], "big") == len(packet)
+        and checksum(packet[:20]) == checksum(covered) == 0
+    )
+
+
+@pytest.mark.parametrize(("to", "port"), [(GATEWAY, 22), (packed("127.0.0.1"), 80), (OUTSIDE, 443)])
+def test_a_connection_that_may_not_be_is_reset(to: bytes, port: int) -> None:
+    answer = _told(segment(to, port), CLOSED)
+    assert _is_whole(answer)
+    assert answer[6:12] == GATEWAY_MAC
+    assert answer[26:30] == to
+    assert answer[34:38] == port.to_bytes(2, "big") + (40000).to_bytes(2, "big")
+    assert answer[47] == RST | ACK
+    assert int.from_bytes(answer[42:46], "big") == 1001  # the SYN counts
+
+
+def test_a_connection_that_may_be_no_longer_is_reset_where_it_is() -> None:
+    carried = tcp(IP, GATEWAY, 40000, 22, flags=ACK, seq=5, ack=0xFFFFFFF0, data=b"more")
+    answer = _told(to_gateway(ipv4(carried, source=IP, to=GATEWAY, protocol=TCP), mac=MAC))
+    assert _is_whole(answer)
+    assert answer[47] == RST
+    assert int.from_bytes(answer[38:42], "big") == 0xFFFFFFF0
+
+
+def test_a_datagram_that_may_not_be_is_answered_by_the_gateway() -> None:
+    frame = datagram(DNS, 53)
+    answer = _told(frame, CLOSED)
+    assert _is_whole(answer)
+    assert answer[26:30] == GATEWAY
+    assert answer[34:36] == b"\x03\x0d"
+    assert answer[42:] == frame[14:42]
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [
+        segment(GATEWAY, 22, flags=RST),
+        ping(packed("127.0.0.1")),
+        segment(packed("10.77.0.2"), 22),
+        _raw(GATEWAY, SYN_SEGMENT, TCP, flags=0x2000),
+        asking(OTHER_IP),
+        segment(GATEWAY, 4222),
+        b"",
+    ],
+)
+def test_nothing_else_is_answered(frame: bytes) -> None:
+    assert _told(frame) == b""
+
+
 # --- whatever the bytes ---------------------------------------------------------------------
 
 HOSTS_OWN = [
@@ -338,10 +406,14 @@ def test_whatever_passes_is_addressed_to_what_is_allowed(
         if at < len(changed):
             changed[at] = value
     frame = bytes(changed[:cut])
-    guest_source(MAC, IP)(frame)
+    as_itself = guest_source(MAC, IP)(frame) == ""
     from_gateway(frame)
-    if RULES.replace(egress=egress).to_gateway(frame):
+    reason = RULES.replace(egress=egress).to_gateway(frame)
+    answer = rejection(frame, reason)
+    if reason:
+        assert not (answer and as_itself) or from_gateway(answer) == ""
         return
+    assert not answer
     if frame[12:14] == b"\x08\x06":
         assert frame[38:42] in (GATEWAY, DNS)
         return

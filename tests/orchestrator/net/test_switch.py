@@ -12,7 +12,7 @@ import pytest
 
 from orchestrator.net.addresses import Address, Addresses
 from orchestrator.net.policy import guest_source
-from orchestrator.net.switch import KEPT_BYTES, MACS_PER_PORT, Port, Switch, anything
+from orchestrator.net.switch import KEPT_BYTES, MACS_PER_PORT, Port, Switch, anything, silently
 from tests.orchestrator.net.frames import ALL, arp, ethernet, ipv4
 from tests.support import eventually
 
@@ -283,15 +283,36 @@ def test_a_filter_that_fails_lets_nothing_through_and_ends_nothing(switch: Switc
     def fails(frame: bytes) -> str:
         raise IndexError(len(frame))
 
-    a.port.inward = b.port.outward = fails
+    a.port.inward = fails
     a.send(c.mac)
     a.has_sent(1, switch)
-    frame = c.send(ALL)
-    assert a.hears() == frame
+    b.port.outward = fails
+    b.send(ALL)
+    assert a.hears()
+    assert c.hears()
+    c.send(b.mac)
     c.has_sent(1, switch)
-    assert c.hears_nothing()
     assert b.hears_nothing()
-    assert a.port.counts().refused == b.port.counts().refused == {"bug": 1}
+    assert a.port.counts().refused == c.port.counts().refused == {"bug": 1}
+    b.port.outward = anything
+    frame = c.send(b.mac)
+    assert b.hears() == frame
+
+
+def test_who_is_refused_is_told_what_the_port_has_to_say(switch: Switch) -> None:
+    a, b = (Guest(switch, name) for name in "ab")
+    b.port.outward = lambda _frame: "because"
+    b.port.rejects = lambda frame, reason: frame[6:12] + frame[:6] + reason.encode()
+    frame = a.send(ALL)
+    assert a.hears() == a.mac + ALL + b"because"
+    a.has_sent(1, switch)
+    assert b.hears_nothing()
+    b.port.rejects = silently
+    a.send(ALL)
+    a.has_sent(2, switch)
+    assert a.hears_nothing()
+    b.port.outward = anything
+    assert a.send(ALL) == b.hears() == frame
 
 
 def test_what_is_no_frame_is_counted_and_nothing_else(switch: Switch) -> None:

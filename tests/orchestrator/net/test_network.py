@@ -1,0 +1,367 @@
+"""A cluster's network with its real gateway: what guests reach, and what is left of it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foundation.errors import HubError, Refused, Unavailable
+from orchestrator.net.addresses import GATEWAY_MAC
+from orchestrator.net.network import Network
+from tests.orchestrator.net.frames import ACK, TCP, packed, tcp
+from tests.orchestrator.net.guest import Guest, listening
+from tests.support import CODE, accepts, eventually, free_port, is_gone, kill
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+pytestmark = pytest.mark.vm
+
+FOUND = shutil.which("qemu-system-x86_64")
+GATEWAY = "10.77.0.1"
+
+
+def qemu() -> str:
+    """Return the path of QEMU, without which there is nothing to test."""
+    assert FOUND is not None, "qemu-system-x86_64 is not installed"
+    return FOUND
+
+
+@asynccontextmanager
+async def opened(**options: Any) -> AsyncGenerator[Network]:
+    """Yield a network that is closed at the end."""
+    network = Network("test", **{"qemu": qemu(), **options})
+    await network.open()
+    try:
+        yield network
+    finally:
+        network.close()
+
+
+def plugged(network: Network, member: str = "me") -> Guest:
+    """Return a guest whose port is open."""
+    guest = Guest(network, member)
+    network.admit(member)
+    return guest
+
+
+def gateway_pid(network: Network) -> int:
+    """Return the pid of the gateway."""
+    gateway = network._uplink._gateway
+    assert gateway is not None
+    return gateway.pid
+
+
+def has_called(server: socket.socket) -> bool:
+    """Tell whether somebody has connected to *server*."""
+    server.setblocking(False)
+    try:
+        server.accept()[0].close()
+    except BlockingIOError:
+        return False
+    return True
+
+
+async def test_a_guest_reaches_the_ports_of_the_host_that_are_allowed_and_no_other() -> None:
+    with listening() as hub, listening() as private:
+        hub_port, private_port = hub.getsockname()[1], private.getsockname()[1]
+        async with opened() as network:
+            network.allow(hub_port)
+            with plugged(network) as guest:
+                guest.pings(GATEWAY)
+                connection = guest.connects(GATEWAY, hub_port)
+                caller, _address = hub.accept()
+                with caller:
+                    connection.says(b"a question")
+                    assert caller.recv(100) == b"a question"
+                    caller.sendall(b"an answer")
+                    assert connection.hears(9) == b"an answer"
+                # At once, not when it has waited in vain.
+                with pytest.raises(ConnectionRefusedError):
+                    guest.connects(GATEWAY, private_port)
+                assert network.counts().refused == {"port": 1}
+                network.disallow(hub_port)
+                with pytest.raises(ConnectionRefusedError):
+                    guest.connects(GATEWAY, hub_port)
+                guest.pings(GATEWAY)
+                assert not has_called(private)
+                assert not has_called(hub)
+
+
+async def test_the_host_is_not_reached_under_any_of_its_other_names() -> None:
+    names = ("10.77.0.2", "10.77.0.3", "10.77.0.200", "10.77.0.255", "127.0.0.1", "0.0.0.0")
+    with listening() as hub:
+        port = hub.getsockname()[1]
+        async with opened() as network:
+            network.allow(port)
+            with plugged(network) as guest:
+                for name in names:
+                    guest.knocks(name, port, mac=GATEWAY_MAC)
+                guest.pings(GATEWAY)
+                assert sum(network.counts().refused.values()) == len(names)
+                assert not has_called(hub)
+                # The very same frame to the one name that is allowed does call.
+                guest.knocks(GATEWAY, port, mac=GATEWAY_MAC)
+                guest.pings(GATEWAY)
+                assert has_called(hub)
+
+
+async def test_a_forward_leads_from_the_host_to_the_guest_and_only_there() -> None:
+    with listening() as private:
+        async with opened() as network:
+            host_port = await network.forward("me", 22)
+            with plugged(network) as guest, socket.socket() as caller:
+                caller.setblocking(False)
+                caller.connect_ex(("127.0.0.1", host_port))
+                connection = guest.accepts(22)
+                caller.settimeout(10)
+                caller.sendall(b"knock")
+                assert connection.hears(5) == b"knock"
+                connection.says(b"come in")
+                assert caller.recv(100) == b"come in"
+                refused = network.counts().refused
+                # By the same port the guest opens nothing of the host's.
+                private_port = private.getsockname()[1]
+                guest.knocks(GATEWAY, private_port, sport=22)
+                stray = tcp(guest.ip, packed(GATEWAY), 23, private_port, flags=ACK)
+                guest.sends(stray, packed(GATEWAY), TCP)
+                guest.pings(GATEWAY)
+                assert network.counts().refused.get("port", 0) - refused.get("port", 0) == 2
+                assert not has_called(private)
+            own = f"0100007F:{host_port:04X}"  # 127.0.0.1, as the kernel writes it
+            everywhere = f"00000000:{host_port:04X}"
+            sockets = Path("/proc/net/tcp").read_text()  # noqa: ASYNC240 - no disk
+            assert f" {own} 00000000:0000 0A " in sockets
+            assert f" {everywhere} " not in sockets
+
+
+async def test_a_forward_ends_when_it_is_told_to_and_with_its_member() -> None:
+    async with opened() as network:
+        first, second = [await network.forward("me", port) for port in (22, 80)]
+        assert {f.host_port: (f.member, f.port) for f in network.forwards()} == {
+            first: ("me", 22),
+            second: ("me", 80),
+        }
+        assert accepts(first)
+        await network.unforward(first)
+        await network.unforward(first)
+        assert not accepts(first)
+        assert accepts(second)
+        network.release("me")
+        network.release("me")
+        assert not network.forwards()
+        async with asyncio.timeout(10):
+            while accepts(second):  # noqa: ASYNC110 - a port tells nobody
+                await asyncio.sleep(0.01)
+
+
+async def test_a_port_of_the_host_that_is_taken_is_not_forwarded() -> None:
+    with listening() as other:
+        async with opened() as network:
+            with pytest.raises(Refused) as taken:
+                await network.forward("me", 22, other.getsockname()[1])
+            assert taken.value.reason == "port-taken"
+            assert not network.forwards()
+            port = free_port()
+            assert await network.forward("me", 22, port) == port
+            for wrong in (0, 65536, -1):
+                with pytest.raises(ValueError, match=str(wrong)):
+                    await network.forward("me", wrong)
+                with pytest.raises(ValueError, match=str(wrong)):
+                    network.allow(wrong)
+
+
+async def test_nothing_of_a_guest_gets_out_before_it_is_admitted() -> None:
+    with listening() as hub:
+        port = hub.getsockname()[1]
+        async with opened() as network:
+            network.allow(port)
+            with Guest(network, "me") as guest, plugged(network, "other") as other:
+                guest.knocks(GATEWAY, port, mac=GATEWAY_MAC)
+                async with asyncio.timeout(10):
+                    while network.counts("me").closed < 1:  # noqa: ASYNC110 - it wakes nobody
+                        await asyncio.sleep(0.001)
+                other.pings(GATEWAY)
+                assert not has_called(hub)
+                network.admit("me")
+                guest.pings(GATEWAY)
+                network.shut("me")
+                guest.knocks(GATEWAY, port, mac=GATEWAY_MAC)
+                other.pings(GATEWAY)
+                assert not has_called(hub)
+
+
+async def test_a_member_that_is_plugged_in_anew_loses_its_old_port() -> None:
+    async with opened() as network:
+        with plugged(network) as before, plugged(network) as after:
+            assert before.address == after.address
+            after.pings(GATEWAY)
+            with pytest.raises(ConnectionRefusedError):
+                before.socket.send(b"still here")
+            network.release("me")
+            with pytest.raises(ConnectionRefusedError):
+                after.socket.send(b"still here")
+            with pytest.raises(KeyError):
+                network.admit("me")
+
+
+@pytest.mark.faults
+async def test_a_killed_gateway_is_back_with_its_forwards() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    with listening() as hub:
+        port = hub.getsockname()[1]
+        async with opened(told=lambda *event: told.append(event)) as network:
+            network.allow(port)
+            host_port = await network.forward("me", 22)
+            with plugged(network) as guest:
+                guest.connects(GATEWAY, port)
+                for _ in range(2):
+                    before, heard = gateway_pid(network), len(told)
+                    kill(before)
+                    async with asyncio.timeout(10):
+                        while len(told) == heard:  # noqa: ASYNC110 - told is a list
+                            await asyncio.sleep(0.001)
+                    assert told[-1] == (
+                        "gateway-restarted",
+                        {"status": -9, "said": told[-1][1]["said"]},
+                    )
+                    assert gateway_pid(network) != before
+                    guest.connects(GATEWAY, port)
+                    with socket.socket() as caller:
+                        caller.setblocking(False)
+                        caller.connect_ex(("127.0.0.1", host_port))
+                        guest.accepts(22)
+        assert not accepts(host_port)
+
+
+@pytest.mark.faults
+async def test_a_forward_whose_port_was_taken_meanwhile_is_told_as_lost() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    async with opened(told=lambda *event: told.append(event)) as network:
+        host_port = await network.forward("me", 22)
+        kept = await network.forward("me", 80)
+        kill(gateway_pid(network))
+        eventually(lambda: not accepts(host_port))  # the loop has no turn before the port is ours
+        with socket.create_server(("127.0.0.1", host_port)):
+            async with asyncio.timeout(10):
+                while len(told) < 2:  # noqa: ASYNC110 - told is a list
+                    await asyncio.sleep(0.001)
+        assert [name for name, _details in told] == ["forward-lost", "gateway-restarted"]
+        assert told[0][1]["host_port"] == host_port
+        assert [forward.host_port for forward in network.forwards()] == [kept]
+        assert accepts(kept)
+
+
+@pytest.mark.faults
+async def test_a_gateway_that_cannot_come_back_is_given_up_and_said_so(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text(
+        f'#!/bin/sh\n[ -e "$0.broken" ] && echo no luck && exit 7\nexec {qemu()} "$@"\n'
+    )
+    program.chmod(0o755)
+    told: list[tuple[str, dict[str, Any]]] = []
+    async with opened(qemu=str(program), told=lambda *event: told.append(event)) as network:
+        (tmp_path / "qemu.broken").touch()
+        kill(gateway_pid(network))
+        async with asyncio.timeout(20):
+            while not told:  # noqa: ASYNC110 - told is a list
+                await asyncio.sleep(0.01)
+        assert told[0][0] == "gateway-failed"
+        assert "no luck" in told[0][1]["said"]
+        for ask in (lambda: network.forward("me", 22), _async(network.counts)):
+            with pytest.raises(Unavailable) as away:
+                await ask()
+            assert away.value.reason == "gateway"
+        with plugged(network, "a") as a, plugged(network, "b") as b:
+            b.socket.setblocking(False)
+            a.knocks(b.address, 1, mac=b.mac)  # members still talk
+            eventually(lambda: network.counts("b").frames_out == 1)
+
+
+def _async(call: Any) -> Any:
+    async def called() -> Any:
+        return call()
+
+    return called
+
+
+@pytest.mark.parametrize(
+    ("program", "words"), [("/bin/false", "exited"), ("/nonexistent/qemu", "No such file")]
+)
+async def test_a_gateway_that_does_not_start_is_an_error_that_says_why(
+    program: str, words: str
+) -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    network = Network("test", qemu=program)
+    with pytest.raises(HubError, match=words) as failed:
+        await network.open()
+    assert failed.value.reason == "gateway"
+    await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    network.close()
+
+
+async def test_without_knowing_this_hosts_addresses_there_is_no_network(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def unknown() -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("orchestrator.net.network.own_addresses", unknown)
+    with pytest.raises(HubError) as failed:
+        await Network("test", qemu=qemu()).open()
+    assert failed.value.reason == "addresses"
+
+
+async def test_a_closed_network_leaves_nothing() -> None:
+    descriptors = len(os.listdir("/proc/self/fd"))
+    async with opened() as network:
+        pid = gateway_pid(network)
+        host_port = await network.forward("me", 22)
+        with plugged(network) as guest:
+            guest.pings(GATEWAY)
+    assert is_gone(pid)
+    assert not accepts(host_port)
+    network.close()
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert len(os.listdir("/proc/self/fd")) == descriptors
+    with pytest.raises(RuntimeError, match="not open"):
+        network.port("me")
+
+
+_HOLDER = """
+import asyncio, sys
+from orchestrator.net.network import Network
+async def main():
+    network = Network("test", qemu=sys.argv[1])
+    await network.open()
+    print(network._uplink._gateway.pid, flush=True)
+    await asyncio.sleep(1000)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.faults
+def test_the_gateway_of_a_killed_holder_dies_with_it() -> None:
+    with subprocess.Popen(
+        [sys.executable, "-c", _HOLDER, qemu()],
+        cwd=CODE,
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+    ) as holder:
+        assert holder.stdout is not None
+        pid = int(holder.stdout.readline())
+        assert not is_gone(pid)
+        holder.kill()
+        holder.wait()
+        eventually(lambda: is_gone(pid), 5)

@@ -29,9 +29,7 @@ def local_time(text: str) -> str:
 def summary(event: Event) -> str:
     """Return what happened, in a few words."""
     data = event.data
-    ours = event.subject.startswith(("hub.", "trunk.", "-"))
-    known = _SUMMARIES if ours else _OF_SLOTS if event.subject.startswith("slot.") else {}
-    spell = known.get(event.kind)
+    spell = _BY_WHOM.get(event.subject.partition(".")[0], {}).get(event.kind)
     try:
         text = spell.format_map(_Said(data)) if spell else _pairs(data)
     except (ValueError, KeyError, TypeError, IndexError):
@@ -67,6 +65,25 @@ _OF_SLOTS = {
     "closed": "closed ({result}) {summary}",
     "left": "its leaf ended, the slot stays",
 }
+
+
+_OF_VMS = {
+    "downloading": "waits for what all VMs need, which is being made or fetched",
+    "starting": "starts",
+    "running": "runs at {ip} (pid {pid})",
+    "stopping": "is being stopped",
+    "stopped": "stopped",
+    "error": "failed ({reason}, was {was}): {error}",
+}
+
+_BY_WHOM = {
+    "hub": _SUMMARIES,
+    "trunk": _SUMMARIES,
+    "-": _SUMMARIES,
+    "slot": _OF_SLOTS,
+    "vm": _OF_VMS,
+}
+"""By the first token of an event's subject: its kinds in words."""
 
 
 class _Said(dict[str, Any]):

@@ -490,6 +490,24 @@ def test_what_a_slot_announces_is_said_in_words(
     assert summary(event) == words
 
 
+@pytest.mark.parametrize(
+    ("kind", "data", "words"),
+    [
+        ("running", {"pid": 7, "ip": "10.77.0.11"}, "runs at 10.77.0.11 (pid 7)"),
+        (
+            "error",
+            {"pid": 0, "ip": "", "reason": "vm-died", "was": "running", "error": "it ended"},
+            "failed (vm-died, was running): it ended",
+        ),
+        ("stopped", {"pid": 0, "ip": ""}, "stopped"),
+        ("of-another", {"x": 1}, "x=1"),
+    ],
+)
+def test_what_becomes_of_a_vm_is_said_in_words(kind: str, data: dict[str, Any], words: str) -> None:
+    event = Event(seq=1, time="", subject=f"vm.web.web-1.event.{kind}", kind=kind, data=data)
+    assert summary(event) == words
+
+
 def test_a_line_shows_nothing_that_a_terminal_would_act_on() -> None:
     event = Event(seq=1, time="\x1b[2J\ud800", subject="slot.\x1b]0;x", kind="b",
                   data={"\x07": "\r"})  # fmt: skip

@@ -1,0 +1,41 @@
+"""Revoking the logins of a cluster whose holder was killed: nobody else gives them up."""
+
+from __future__ import annotations
+
+from foundation import codec
+from foundation.errors import HubError, LeaseLost, from_wire
+from foundation.workspace import Workspace
+from hub import bus as buses
+from hub import logins
+from hub.trunk import registry
+from orchestrator.bus import SUBJECT, VERSION
+
+_WITHIN_S = 5.0
+
+
+async def forget(root: str, cluster: str) -> bool:
+    """Revoke what the last holder of *cluster* and its guests log in with; return whether any was.
+
+    The caller holds the cluster's lock: there is no holder. One that comes meanwhile keeps its
+    logins, for its epoch is greater.
+
+    Raises:
+        NotRunning: no hub runs in the workspace *root*; then nobody logs in either.
+        HubError: it could not be asked, or trunk could not do it.
+    """
+    workspace = Workspace(root)
+    known = registry.read(workspace).logins.get(logins.of_cluster(cluster))
+    if known is None or not known.public:
+        return False
+    body = {"v": VERSION, "cluster": cluster, "epoch": known.epoch}
+    async with await buses.connect(workspace) as operator:
+        answer = await operator.request(
+            f"{SUBJECT}.leave.{cluster}", codec.dumps(body).encode(), within_s=_WITHIN_S
+        )
+    told = codec.loads_object(answer.data)
+    if "error" not in told:
+        return True
+    error: HubError = from_wire(told["error"])
+    if isinstance(error, LeaseLost):
+        return False
+    raise error

@@ -1,0 +1,381 @@
+"""The client's half of the holder's protocol: launching holders, asking them, ending members.
+
+It imports no backend and no holder, so that whoever only looks loads none of that.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import time
+
+from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
+from foundation.process import GONE, open_pidfd, terminate, wait_exit
+from orchestrator import protocol
+from orchestrator.protocol import OVER, Status, status_from_json
+from orchestrator.requests import connect, execute, forward, get, logs, put
+from orchestrator.spawning import Session, SpawnConfig, spawn
+from orchestrator.store import Options, Store, cluster_of, no_such
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from orchestrator.wire import Wire
+
+    Announce = Callable[[str], None]
+
+__all__ = [
+    "Session",
+    "SpawnConfig",
+    "Status",
+    "add_member",
+    "bring_up",
+    "connect",
+    "end_holder",
+    "execute",
+    "forward",
+    "get",
+    "get_status",
+    "is_running",
+    "logs",
+    "put",
+    "running_members",
+    "spawn",
+    "stop",
+    "wait_members",
+]
+
+_AGAIN_S = 0.02
+_UP_ATTEMPTS = 50
+_ENDING_S = 2.0
+"""A holder that has answered its last request ends within this."""
+
+
+def is_running(store: Store, name: str) -> bool:
+    """Tell whether a holder has member *name*: booting, up or being stopped.
+
+    Its socket tells, which listens from before the holder's start to its end; a holder whose socket
+    was deleted is known by holder.pid, which names that very process.
+    """
+    wire = connect(store, name)
+    if wire is not None:
+        wire.close()
+        return True
+    identity = store.holder_of(name)
+    return identity is not None and identity.state() != GONE
+
+
+def running_members(store: Store, cluster: str = "") -> list[str]:
+    """Return the members, all or those of *cluster*, that a holder has."""
+    return [name for name in store.members(cluster) if is_running(store, name)]
+
+
+def get_status(store: Store, name: str) -> Status:
+    """Return the state of member *name*, as its holder says; without one, as the disk does.
+
+    Raises:
+        Refused: no holder has it, and it does not exist (``no-such-vm``).
+        Unavailable: its holder does not answer (``no-answer``).
+    """
+    wire = connect(store, name)
+    if wire is not None:
+        with wire:
+            try:
+                answer = wire.ask(protocol.STATUS, within_s=protocol.ANSWER_WITHIN_S)
+                return status_from_json(answer)
+            except Unavailable as error:
+                if error.reason != "gone":  # it ended just now: then the disk tells
+                    raise
+    if not store.exists(name):
+        raise no_such(name)
+    return _from_disk(store, name)
+
+
+def _from_disk(store: Store, name: str) -> Status:
+    ended = store.ended(name)
+    holder = store.holder_of(name)
+    if ended:
+        why, reason = str(ended.get("error", "")), str(ended.get("reason", ""))
+        state = protocol.ERROR
+    else:
+        killed = holder is not None  # one that ends in order takes its pidfile along
+        why = f"its holder, process {holder.pid}, was killed" if holder is not None else ""
+        reason, state = "holder-killed" if killed else "", protocol.STOPPED
+    return Status(name=name, pid=0, running=False, ip="", state=state, error=why, reason=reason)
+
+
+def wait_members(
+    store: Store,
+    names: Sequence[str],
+    timeout_s: float,
+    announce: Announce | None = None,
+) -> dict[str, Status]:
+    """Wait until all *names* are running and have their address; return their states.
+
+    *announce* is told once, in words, what is done once per machine (downloads), which does not
+    count: *timeout_s* is what the boot itself may take.
+
+    Raises:
+        HubError: one of them will not be up; the message names it and says why.
+        Unavailable: they were not up in time (``boot-timeout``). They go on booting.
+        Refused: one does not exist (``no-such-vm``).
+    """
+    found: dict[str, Status] = {}
+    wires: dict[int, Wire] = {}
+    clock = _BootClock(timeout_s, announce)
+    try:
+        for name in names:
+            wire = connect(store, name)
+            if wire is None:
+                raise _not_up(get_status(store, name))
+            wires[wire.fileno()] = wire
+            wire.send(protocol.WAIT)
+        poll = select.poll()
+        for fd in wires:
+            poll.register(fd, select.POLLIN)
+        while wires:
+            ready = poll.poll(clock.left_s() * 1000)
+            if not ready:
+                raise _late([wire.member for wire in wires.values()], timeout_s)
+            for fd, _events in ready:
+                status = _take(store, wires[fd], clock)
+                if status is not None:
+                    found[status.name] = status
+                    poll.unregister(fd)
+                    wires.pop(fd).close()
+        return {name: found[name] for name in names}
+    finally:
+        for wire in wires.values():
+            wire.close()
+
+
+def _take(store: Store, wire: Wire, clock: _BootClock) -> Status | None:
+    """Read what has come on *wire*; return the status of one that is up.
+
+    Raises: as :func:`wait_members`.
+    """
+    try:
+        wire.fill(0.0)
+        while (message := wire.next()) is not None:
+            if "data" in message:
+                status = status_from_json(message["data"])
+                if status.state in OVER:
+                    raise _not_up(status)
+                clock.forget(wire.member)
+                return status
+            progress = message.get("progress")
+            if isinstance(progress, dict):
+                status = status_from_json(progress.get("status"))
+                clock.note(wire.member, status.state, str(progress.get("note", "")))
+    except Unavailable as error:
+        if error.reason != "gone":
+            raise
+        raise _not_up(get_status(store, wire.member)) from None
+    return None
+
+
+class _BootClock:
+    """The time that boots may take, which stands still during a download."""
+
+    def __init__(self, timeout_s: float, announce: Announce | None) -> None:
+        self._now_s = time.monotonic()
+        self._boot_left_s = timeout_s
+        self._download_left_s = protocol.DOWNLOAD_WITHIN_S
+        self._downloading: set[str] = set()
+        self._announce = announce
+
+    def left_s(self) -> float:
+        """Return how long may still be waited for the next news."""
+        self._pass()
+        if self._downloading:
+            return max(0.0, self._download_left_s)
+        return max(0.0, self._boot_left_s)
+
+    def note(self, name: str, state: str, words: str) -> None:
+        """Take note that *name* is in *state*, with *words* on what takes long."""
+        self._pass()
+        if state != protocol.DOWNLOADING:
+            self._downloading.discard(name)
+            return
+        self._downloading.add(name)
+        if self._announce is not None:
+            announce, self._announce = self._announce, None
+            announce(words or "getting what VMs need, once on this machine")
+
+    def forget(self, name: str) -> None:
+        """Take note that *name* is up."""
+        self._pass()
+        self._downloading.discard(name)
+
+    def _pass(self) -> None:
+        now_s = time.monotonic()
+        passed_s, self._now_s = now_s - self._now_s, now_s
+        if self._downloading:
+            self._download_left_s -= passed_s
+        else:
+            self._boot_left_s -= passed_s
+
+
+def _not_up(status: Status) -> HubError:
+    if status.state == protocol.ERROR:
+        return HubError(f"VM {status.name}: {status.error}", reason=status.reason or "vm-failed")
+    why = f" ({status.error})" if status.error else ""
+    return HubError(f"VM {status.name} is {status.state}{why}, not booting", reason="not-running")
+
+
+def _late(names: list[str], timeout_s: float) -> Unavailable:
+    return Unavailable(
+        f"not up after {timeout_s:g} s: {', '.join(sorted(names))}; `bones vm logs` shows what a "
+        "console says",
+        reason="boot-timeout",
+    )
+
+
+def add_member(
+    store: Store,
+    sibling: str,
+    name: str,
+    *,
+    options: Options | None = None,
+    timeout_s: float = protocol.BOOT_WITHIN_S,
+    announce: Announce | None = None,
+) -> Status:
+    """Have the holder of *sibling* boot *name* on its network; return when it is up.
+
+    One that is a member already is waited for. *options* are those of a VM that does not exist.
+
+    Raises:
+        Unavailable: *sibling* has no holder, or that one is ending (``not-running``).
+        OwnedByAnother: another holder has *name* (``taken``).
+        HubError: it will not be up; see :func:`wait_members`.
+    """
+    request_member(store, sibling, name, options=options)
+    return wait_members(store, [name], timeout_s, announce)[name]
+
+
+def request_member(
+    store: Store, sibling: str, name: str, *, options: Options | None = None
+) -> Status:
+    """Have the holder of *sibling* take *name* in, as :func:`add_member`, without waiting."""
+    wire = connect(store, sibling)
+    if wire is None:
+        raise Unavailable(
+            f"VM {sibling} has no holder that {name} could join", reason="not-running"
+        )
+    with wire:
+        wanted = (options or Options()).check().as_dict()
+        answer = wire.ask(
+            protocol.ADD_MEMBER, within_s=protocol.STOP_WITHIN_S, name=name, options=wanted
+        )
+        return status_from_json(answer)
+
+
+def bring_up(
+    store: Store,
+    config: SpawnConfig,
+    *,
+    timeout_s: float = protocol.BOOT_WITHIN_S,
+    announce: Announce | None = None,
+) -> tuple[Session | None, dict[str, Status]]:
+    """Have all of *config*'s members up, whoever else wants the same at this moment.
+
+    Those that a holder has are left to it, and the others join it; with no holder one is spawned,
+    and its :class:`Session` returned.
+
+    Raises:
+        Refused: the members that are up are on several networks (``several-holders``).
+        HubError: as :func:`spawn` and :func:`wait_members`.
+    """
+    session = None
+    for attempt in range(_UP_ATTEMPTS):
+        try:
+            session = _gather(store, config)
+            break
+        except (OwnedByAnother, Unavailable) as error:
+            # Somebody was faster, or is just ending: by now the picture is another.
+            passing = error.reason in ("cluster-running", "taken", "not-running", "gone")
+            if not passing or attempt == _UP_ATTEMPTS - 1:
+                raise
+            time.sleep(_AGAIN_S)
+    try:
+        return session, wait_members(store, config.names, timeout_s, announce)
+    except BaseException:
+        if session is not None and config.bound:
+            session.close()
+        raise
+
+
+def _gather(store: Store, config: SpawnConfig) -> Session | None:
+    clusters = {cluster_of(name) for name in config.names}
+    around = [name for cluster in clusters for name in running_members(store, cluster)]
+    if not around:
+        return spawn(store, config)
+    holders = {identity.pid for name in around if (identity := store.holder_of(name))}
+    if len(holders) > 1:
+        raise Refused(
+            f"{', '.join(around)} are on several networks: stop some of them first",
+            reason="several-holders",
+        )
+    missing = [name for name in config.names if name not in around]
+    for name in missing:
+        request_member(store, around[0], name, options=config.options)
+    return None
+
+
+def stop(store: Store, name: str, *, timeout_s: float = protocol.STOP_WITHIN_S) -> protocol.Stopped:
+    """Stop member *name*, gently at first; return how it went, after the fact.
+
+    Its holder goes on for the others, and ends with the last one.
+
+    Raises:
+        Refused: there is no such member (``no-such-vm``).
+        Unavailable: its holder did not answer in time (``no-answer``); :func:`end_holder`.
+    """
+    wire = connect(store, name)
+    if wire is None:
+        if not store.exists(name):
+            raise no_such(name)
+        return "not-running"
+    with wire:
+        try:
+            wire.send(protocol.STOP, timeout_s=timeout_s)
+            answer = wire.answer(within_s=timeout_s + protocol.ANSWER_WITHIN_S)
+        except Unavailable as error:
+            if error.reason != "gone":
+                raise
+            return "not-running"  # it ended by another's hand
+        if answer.get("last") and isinstance(answer.get("pid"), int):
+            _await_end(answer["pid"])
+    how: protocol.Stopped = answer["how"]
+    return how
+
+
+def _await_end(pid: int) -> None:
+    pidfd = open_pidfd(pid)
+    if pidfd is not None:
+        try:
+            wait_exit(pidfd, _ENDING_S)
+        finally:
+            os.close(pidfd)
+
+
+def end_holder(store: Store, name: str, *, grace_s: float = protocol.STOP_WITHIN_S) -> bool:
+    """End the holder of *name* with all its members; return False if there was none.
+
+    For one that does not answer: SIGTERM to the very process that holder.pid names, and SIGKILL
+    after *grace_s*. The kernel ends its VMs with it.
+
+    Raises:
+        Unavailable: it is there still (``holder-stays``).
+    """
+    identity = store.holder_of(name)
+    pidfd = identity.open() if identity is not None else None
+    if identity is None or pidfd is None:
+        return False
+    try:
+        if not terminate(pidfd, grace_s=grace_s):
+            raise Unavailable(f"process {identity.pid} cannot be ended", reason="holder-stays")
+    finally:
+        os.close(pidfd)
+    return True

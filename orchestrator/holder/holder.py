@@ -1,0 +1,238 @@
+"""A cluster, alive: its members, who joins, who leaves, and its end."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from typing import TYPE_CHECKING, Any
+
+from foundation import control
+from foundation.atomic import remove
+from foundation.errors import OwnedByAnother, Unavailable
+from foundation.failpoint import hit
+from orchestrator import protocol
+from orchestrator.holder.bound import ParentWatch
+from orchestrator.holder.member import Member
+from orchestrator.holder.pidfile import remove_pidfile, write_pidfile
+from orchestrator.holder.server import Server
+from orchestrator.holder.verbs import OUTLIVE, Verbs
+from orchestrator.spawning import taken
+from orchestrator.store import Store, cluster_of
+from owner import private
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.holder.launch import Launch
+    from orchestrator.holder.parts import Parts
+    from orchestrator.protocol import Status
+    from orchestrator.store import Options
+
+_DRAIN_WITHIN_S = 1.0
+_RESERVE_S = 5.0
+"""Of a client's deadline, what is left for the end after the gentle part."""
+
+
+class Holder:
+    """The members of one process. All of it belongs to one loop."""
+
+    def __init__(
+        self,
+        launch: Launch,
+        parts: Parts,
+        watch: ParentWatch | None,
+        complain: Callable[[str, BaseException], None],
+    ) -> None:
+        """Own the descriptors of *launch* and what *parts* are of; boot nothing yet."""
+        self.launch = launch
+        self.parts = parts
+        self.store = Store(launch.store)
+        self._watch = watch
+        self._complain = complain
+        self._members: dict[str, Member] = {}
+        self._locks: dict[str, int] = dict(launch.locks)
+        self._clusters = {cluster_of(name) for name in launch.names}
+        self._cluster_locks = list(launch.clusters)
+        self._ended = asyncio.Event()
+        self._ending: asyncio.Task[None] | None = None
+        self._server = Server(
+            Verbs(self).answer, outlive=OUTLIVE, on_unbound=self._unbound, complain=complain
+        )
+        boot_within_s = launch.settings.get("boot_within_s", protocol.BOOT_WITHIN_S)
+        self._boot_within_s = float(boot_within_s)
+        stop_within_s = launch.settings.get("stop_within_s", protocol.STOP_WITHIN_S)
+        self._stop_within_s = float(stop_within_s)
+
+    def begin(self) -> None:
+        """Name this process, serve the sockets, boot every member: a bound one's, once it is bound.
+
+        Raises:
+            OSError: a member's files cannot be written.
+        """
+        for name in self.launch.names:
+            write_pidfile(self.store, name)
+        hit("holder.pidfiles")
+        for name, fd in self.launch.listeners.items():
+            self._make(name, self.store.config(name).options)
+            self._server.listen(name, _listener(fd))
+        hit("holder.serving")
+        if self._watch is not None:
+            self._watch.begin(self._parent_gone)
+        else:
+            self.boot()
+
+    def boot(self) -> None:
+        """Boot the members of the launch, once."""
+        for member in self._members.values():
+            member.begin()
+
+    async def live(self) -> None:
+        """Serve until the last member has left."""
+        await self._ended.wait()
+        await self._server.drain(_DRAIN_WITHIN_S)
+
+    def member(self, name: str) -> Member:
+        """Return member *name*.
+
+        Raises:
+            Unavailable: it has left (``gone``), as if the question had come too late for a socket.
+        """
+        member = self._members.get(name)
+        if member is None:
+            raise Unavailable(f"VM {name} has ended", reason="gone")
+        return member
+
+    def statuses(self) -> list[Status]:
+        """Return the states of all members."""
+        return [member.status() for member in self._members.values()]
+
+    # --- joining ---------------------------------------------------------------------------
+
+    async def add(self, name: str, options: Options) -> Member:
+        """Take *name* in and begin its boot; one that is a member already is returned as it is.
+
+        Raises:
+            OwnedByAnother: another holder has it, or the network of its cluster (``taken``).
+            Unavailable: this holder is ending (``not-running``).
+        """
+        while (member := self._members.get(name)) is not None:
+            if member.state != protocol.STOPPING:
+                return member
+            await member.stop(0.0)  # that is, wait for it
+        if self._ending is not None or not self._members:
+            raise Unavailable("this holder is ending", reason="not-running")
+        lock = self._take(name)
+        self._locks[name] = lock
+        try:
+            hit("add.locked")
+            config = self.store.create(name, options)
+            self.store.forget_end(name)
+            write_pidfile(self.store, name)
+            hit("add.created")
+            listener = control.listen(self.store.place(name).socket)
+        except BaseException:
+            del self._locks[name]
+            private.close(lock)
+            raise
+        member = self._make(name, config.options)
+        self._server.listen(name, _listener(listener.detach()))
+        hit("add.serving")
+        member.begin()
+        return member
+
+    def _take(self, name: str) -> int:
+        cluster = cluster_of(name)
+        if cluster not in self._clusters:
+            network = self.store.take_cluster(cluster)
+            if network is None:
+                raise OwnedByAnother(
+                    f"cluster {cluster} has a holder of its own: stop that first", reason="taken"
+                )
+            self._cluster_locks.append(network)
+            self._clusters.add(cluster)
+        lock = self.store.take(name)
+        if lock is None:
+            raise taken(self.store, name)
+        return lock
+
+    def _make(self, name: str, options: Options) -> Member:
+        member = self._members[name] = Member(
+            name,
+            self.store.place(name).directory,
+            options,
+            self.parts,
+            on_over=self._over,
+            complain=self._complain,
+            boot_within_s=self._boot_within_s,
+        )
+        return member
+
+    # --- leaving ---------------------------------------------------------------------------
+
+    async def stop(self, name: str, timeout_s: float) -> dict[str, Any]:
+        """Stop *name*; return the answer of the verb ``stop``."""
+        member = self._members.get(name)
+        how = await member.stop(_gentle_s(timeout_s)) if member is not None else "not-running"
+        return {"how": how, "last": not self._members, "pid": os.getpid()}
+
+    def _over(self, member: Member) -> None:
+        """Let go of a member that has ended: whoever wants it next finds it free."""
+        name = member.name
+        place = self.store.place(name)
+        try:
+            if member.error is not None:
+                self.store.note_end(name, member.error)
+            self._server.retire(name)
+            remove(place.socket)
+            hit("stop.socket-removed")
+            remove_pidfile(self.store, name)
+        except OSError as error:  # a full disk, a deleted directory: no reason to stay
+            self._complain(f"the files of {name}", error)
+        hit("stop.pidfile-removed")
+        del self._members[name]
+        private.close(self._locks.pop(name))
+        if not self._members:
+            while self._cluster_locks:
+                private.close(self._cluster_locks.pop())
+            self._ended.set()
+        hit("stop.unlocked")
+
+    def end(self, timeout_s: float = -1.0) -> None:
+        """Stop all members, side by side; :meth:`live` returns then. Again is no error.
+
+        *timeout_s*: for all of it; that of the launch by default.
+        """
+        if self._ending is None:
+            within_s = self._stop_within_s if timeout_s < 0 else timeout_s
+            self._ending = asyncio.get_running_loop().create_task(self._end(within_s))
+
+    async def _end(self, timeout_s: float) -> None:
+        gentle_s = _gentle_s(timeout_s)
+        stops = [member.stop(gentle_s) for member in self._members.values()]
+        for outcome in await asyncio.gather(*stops, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                self._complain("the end of a member", outcome)
+        self._ended.set()
+
+    def _unbound(self) -> None:
+        """The client has closed its session, or is dying, which its pidfd is about to say."""
+        if self._watch is not None and self._watch.has_ended():
+            self._parent_gone()
+        else:
+            self.end()
+
+    def _parent_gone(self) -> None:
+        """Nobody is there to use what a gentle stop would save: end at once."""
+        for member in self._members.values():
+            member.kill()
+        self.end(0.0)
+
+
+def _gentle_s(timeout_s: float) -> float:
+    return max(0.0, min(protocol.GENTLE_FOR_S, timeout_s - _RESERVE_S))
+
+
+def _listener(fd: int) -> socket.socket:
+    os.set_inheritable(fd, False)
+    return socket.socket(fileno=fd)

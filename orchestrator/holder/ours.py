@@ -1,0 +1,105 @@
+"""What our holders are put together from: QEMU, and a network of our own."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import Refused, Unavailable
+from orchestrator import cache
+from orchestrator.backends.qemu.backend import QemuBackend
+from orchestrator.holder.log import note
+from orchestrator.holder.parts import Parts
+from orchestrator.net.addresses import GATEWAY
+from orchestrator.net.network import Network
+from orchestrator.packages import Packages
+from orchestrator.store import cluster_of
+
+if TYPE_CHECKING:
+    import socket
+
+    from orchestrator.backends.base import Progress
+    from orchestrator.holder.launch import Launch
+
+
+async def assemble(launch: Launch) -> Parts:
+    """Return the parts of the holder that was launched so; nothing is started yet.
+
+    Raises:
+        Refused: its settings are not understood (``bad-setting``).
+    """
+    network = LateNetwork(cluster_of(launch.names[0]), _ports(launch.settings))
+    return Parts(backend=QemuBackend(), network=network, announce=_announce)
+
+
+class LateNetwork:
+    """A network whose gateway is a QEMU: it is opened when the first member boots."""
+
+    gateway = GATEWAY
+
+    def __init__(self, cluster: str, allowed: list[int]) -> None:
+        """Let guests reach the ports *allowed* of this host's loopback."""
+        self._cluster = cluster
+        self._allowed = allowed
+        self._opening = asyncio.Lock()
+        self._network: Network | None = None
+
+    async def open(self, progress: Progress) -> None:
+        """Have a QEMU, and start the gateway; see :class:`orchestrator.holder.parts.Network`."""
+        async with self._opening:
+            if self._network is None:
+                qemu = await Packages(cache.directory()).qemu(progress)
+                network = Network(
+                    self._cluster, qemu=qemu.program, env=qemu.environment(), told=_told
+                )
+                network.allow(*self._allowed)
+                await network.open()
+                self._network = network
+
+    def reserve(self, member: str) -> tuple[str, str]:
+        """As the interface has it."""
+        return self._open().reserve(member)
+
+    def port(self, member: str) -> socket.socket:
+        """As the interface has it."""
+        return self._open().port(member)
+
+    def admit(self, member: str) -> None:
+        """As the interface has it."""
+        self._open().admit(member)
+
+    def release(self, member: str) -> None:
+        """As the interface has it; of one that was never opened nobody has anything."""
+        if self._network is not None:
+            self._network.release(member)
+
+    async def forward(self, member: str, port: int, host_port: int = 0) -> int:
+        """As the interface has it."""
+        return await self._open().forward(member, port, host_port)
+
+    def close(self) -> None:
+        """As the interface has it."""
+        if self._network is not None:
+            self._network.close()
+
+    def _open(self) -> Network:
+        if self._network is None:
+            raise Unavailable("the cluster's network is not up yet", reason="not-running")
+        return self._network
+
+
+def _ports(settings: dict[str, Any]) -> list[int]:
+    ports = settings.get("allow_ports", [])
+    if not isinstance(ports, list) or not all(
+        type(port) is int and 0 < port < 1 << 16 for port in ports
+    ):
+        raise Refused(f"allow_ports={ports!r}: a list of ports is needed", reason="bad-setting")
+    return ports
+
+
+def _told(event: str, details: dict[str, Any]) -> None:
+    note(event, **details)
+
+
+def _announce(member: str, kind: str, data: dict[str, Any]) -> None:
+    note("announced", member=member, kind=kind, data=data)

@@ -1,0 +1,70 @@
+"""What a holder is put together from."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from foundation.record import Record
+
+if TYPE_CHECKING:
+    import socket
+
+    from orchestrator.backends.base import Backend, Progress
+
+
+class Network(Protocol):
+    """A cluster's network."""
+
+    gateway: str
+    """The address of the gateway and name server, "" if there is none."""
+
+    async def open(self, progress: Progress) -> None:
+        """Have what it needs, and start it; again is no error. First of all.
+
+        Raises:
+            HubError: it cannot be had, or not be started.
+        """
+
+    def reserve(self, member: str) -> tuple[str, str]:
+        """Return the MAC and the address (with prefix length) of *member*; again, the same.
+
+        Raises:
+            Refused: there is none left (``network-full``).
+        """
+
+    def port(self, member: str) -> socket.socket | None:
+        """Return the guest's end of a new port for *member*, which the caller owns."""
+
+    def admit(self, member: str) -> None:
+        """Open the port of *member*, whose guest is by now who its address says."""
+
+    def release(self, member: str) -> None:
+        """Take the port of *member* away, and its forwards and address; none is no error."""
+
+    async def forward(self, member: str, port: int, host_port: int = 0) -> int:
+        """Have a port of this host's loopback lead to TCP *port* of *member*; return which.
+
+        Raises:
+            HubError: *host_port* is taken, or nothing can be forwarded now.
+        """
+
+    def close(self) -> None:
+        """End what serves the network."""
+
+
+class Announce(Protocol):
+    """Whoever is told of what becomes of members; it must not fail and not wait."""
+
+    def __call__(self, member: str, kind: str, data: dict[str, Any]) -> None:
+        """Take note: *kind* is the state that *member* is in now, *data* what there is to say.
+
+        ``{"pid", "ip"}`` and, of an error, ``{"error", "reason", "was"}``: the state before.
+        """
+
+
+class Parts(Record):
+    """A backend, a network, and who is told."""
+
+    backend: Backend
+    network: Network
+    announce: Announce

@@ -1,0 +1,291 @@
+"""The holder's ends of its members' sockets: lines in, answers out, nobody waits for another."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import struct
+from typing import TYPE_CHECKING, Any
+
+from foundation import codec
+from foundation.errors import HubError, Refused, Unavailable, to_wire
+from orchestrator import protocol
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    Handler = Callable[[dict[str, Any], "Client"], Awaitable[dict[str, Any]]]
+
+REQUEST_WITHIN_S = 10.0
+"""A whole line, from the one before it; a client that wants nothing closes."""
+CONNECTIONS = 512
+_WAITING = 64
+"""Lines of a client that may wait to be looked at; then it is read no further."""
+_BEHIND_BYTES = 64 << 20
+"""Output that a client has not taken; then what it asked for is given up."""
+_FLUSH_WITHIN_S = 2.0
+_AGAIN_S = 0.1
+
+
+class Client:
+    """One connection, to the socket of one member."""
+
+    def __init__(
+        self, member: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+    ) -> None:
+        """Serve whoever is at *reader* and *writer*."""
+        self.member = member
+        self.bound = False
+        """Its end is the holder's."""
+        self.pid, self.uid = _peer(writer.get_extra_info("socket"))
+        self._reader = reader
+        self._writer = writer
+        self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
+
+    async def read(self) -> None:
+        """Take lines in, to the end of the connection."""
+        try:
+            while True:
+                line = await self._reader.readuntil()
+                await self._lines.put(line[:-1])
+        except asyncio.IncompleteReadError:
+            pass  # it closed; half a line is nothing
+        except asyncio.LimitOverrunError:
+            wrong = f"a line longer than {protocol.LINE_LIMIT} bytes"
+            self.send({"error": to_wire(Refused(wrong, reason="protocol"))})
+        except OSError:
+            pass
+
+    async def line(self) -> bytes:
+        """Return the next line.
+
+        Raises:
+            TimeoutError: it has not come in time.
+        """
+        within_s = None if self.bound else REQUEST_WITHIN_S
+        async with asyncio.timeout(within_s):
+            line = await self._lines.get()
+        assert line is not None
+        return line
+
+    async def upload(self) -> bytes:
+        """Return the bytes that follow a request.
+
+        Raises:
+            Refused: they are no bytes, too many, or do not come.
+        """
+        content = bytearray()
+        while True:
+            try:
+                message = codec.loads_object(await self.line())
+            except TimeoutError:
+                raise Refused("what was to follow did not come", reason="protocol") from None
+            if message.get("end"):
+                return bytes(content)
+            content += protocol.unpack(message.get("bytes"))
+            if len(content) > protocol.UPLOAD_LIMIT:
+                raise Refused(
+                    f"more than {protocol.UPLOAD_LIMIT >> 20} MiB in one go", reason="too-large"
+                )
+
+    def send(self, message: dict[str, Any]) -> None:
+        """Send *message*; to nobody if the client has gone."""
+        if not self._writer.is_closing():
+            self._writer.write(protocol.encode(message))
+
+    def progress(self, **progress: Any) -> None:
+        """Tell it of progress."""
+        self.send({"progress": progress})
+
+    def output(self, content: bytes, **progress: Any) -> None:
+        """Send *content* as progress, in as many lines as it takes.
+
+        Raises:
+            Unavailable: the client does not take what it is sent (``behind``).
+        """
+        for at in range(0, len(content), protocol.CHUNK):
+            piece = content[at : at + protocol.CHUNK]
+            self.progress(bytes=protocol.pack(piece), **progress)
+        if self._writer.transport.get_write_buffer_size() > _BEHIND_BYTES:
+            raise Unavailable("the client does not take its output", reason="behind")
+
+    async def drain(self) -> None:
+        """Wait until the client has taken most of what it was sent; it may have gone."""
+        try:
+            await self._writer.drain()
+        except OSError:
+            pass
+
+    async def close(self) -> None:
+        """Close, once it has taken the rest or does not."""
+        try:
+            self._writer.close()
+            async with asyncio.timeout(_FLUSH_WITHIN_S):
+                await self._writer.wait_closed()
+        except (OSError, TimeoutError):
+            self._writer.transport.abort()
+
+
+class Server:
+    """Serves members' sockets."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        outlive: frozenset[str],
+        on_unbound: Callable[[], None],
+        complain: Callable[[str, BaseException], None],
+    ) -> None:
+        """Have *handler* answer.
+
+        What a client asked for ends with its connection, but for the verbs of *outlive*.
+        *on_unbound* is told of a bound client's end; *complain* of bugs.
+        """
+        self._handler = handler
+        self._outlive = outlive
+        self._on_unbound = on_unbound
+        self._complain = complain
+        self._listening: dict[str, socket.socket] = {}
+        self._serving: set[asyncio.Task[None]] = set()
+        self._answering: set[asyncio.Future[dict[str, Any]]] = set()
+
+    def listen(self, member: str, listener: socket.socket) -> None:
+        """Serve *listener*, the socket of *member*, which is ours from now on."""
+        listener.setblocking(False)
+        self._listening[member] = listener
+        asyncio.get_running_loop().add_reader(listener, self._accept, member, listener)
+
+    def _accept(self, member: str, listener: socket.socket) -> None:
+        # Not asyncio's server: in 3.11 a connection that it has accepted when it is closed is
+        # neither served nor closed, and its client waits for ever.
+        loop = asyncio.get_running_loop()
+        try:
+            sock, _address = listener.accept()
+        except BlockingIOError:
+            return
+        except OSError as error:  # out of descriptors: it would call us again at once, and again
+            self._complain("a connection", error)
+            loop.remove_reader(listener)
+            loop.call_later(_AGAIN_S, self._listen_again, member, listener)
+            return
+        task = loop.create_task(self._serve(member, sock))
+        self._serving.add(task)
+        task.add_done_callback(self._serving.discard)
+
+    def _listen_again(self, member: str, listener: socket.socket) -> None:
+        if self._listening.get(member) is listener:
+            asyncio.get_running_loop().add_reader(listener, self._accept, member, listener)
+
+    def retire(self, member: str) -> None:
+        """Take no more connections for *member*; those there are get their answers."""
+        listener = self._listening.pop(member, None)
+        if listener is not None:
+            asyncio.get_running_loop().remove_reader(listener)
+            listener.close()
+
+    async def drain(self, within_s: float) -> None:
+        """Let those that are being answered have their answers; then close all connections."""
+        if self._answering:
+            await asyncio.wait(self._answering, timeout=within_s)
+            await asyncio.sleep(0)  # now they are sent
+        for task in self._serving:
+            task.cancel()
+        if self._serving:
+            await asyncio.wait(self._serving, timeout=within_s)
+
+    async def _serve(self, member: str, sock: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        reader = asyncio.StreamReader(limit=protocol.LINE_LIMIT, loop=loop)
+        streams = asyncio.StreamReaderProtocol(reader, loop=loop)
+        sock.setblocking(False)
+        transport, _protocol = await loop.connect_accepted_socket(lambda: streams, sock)
+        writer = asyncio.StreamWriter(transport, streams, reader, loop)
+        client = Client(member, reader, writer)
+        if client.uid != os.geteuid() or len(self._serving) > CONNECTIONS:
+            transport.abort()
+            return
+        reading = asyncio.create_task(client.read())
+        try:
+            await self._converse(client, reading)
+        except TimeoutError:
+            pass  # a client that says nothing, or a line a letter at a time
+        except Exception as error:  # noqa: BLE001 - one client's trouble must not be another's
+            self._complain("a bug in a conversation", error)
+        finally:
+            reading.cancel()
+            if client.bound:
+                self._on_unbound()
+            await client.close()
+
+    async def _converse(self, client: Client, reading: asyncio.Task[None]) -> None:
+        """Answer request after request, to the end of the connection or of the member."""
+        while True:
+            line = await _first(client.line(), reading)
+            if line is None:
+                return
+            answering = asyncio.ensure_future(self.answer(line, client))
+            self._answering.add(answering)
+            try:
+                await asyncio.wait({answering, reading}, return_when=asyncio.FIRST_COMPLETED)
+                if not answering.done():  # the client has gone
+                    if self._verb(line) not in self._outlive:
+                        answering.cancel()
+                    await asyncio.wait({answering})
+                if answering.cancelled():
+                    return
+                client.send(answering.result())
+            finally:
+                answering.cancel()
+                self._answering.discard(answering)
+            await client.drain()
+            if client.member not in self._listening and not client.bound:
+                return
+
+    @staticmethod
+    def _verb(line: bytes) -> str:
+        try:
+            return str(codec.loads_object(line).get("verb"))
+        except ValueError:
+            return ""
+
+    async def answer(self, line: bytes, client: Client) -> dict[str, Any]:
+        """Return the answer to the request *line*."""
+        try:
+            request = codec.loads_object(line)
+            if request.get("verb") != protocol.BIND:  # which is how versions are compared
+                protocol.check_version(request, "whoever asks")
+            return {"data": await self._handler(request, client)}
+        except HubError as error:
+            return {"error": to_wire(error)}
+        except (ValueError, KeyError, TypeError) as error:
+            self._complain("a request", error)
+            wrong = Refused(f"the request is not understood: {error!r}", reason="protocol")
+            return {"error": to_wire(wrong)}
+        except OSError as error:
+            self._complain("the system", error)
+            return {"error": to_wire(HubError(str(error), reason="system"))}
+        except Exception as error:  # noqa: BLE001 - one verb's bug must not end the cluster
+            self._complain("a bug in a verb", error)
+            wrong_here = HubError(f"a bug in the holder: {error!r} (its log)", reason="bug")
+            return {"error": to_wire(wrong_here)}
+
+
+async def _first(line: Awaitable[bytes], reading: asyncio.Task[None]) -> bytes | None:
+    """Return the next line, None if there will be none."""
+    getting = asyncio.ensure_future(line)
+    try:
+        await asyncio.wait({getting, reading}, return_when=asyncio.FIRST_COMPLETED)
+        if not getting.done():
+            await asyncio.sleep(0)  # a last line may have come with the end
+        return getting.result() if getting.done() else None
+    finally:
+        getting.cancel()
+
+
+def _peer(sock: socket.socket) -> tuple[int, int]:
+    """Return the pid and the uid of the process that asks. Source: unix(7), SO_PEERCRED."""
+    credentials = sock.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12)
+    pid, uid, _gid = struct.unpack("=iII", credentials)
+    return pid, uid

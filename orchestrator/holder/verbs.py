@@ -1,0 +1,195 @@
+"""What a holder answers on its members' sockets."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import Refused
+from orchestrator import protocol
+from orchestrator.protocol import OVER
+from orchestrator.store import Options, check_name
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from orchestrator.holder.holder import Holder
+    from orchestrator.holder.member import Member
+    from orchestrator.holder.server import Client
+
+    Verb = Callable[[dict[str, Any], Client], Awaitable[dict[str, Any]]]
+
+OUTLIVE = frozenset({protocol.STOP, protocol.ADD_MEMBER})
+"""What is begun is finished, whether its client waits or not."""
+_PORTS = 65536
+_BLOCK = 1 << 16
+_LOG_EVERY_S = 0.05
+
+
+class Verbs:
+    """The verbs of :mod:`orchestrator.protocol`."""
+
+    def __init__(self, holder: Holder) -> None:
+        """Answer for *holder*."""
+        self._holder = holder
+        self._verbs: dict[str, Verb] = {
+            protocol.STATUS: self._status,
+            protocol.WAIT: self._wait,
+            protocol.LIST: self._list,
+            protocol.ADD_MEMBER: self._add,
+            protocol.STOP: self._stop,
+            protocol.EXEC: self._exec,
+            protocol.PUT: self._put,
+            protocol.GET: self._get,
+            protocol.LOGS: self._logs,
+            protocol.FORWARD: self._forward,
+            protocol.BIND: self._bind,
+            protocol.BIND_ACK: self._ack,
+        }
+
+    async def answer(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        """Return what *request* is answered.
+
+        Raises:
+            HubError: it is refused.
+        """
+        verb = request.get("verb")
+        known = self._verbs.get(verb) if isinstance(verb, str) else None
+        if known is None:
+            raise Refused(f"a holder knows no verb {verb!r}", reason="unknown-verb")
+        return await known(request, client)
+
+    def _member(self, client: Client) -> Member:
+        return self._holder.member(client.member)
+
+    # --- states ----------------------------------------------------------------------------
+
+    async def _status(self, _request: dict[str, Any], client: Client) -> dict[str, Any]:
+        return self._member(client).status().as_dict()
+
+    async def _wait(self, _request: dict[str, Any], client: Client) -> dict[str, Any]:
+        async for status, note in self._member(client).changes():
+            if status.state == protocol.RUNNING or status.state in OVER:
+                return status.as_dict()
+            client.progress(status=status.as_dict(), note=note)
+        raise AssertionError("the last state is over")
+
+    async def _list(self, _request: dict[str, Any], _client: Client) -> dict[str, Any]:
+        return {"members": [status.as_dict() for status in self._holder.statuses()]}
+
+    async def _add(self, request: dict[str, Any], _client: Client) -> dict[str, Any]:
+        name = check_name(str(request["name"]))
+        options = Options.from_json(request.get("options", {}))
+        return (await self._holder.add(name, options)).status().as_dict()
+
+    async def _stop(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        return await self._holder.stop(client.member, _seconds(request.get("timeout_s")))
+
+    # --- a guest ---------------------------------------------------------------------------
+
+    async def _exec(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        argv = _texts(request["argv"])
+        if not argv:
+            raise Refused("a command is needed", reason="protocol")
+        env = request.get("env") or {}
+        if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
+            raise Refused("env: names and texts are needed", reason="protocol")
+        stdin = await client.upload() if request.get("stdin") else b""
+        behind: list[BaseException] = []
+
+        def output(which: int, content: bytes) -> None:
+            try:
+                client.output(content, out=which)
+            except BaseException as error:  # noqa: BLE001 - raised below, not in the backend
+                behind.append(error)
+                running.cancel()
+
+        running = asyncio.ensure_future(
+            self._member(client)
+            .running()
+            .execute(argv, stdin=stdin, env=env, cwd=str(request.get("cwd", "")), output=output)
+        )
+        try:
+            done = await running
+        except asyncio.CancelledError:
+            if behind:
+                raise behind[0] from None
+            running.cancel()
+            raise
+        return {"status": done.status}
+
+    async def _put(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        tar = await client.upload()
+        await self._member(client).running().put(tar, str(request["directory"]))
+        return {}
+
+    async def _get(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        tar = await self._member(client).running().get(str(request["path"]))
+        for at in range(0, len(tar), protocol.CHUNK):
+            client.output(tar[at : at + protocol.CHUNK])
+            await client.drain()
+        return {}
+
+    async def _logs(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        member = self._member(client)
+        path = self._holder.store.place(client.member).console
+        at = 0
+        while True:
+            over = member.status().state in OVER  # before the last look, or its last words are lost
+            while chunk := _read(path, at):
+                at += len(chunk)
+                client.output(chunk)
+                await client.drain()
+            if over or not request.get("follow"):
+                return {}
+            await asyncio.sleep(_LOG_EVERY_S)
+
+    async def _forward(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        self._member(client).running()
+        guest_port = _port(request["guest_port"], least=1)
+        host_port = _port(request.get("host_port", 0), least=0)
+        network = self._holder.parts.network
+        return {"host_port": await network.forward(client.member, guest_port, host_port)}
+
+    # --- binding ---------------------------------------------------------------------------
+
+    async def _bind(self, _request: dict[str, Any], _client: Client) -> dict[str, Any]:
+        return {"version": protocol.PROTOCOL_VERSION}
+
+    async def _ack(self, _request: dict[str, Any], client: Client) -> dict[str, Any]:
+        if client.pid != self._holder.launch.parent:
+            raise Refused(
+                "only the process that launched a bound holder can bind itself to it",
+                reason="not-the-parent",
+            )
+        client.bound = True
+        self._holder.boot()
+        return {}
+
+
+def _read(path: str, at: int) -> bytes:
+    """Return some of what the file holds from *at* on; nothing while there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            file.seek(at)
+            return file.read(_BLOCK)
+    except FileNotFoundError:
+        return b""
+
+
+def _seconds(value: object) -> float:
+    if type(value) not in (int, float) or not 0 <= value <= protocol.DOWNLOAD_WITHIN_S:  # type: ignore[operator] # of these two types
+        raise Refused(f"timeout_s={value!r}: seconds are needed", reason="protocol")
+    return float(value)  # type: ignore[arg-type]
+
+
+def _port(value: object, *, least: int) -> int:
+    if type(value) is not int or not least <= value < _PORTS:
+        raise Refused(f"{value!r} is no port", reason="protocol")
+    return value
+
+
+def _texts(value: object) -> list[str]:
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise Refused(f"{value!r}: texts are needed", reason="protocol")
+    return value

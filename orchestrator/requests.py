@@ -1,0 +1,173 @@
+"""What a client asks of a guest: run, put, get, forward, logs. Output is handed on as it comes."""
+
+from __future__ import annotations
+
+from foundation.errors import HubError, Unavailable
+from foundation.record import Record
+from orchestrator import protocol
+from orchestrator.store import no_such
+from orchestrator.wire import Wire
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+
+    from orchestrator.store import Store
+    from orchestrator.wire import Message
+
+    Output = Callable[[int, bytes], None]
+    """Gets 1 or 2, for stdout or stderr, and bytes."""
+
+_FOR_EVER_S = 1e6
+"""A command says nothing for as long as it likes; the holder's end is news at once."""
+_BLOCK = 1 << 16
+
+
+class Ran(Record):
+    """A command that has run in a guest."""
+
+    status: int
+    """0 to 255, as a shell tells it."""
+    stdout: bytes = b""
+    """What it wrote, if nobody asked for that as it came."""
+    stderr: bytes = b""
+
+
+def connect(store: Store, name: str) -> Wire | None:
+    """Return a connection to the holder of member *name*, None if it has none.
+
+    Raises:
+        Refused: no member can be called so.
+        HubError: its socket cannot be reached (``socket``).
+    """
+    path = store.place(name).socket
+    try:
+        return Wire.open(path, name)
+    except OSError as error:
+        raise HubError(f"{path} cannot be reached: {error}", reason="socket") from None
+
+
+def reach(store: Store, name: str) -> Wire:
+    """Return a connection to the holder of *name*.
+
+    Raises:
+        Refused: there is no such member (``no-such-vm``).
+        Unavailable: it is not running (``not-running``).
+    """
+    wire = connect(store, name)
+    if wire is not None:
+        return wire
+    if not store.exists(name):
+        raise no_such(name)
+    raise Unavailable(f"VM {name} is not running: `bones vm up {name}`", reason="not-running")
+
+
+def execute(
+    store: Store,
+    name: str,
+    argv: Sequence[str],
+    *,
+    stdin: Iterable[bytes] | None = None,
+    env: Mapping[str, str] | None = None,
+    cwd: str = "",
+    output: Output | None = None,
+) -> Ran:
+    """Run *argv* in the guest to its end; with *output*, that gets what it writes, as it comes.
+
+    Interrupted, it is ended.
+
+    Raises:
+        HubError: the guest ended, or its holder (``vm-ended``, ``gone``, ``not-running``).
+    """
+    collected: dict[int, list[bytes]] = {1: [], 2: []}
+
+    def take(progress: Message) -> None:
+        which, content = progress.get("out"), protocol.unpack(progress.get("bytes"))
+        if which not in (1, 2):
+            raise Unavailable(f"{which!r} is no output", reason="protocol")
+        if output is None:
+            collected[which].append(content)
+        else:
+            output(which, content)
+
+    with reach(store, name) as wire:
+        asked = {"argv": list(argv), "env": dict(env or {}), "cwd": cwd}
+        wire.send(protocol.EXEC, **asked, stdin=stdin is not None)
+        if stdin is not None:
+            wire.upload(stdin, protocol.STOP_WITHIN_S)
+        answer = wire.answer(within_s=_FOR_EVER_S, progress=take)
+    return Ran(
+        status=answer["status"], stdout=b"".join(collected[1]), stderr=b"".join(collected[2])
+    )
+
+
+def put(store: Store, name: str, tar: Iterable[bytes], directory: str) -> None:
+    """Unpack a tar archive, *tar* in pieces, in the guest's *directory*, made if need be.
+
+    Raises:
+        Refused: it is larger than UPLOAD_LIMIT (``too-large``).
+        HubError: as :func:`execute`.
+    """
+    with reach(store, name) as wire:
+        wire.send(protocol.PUT, directory=directory)
+        wire.upload(tar, protocol.STOP_WITHIN_S)
+        wire.answer(within_s=_FOR_EVER_S)
+
+
+def get(store: Store, name: str, path: str, take: Callable[[bytes], object]) -> None:
+    """Have *take* get, in pieces, a tar archive of the guest's *path*, named by its last part.
+
+    Raises:
+        Refused: there is none (``no-such-path``).
+        HubError: as :func:`execute`.
+    """
+    with reach(store, name) as wire:
+        wire.send(protocol.GET, path=path)
+
+        def hand_on(progress: Message) -> None:
+            take(protocol.unpack(progress.get("bytes")))
+
+        wire.answer(within_s=_FOR_EVER_S, progress=hand_on)
+
+
+def forward(store: Store, name: str, guest_port: int, host_port: int = 0) -> int:
+    """Have a port of this host's loopback lead to TCP *guest_port* of the guest; return which.
+
+    It does so until the member ends. *host_port* 0: any that is free.
+
+    Raises:
+        HubError: *host_port* is taken; the VM is not up.
+    """
+    with reach(store, name) as wire:
+        answer = wire.ask(
+            protocol.FORWARD,
+            within_s=protocol.STOP_WITHIN_S,
+            guest_port=guest_port,
+            host_port=host_port,
+        )
+    port: int = answer["host_port"]
+    return port
+
+
+def logs(store: Store, name: str, *, follow: bool = False) -> Iterator[bytes]:
+    """Yield what the console of *name* has said; with *follow*, and says, until the member ends.
+
+    Raises:
+        Refused: there is no such member (``no-such-vm``).
+        HubError: its holder ended meanwhile (``gone``).
+    """
+    wire = connect(store, name) if follow else None
+    if wire is not None:
+        with wire:
+            wire.send(protocol.LOGS, follow=True)
+            while "data" not in (message := wire.receive(_FOR_EVER_S)):
+                yield protocol.unpack(message.get("progress", {}).get("bytes"))
+        return
+    if not store.exists(name):
+        raise no_such(name)
+    try:
+        with open(store.place(name).console, "rb") as file:
+            while chunk := file.read(_BLOCK):
+                yield chunk
+    except FileNotFoundError:
+        return

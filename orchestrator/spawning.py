@@ -1,0 +1,320 @@
+"""Launching a holder, and the session that keeps a bound one alive.
+
+Whoever launches takes the locks and opens the sockets, and hands both over: so a member that is
+being launched is taken, can be asked, and the holder's death at any moment is news at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from foundation import codec, control
+from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
+from foundation.failpoint import hit
+from foundation.process import terminate, wait_exit
+from foundation.record import Record
+from foundation.spawn import spawn_daemon, spawn_filter
+from foundation.workspace import MARK, SLOT_MARK
+from orchestrator import protocol
+from orchestrator.store import Options, cluster_of
+from orchestrator.wire import Wire
+from owner import private
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import _socket
+    from typing import Any, Self
+
+    from orchestrator.store import Store
+
+_PROGRAM = (
+    "import sys; sys.path[:0] = [sys.argv.pop(1)]; "
+    "from orchestrator.holder import run; sys.exit(run())"
+)
+_HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+_LOG_BYTES = 1 << 20
+_LAST_WORDS = 2000
+_KILLED_WITHIN_S = 2.0
+
+
+class SpawnConfig(Record):
+    """A holder to be launched."""
+
+    names: tuple[str, ...]
+    """Its members."""
+    bound: bool = True
+    """It ends with this process, or with its session; else it outlives both."""
+    options: Options = Options()
+    """Of those members that do not exist yet."""
+    settings: dict[str, Any] = {}  # noqa: RUF012 - a record's default, never changed
+    """What the holder is told besides, as JSON: ``boot_within_s``, ``stop_within_s``,
+    ``allow_ports`` (of this host's loopback, for the guests), …"""
+    program: tuple[str, ...] = ()
+    """Another program than ours to be the holder, with its first arguments."""
+
+
+class Session:
+    """A holder that was spawned. Close it, or use it in a ``with``."""
+
+    def __init__(self, names: tuple[str, ...], pid: int, pidfd: int, *, bound: bool) -> None:
+        """Own the child *pid* and *pidfd*."""
+        self.names = names
+        self.pid = pid
+        self.bound = bound
+        self._process = private.process()
+        self._pidfd = pidfd
+        self._wire: Wire | None = None
+
+    def __enter__(self) -> Self:
+        """Close at the end of the ``with``."""
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close."""
+        self.close()
+
+    def bind(self, wire: Wire) -> None:
+        """Make the end of *wire* the end of the cluster.
+
+        Raises:
+            Unavailable: the holder's version is another (``protocol-version``), or it ended.
+        """
+        answer = wire.ask(protocol.BIND, within_s=protocol.BIND_WITHIN_S)
+        if answer.get("version") != protocol.PROTOCOL_VERSION:
+            raise protocol.mismatch("the holder", answer.get("version"))
+        hit("spawn.bind")
+        wire.ask(protocol.BIND_ACK, within_s=protocol.ANSWER_WITHIN_S)
+        self._wire = wire
+
+    def close(self, timeout_s: float = protocol.STOP_WITHIN_S) -> None:
+        """Let go of a detached holder; stop a bound one with its members and reap it.
+
+        Again is no error; in a forked child it does nothing.
+        """
+        if self._process != private.process():
+            return
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None
+        if self._pidfd < 0:
+            return
+        try:
+            if self.bound and not wait_exit(self._pidfd, timeout_s):
+                terminate(self._pidfd, grace_s=0.0, kill_wait_s=_KILLED_WITHIN_S)
+            _reap(self.pid)
+        finally:
+            private.close(self._pidfd)
+            self._pidfd = -1
+
+    def kill(self) -> None:
+        """End a holder that is not to be used; the kernel ends its VMs."""
+        self.bound = True
+        self.close(timeout_s=0.0)
+
+
+def spawn(store: Store, config: SpawnConfig) -> Session:
+    """Launch a holder for ``config.names``; they are created if need be. Boots are not waited for.
+
+    Raises:
+        Refused: a name or an option is wrong.
+        OwnedByAnother: a holder has one of them (``taken``), or its cluster's network
+            (``cluster-running``), which more members join by :func:`control.add_member`.
+        HubError: the holder did not begin; the message has its last words (``holder-died``), or
+            its files cannot be written (``store``).
+    """
+    if not config.names or len(set(config.names)) != len(config.names):
+        raise Refused(f"{config.names!r}: names are needed, each once", reason="bad-name")
+    for name in config.names:
+        store.place(name)
+    config.options.check()
+    launch = _Launch(store, config)
+    try:
+        try:
+            launch.take()
+            launch.open()
+            session = launch.start()
+        except OSError as error:
+            raise HubError(f"no holder can be started: {error}", reason="store") from None
+        if config.bound:
+            _bind(session, launch)
+        return session
+    finally:
+        launch.close()
+
+
+class _Launch:
+    """The locks and sockets of a holder until it has them."""
+
+    def __init__(self, store: Store, config: SpawnConfig) -> None:
+        self._store = store
+        self._config = config
+        self._clusters: list[int] = []
+        self._locks: dict[str, int] = {}
+        self._listeners: dict[str, _socket.socket] = {}
+        self.wire: Wire | None = None
+        self.log = store.place(config.names[0]).log
+        self.log_start = 0
+
+    def take(self) -> None:
+        """Take every lock, in an order that all launchers keep to."""
+        self._store.make()
+        for cluster in sorted({cluster_of(name) for name in self._config.names}):
+            self._store.sweep(cluster)
+            lock = self._store.take_cluster(cluster)
+            if lock is None:
+                raise self._taken(cluster)
+            self._clusters.append(lock)
+        for name in sorted(self._config.names):
+            lock = self._store.take(name)
+            if lock is None:
+                raise taken(self._store, name)
+            self._locks[name] = lock
+        hit("spawn.locked")
+
+    def _taken(self, cluster: str) -> OwnedByAnother:
+        for name in self._config.names:
+            wire = Wire.open(self._store.place(name).socket, name)
+            if wire is not None:
+                wire.close()
+                return taken(self._store, name)
+        return OwnedByAnother(
+            f"cluster {cluster} has a holder: its other members can be added to that one",
+            reason="cluster-running",
+        )
+
+    def open(self) -> None:
+        """Create what does not exist, and listen."""
+        for name in self._config.names:
+            self._store.create(name, self._config.options)
+            hit("spawn.created")
+            self._store.forget_end(name)
+        for name in self._config.names:
+            self._listeners[name] = control.listen(self._store.place(name).socket)
+        hit("spawn.listening")
+        if self._config.bound:
+            first = self._config.names[0]
+            self.wire = Wire.open(self._store.place(first).socket, first)
+
+    def start(self) -> Session:
+        """Start the process."""
+        config = self._config
+        program = config.program or (sys.executable, "-I", "-c", _PROGRAM, _HERE)
+        files: dict[int, int] = {}
+        opened = [os.open(os.devnull, os.O_RDONLY)]
+        try:
+            opened.append(_open_log(self.log))
+            self.log_start = _size(self.log)
+            files.update({0: opened[0], 1: opened[1], 2: opened[1]})
+            environment = self._environment(files)
+            argv = [*program, protocol.RUNNER_FLAG, ",".join(config.names)]
+            if config.bound:
+                child = spawn_filter(argv, env=environment, files=files)
+                pid, pidfd = child.pid, private.opened(lambda: child.pidfd)
+            else:
+                pid = spawn_daemon(argv, env=environment, files=files)
+                pidfd = private.opened(lambda: os.pidfd_open(pid))
+        finally:
+            for fd in opened:
+                os.close(fd)
+        hit("spawn.launched")
+        return Session(config.names, pid, pidfd, bound=config.bound)
+
+    def _environment(self, files: dict[int, int]) -> dict[str, str]:
+        """Return the holder's environment; the descriptors it names are added to *files*."""
+
+        def handed(fd: int) -> int:
+            files[len(files)] = fd  # ascending, so that none is overwritten before it is moved
+            return len(files) - 1
+
+        options = {
+            "v": protocol.PROTOCOL_VERSION,
+            "store": self._store.directory,
+            "clusters": [handed(fd) for fd in self._clusters],
+            "members": {
+                name: [handed(self._locks[name]), handed(self._listeners[name].fileno())]
+                for name in self._config.names
+            },
+            "settings": self._config.settings,
+        }
+        environment = {**os.environ, protocol.OPTIONS_VARIABLE: codec.dumps(options)}
+        environment.pop(protocol.PARENT_VARIABLE, None)
+        if not self._config.bound:
+            environment.pop(SLOT_MARK, None)  # it outlives the slot from which it was started
+        if workspace := self._config.settings.get("workspace"):
+            environment[MARK] = str(workspace)
+        if self._config.bound:
+            environment[protocol.PARENT_VARIABLE] = str(os.getpid())
+        return environment
+
+    def close(self) -> None:
+        """Let go of what the holder has by now, or nobody."""
+        for listener in self._listeners.values():
+            listener.close()
+        for lock in [*self._locks.values(), *self._clusters]:
+            private.close(lock)
+        self._locks.clear()
+        self._clusters.clear()
+
+
+def _bind(session: Session, launch: _Launch) -> None:
+    launch.close()  # or the holder's death would not be the end of its sockets
+    wire = launch.wire
+    assert wire is not None
+    try:
+        session.bind(wire)
+    except Unavailable as error:
+        wire.close()
+        session.kill()
+        if error.reason != "gone":
+            raise
+        raise HubError(
+            f"the holder of {', '.join(session.names)} ended before it began"
+            f"{_last_words(launch.log, launch.log_start)}",
+            reason="holder-died",
+        ) from None
+    except BaseException:
+        wire.close()
+        session.kill()
+        raise
+    hit("spawn.bound")
+
+
+def taken(store: Store, name: str) -> OwnedByAnother:
+    """Return the error of a member that another has."""
+    holder = store.holder_of(name)
+    who = f"process {holder.pid}" if holder is not None else "another process"
+    return OwnedByAnother(
+        f"VM {name} is taken: {who} has it; attach to that one, or stop it", reason="taken"
+    )
+
+
+def _open_log(path: str) -> int:
+    if _size(path) > _LOG_BYTES:
+        os.rename(path, f"{path}.1")
+    return os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+
+
+def _size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _last_words(path: str, start: int) -> str:
+    try:
+        with open(path, "rb") as file:
+            file.seek(max(start, _size(path) - _LAST_WORDS))
+            said = file.read().decode(errors="replace").strip()
+    except OSError:
+        return ""
+    return f"; its log:\n{said}" if said else f"; {path} is empty"
+
+
+def _reap(pid: int) -> None:
+    """Collect our child if it has ended; a detached one may well live on."""
+    try:
+        os.waitpid(pid, os.WNOHANG)
+    except ChildProcessError:
+        pass  # the caller ignores SIGCHLD, or was faster

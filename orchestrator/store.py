@@ -1,0 +1,394 @@
+"""What is on disk of VMs, and who may touch it.
+
+``<directory>/<cluster>/<member>/`` holds ``config.json`` (the options, frozen), ``disk.raw``,
+``console.log``, ``ended.json`` (why it is not up, if that is an error), ``holder.log`` (of the
+holder that was launched for it) and, while a holder has it, ``holder.pid`` and ``holder.sock``.
+Who holds ``holder.lock`` (flock) has the member; who holds the cluster's directory (flock too) has
+the cluster's network. A holder keeps both for its life, and the kernel frees them at its end.
+
+A member exists when it has a config.json. Nothing but :meth:`Store.destroy` deletes a disk.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import re
+import time
+
+from foundation import codec
+from foundation.atomic import read_bounded, remove, write_file
+from foundation.clock import utc_now
+from foundation.errors import Corrupt, HubError, OwnedByAnother, Refused
+from foundation.failpoint import hit
+from foundation.process import Identity
+from foundation.record import Record
+from owner import private
+from slotgc.removal import remove_tree
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from foundation.workspace import Workspace
+
+_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
+"""A member's name is its guest's host name, a directory and part of a subject. Source: RFC 1123."""
+_NUMBERED = re.compile(r"(.+)-[0-9]+\Z", re.DOTALL)
+_SCHEMA = 1
+_RECORD_BYTES = 64 * 1024
+_GONE = ".gone-"
+_MOMENTARY_S = 0.2
+"""Who makes or destroys a member has its lock for a moment; longer is a holder."""
+_RETRY_S = 0.005
+_CPUS = (1, 64)
+_MEMORY_MB = (48, 1 << 20)
+_DISK_MB = (0, 1 << 24)
+
+
+def cluster_of(name: str) -> str:
+    """Return the cluster of member *name*: the name less one trailing ``-`` and digits."""
+    numbered = _NUMBERED.match(name)
+    return numbered[1] if numbered else name
+
+
+def check_name(name: str) -> str:
+    """Return *name* if a member may have it.
+
+    Raises:
+        Refused: it may not (``bad-name``).
+    """
+    if not _NAME.match(name):
+        raise Refused(
+            f"{name!r} cannot be a VM's name, which is a host name too: 1 to 63 of a-z, 0-9 and -, "
+            "with no - at its ends",
+            reason="bad-name",
+        )
+    return name
+
+
+def in_order(names: set[str]) -> list[str]:
+    """Return *names* as people count: ``web-2`` before ``web-10``."""
+    return sorted(
+        names, key=lambda name: [(len(p), p) if p.isdigit() else (0, p) for p in name.split("-")]
+    )
+
+
+class Options(Record):
+    """What a member is created with, and keeps."""
+
+    cpus: int = 1
+    memory_mb: int = 128
+    disk_mb: int = 1024
+    """Of its disk, which is sparse; 0: it has none."""
+
+    def check(self) -> Options:
+        """Return these options if a VM can have them.
+
+        Raises:
+            Refused: it cannot (``bad-option``).
+        """
+        for name, (least, most) in (
+            ("cpus", _CPUS),
+            ("memory_mb", _MEMORY_MB),
+            ("disk_mb", _DISK_MB),
+        ):
+            value = getattr(self, name)
+            if type(value) is not int or not least <= value <= most:
+                raise Refused(
+                    f"{name}={value!r}: a whole number from {least} to {most} is needed",
+                    reason="bad-option",
+                )
+        return self
+
+    @classmethod
+    def from_json(cls, value: object) -> Options:
+        """Return the options that *value* (decoded JSON) holds.
+
+        Raises:
+            Refused: it holds none (``bad-option``).
+        """
+        if not isinstance(value, dict) or not set(value) <= set(cls.field_names()):
+            raise Refused(f"{value!r} are no options of a VM", reason="bad-option")
+        return cls(**value).check()
+
+
+class Config(Record):
+    """A member's config.json."""
+
+    name: str
+    options: Options
+    created_at: str
+
+
+class Place(Record):
+    """Where a member's files are."""
+
+    directory: str
+    config: str
+    disk: str
+    console: str
+    ended: str
+    log: str
+    pidfile: str
+    lock: str
+    socket: str
+
+
+class Store:
+    """The VMs below one directory. Holds no open file."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Name the directory; :meth:`make` makes it."""
+        self.directory = os.path.abspath(os.fspath(directory))
+
+    @classmethod
+    def of_workspace(cls, workspace: Workspace) -> Store:
+        """Return the store of *workspace*, whose state has been made."""
+        return cls(f"{workspace.state}/vms")
+
+    def make(self) -> None:
+        """Make the directory, private; what is above it is made too.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+
+    def place(self, name: str) -> Place:
+        """Return where member *name* is, or would be.
+
+        Raises:
+            Refused: no member can be called so (``bad-name``).
+        """
+        directory = f"{self._cluster(cluster_of(check_name(name)))}/{name}"
+        return Place(
+            directory=directory,
+            config=f"{directory}/config.json",
+            disk=f"{directory}/disk.raw",
+            console=f"{directory}/console.log",
+            ended=f"{directory}/ended.json",
+            log=f"{directory}/holder.log",
+            pidfile=f"{directory}/holder.pid",
+            lock=f"{directory}/holder.lock",
+            socket=f"{directory}/holder.sock",
+        )
+
+    def _cluster(self, cluster: str) -> str:
+        return f"{self.directory}/{cluster}"
+
+    # --- what is there ---------------------------------------------------------------------
+
+    def exists(self, name: str) -> bool:
+        """Tell whether there is a member *name*."""
+        return os.path.exists(self.place(name).config)
+
+    def clusters(self) -> list[str]:
+        """Return the clusters that have members."""
+        return in_order({cluster_of(name) for name in self.members()})
+
+    def members(self, cluster: str = "") -> list[str]:
+        """Return the members, all or those of *cluster*, as people count."""
+        found = set()
+        for each in [cluster] if cluster else _names_in(self.directory):
+            for name in _names_in(self._cluster(each)):
+                if _NAME.match(name) and cluster_of(name) == each and self.exists(name):
+                    found.add(name)
+        return in_order(found)
+
+    def config(self, name: str) -> Config:
+        """Return what member *name* was created with.
+
+        Raises:
+            Refused: there is no such member (``no-such-vm``).
+            Corrupt: its config.json is not what was written (``config``).
+        """
+        path = self.place(name).config
+        try:
+            value = codec.loads_object(read_bounded(path, _RECORD_BYTES))
+            if value.pop("schema") != _SCHEMA or value.pop("name") != name:
+                raise ValueError("of another version, or of another VM")
+            created_at = str(value.pop("created_at"))
+            return Config(name=name, options=Options.from_json(value), created_at=created_at)
+        except FileNotFoundError:
+            raise no_such(name) from None
+        except (OSError, ValueError, KeyError, Refused) as error:
+            raise Corrupt(
+                f"{path} is not what was written there: {error!r}; the disk beside it is untouched",
+                reason="config",
+            ) from None
+
+    def holder_of(self, name: str) -> Identity | None:
+        """Return who holder.pid of *name* names, None if there is none."""
+        try:
+            text = read_bounded(self.place(name).pidfile, _RECORD_BYTES)
+            return Identity.from_json(codec.loads(text), init=True)
+        except (OSError, ValueError):
+            return None
+
+    def ended(self, name: str) -> dict[str, Any]:
+        """Return ``{"error", "reason"}`` of a member that is not up by an error, else ``{}``."""
+        try:
+            return codec.loads_object(read_bounded(self.place(name).ended, _RECORD_BYTES))
+        except (OSError, ValueError):
+            return {}
+
+    # --- making ----------------------------------------------------------------------------
+
+    def take(self, name: str) -> int | None:
+        """Return a descriptor that holds member *name*, None if another has it.
+
+        The member's directory is made if need be. A child forked from now on closes the
+        descriptor; :func:`owner.private.close` lets go.
+
+        Raises:
+            OSError: it cannot be made.
+        """
+        place = self.place(name)
+        return _hold(lambda: self._open_lock(place), place.lock)
+
+    def _open_lock(self, place: Place) -> int:
+        while True:
+            try:
+                os.makedirs(place.directory, mode=0o700, exist_ok=True)
+                return os.open(place.lock, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+            except FileNotFoundError:  # a destroy removed it in between
+                continue
+
+    def take_cluster(self, cluster: str) -> int | None:
+        """Return a descriptor that holds the network of *cluster*, None if a holder has it.
+
+        As :meth:`take`.
+        """
+        path = self._cluster(cluster)
+
+        def opened() -> int:
+            while True:
+                try:
+                    os.makedirs(path, mode=0o700, exist_ok=True)
+                    return os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+                except FileNotFoundError:
+                    continue
+
+        return _hold(opened, path)
+
+    def create(self, name: str, options: Options) -> Config:
+        """Create member *name*, durably; one that exists keeps what it has. Its lock is held.
+
+        Raises:
+            Refused: a VM cannot have *options* (``bad-option``).
+            OSError: it cannot be written.
+        """
+        options.check()
+        if self.exists(name):
+            return self.config(name)
+        place = self.place(name)
+        config = Config(name=name, options=options, created_at=utc_now())
+        record = {"schema": _SCHEMA, "name": name, **options.as_dict()}
+        record["created_at"] = config.created_at
+        write_file(place.config, codec.dumps(record).encode() + b"\n")
+        return config
+
+    def note_end(self, name: str, error: HubError) -> None:
+        """Note why member *name* is not up. Its lock is held.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        record = {"error": str(error), "reason": error.reason}
+        write_file(self.place(name).ended, codec.dumps(record).encode(), durable=False)
+
+    def forget_end(self, name: str) -> None:
+        """Forget what :meth:`note_end` noted: it boots again. Its lock is held."""
+        remove(self.place(name).ended)
+
+    # --- destroying ------------------------------------------------------------------------
+
+    def destroy(self, name: str) -> bool:
+        """Delete member *name* with its disk; return False if there was none.
+
+        One rename takes it away; killed after that, the next destroy or boot in its cluster
+        removes the rest. The cluster's directory goes if nothing is left in it.
+
+        Raises:
+            OwnedByAnother: a holder has it (``running``).
+            OSError: it cannot be removed.
+        """
+        place = self.place(name)
+        cluster = os.path.dirname(place.directory)
+        self.sweep(cluster_of(name))
+        if not os.path.isdir(place.directory):
+            return False
+        existed = self.exists(name)
+        lock = self.take(name)
+        if lock is None:
+            raise OwnedByAnother(
+                f"VM {name} has a holder: stop it before it is removed", reason="running"
+            )
+        try:
+            gone = f"{cluster}/{_GONE}{name}.{os.getpid()}.{time.monotonic_ns()}"
+            os.rename(place.directory, gone)
+            fd = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
+            try:  # or a power cut could bring it back without its disk
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            hit("destroy.renamed")
+            remove_tree(gone)
+            hit("destroy.removed")
+        finally:
+            private.close(lock)
+        _remove_if_empty(cluster)
+        return existed
+
+    def sweep(self, cluster: str) -> None:
+        """Remove what destroys that were killed have left of *cluster*."""
+        path = self._cluster(cluster)
+        for name in _names_in(path, hidden=True):
+            if name.startswith(_GONE):
+                remove_tree(f"{path}/{name}")
+        _remove_if_empty(path)
+
+
+def no_such(name: str) -> Refused:
+    """Return the error of a member that does not exist."""
+    return Refused(f"there is no VM {name}: `bones vm up {name}` makes one", reason="no-such-vm")
+
+
+def _hold(make: Callable[[], int], path: str) -> int | None:
+    """Return a descriptor that *make* opened and that holds *path*, None if another does."""
+    deadline_s = time.monotonic() + _MOMENTARY_S
+    while True:
+        fd = private.opened(make)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.lstat(path)):
+                return fd
+            private.close(fd)  # of one that was destroyed meanwhile
+            continue
+        except BlockingIOError:
+            private.close(fd)
+        except FileNotFoundError:
+            private.close(fd)
+            continue
+        except BaseException:
+            private.close(fd)
+            raise
+        if time.monotonic() > deadline_s:
+            return None
+        time.sleep(_RETRY_S)
+
+
+def _names_in(path: str, *, hidden: bool = False) -> list[str]:
+    try:
+        return [name for name in os.listdir(path) if hidden or not name.startswith(".")]
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+
+
+def _remove_if_empty(path: str) -> None:
+    try:
+        os.rmdir(path)
+    except OSError:
+        pass  # something is in it, or it is gone

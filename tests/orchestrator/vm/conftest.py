@@ -1,0 +1,22 @@
+"""What tests of VMs get."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator.store import Store
+from tests.orchestrator.vm.holders import end_holders
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    """Return an empty store; whatever holds something of it is ended."""
+    made = Store(tmp_path / "vms")
+    yield made
+    end_holders(made)

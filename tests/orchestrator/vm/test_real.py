@@ -1,0 +1,37 @@
+"""A real VM through the holder's protocol, from its launch to its end."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+
+from orchestrator import control
+from orchestrator.control import SpawnConfig
+from orchestrator.store import Options
+from tests.support import is_gone
+
+if TYPE_CHECKING:
+    from orchestrator.store import Store
+
+pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
+
+
+@pytest.mark.timeout(180)
+def test_a_vm_boots_runs_a_command_and_stops(store: Store) -> None:
+    config = SpawnConfig(names=("web-1",), options=Options(disk_mb=16))
+    with control.spawn(store, config) as session:
+        status = control.wait_members(store, ["web-1"], 120)["web-1"]
+        ran = control.execute(store, "web-1", ["sh", "-c", "hostname; cat; exit 7"], stdin=[b"in"])
+        assert (ran.status, ran.stdout, ran.stderr) == (7, b"web-1\nin", b"")
+        assert status.ip == "10.77.0.11"
+        assert os.path.getsize(store.place("web-1").disk) == 16 << 20
+        joined = control.add_member(store, "web-1", "web-2", options=Options(disk_mb=0))
+        ran = control.execute(store, "web-1", ["ping", "-c", "1", "-W", "5", joined.ip])
+        assert ran.status == 0, ran.stdout + ran.stderr
+        assert control.stop(store, "web-2") in {"agent", "quit"}
+        assert is_gone(joined.pid)
+        assert control.stop(store, "web-1") in {"agent", "quit"}
+        assert is_gone(status.pid)
+    assert is_gone(session.pid)

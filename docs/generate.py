@@ -60,8 +60,17 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm cwd | `{slot, worktree}` |
 | bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, history, reason, before}`; `history`: nothing was left but git history, gone or rescued; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
+| bones vm up | `{store, vms: [VM]}` |
+| bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, created_at}]}` |
+| bones vm down, rm | `{stopped: {name: how}, failed: {name: reason}}`, of rm `removed`; `how`: `agent`, `quit`, `killed`, `not-booted` |
+| bones vm exec | `{name, status, stdout, stderr}` |
+| bones vm cp | `{name, remote, local, to_guest}` |
+| bones vm logs | `{name, lines}` |
+| bones vm forward | `{name, host_port, guest_port}` |
+| bones vm prune | `{cleared: [name]}` |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed, histories}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 
+VM is `{name, pid, running, ip, state, error, reason}`; `state` is `downloading`, `starting`, `running`, `stopping`, `stopped`, `error`.
 CHECKIN is `{hash, parent, time, user, comment, rid}`. SLOT is `{name, state, reason, pid, task, checkin, behind,
 commits, has_work}`; -1: not known. A path, or a difference, is a string, or `{"b64": …}` where it is not UTF-8. In
 `kind` "" is no file, else `file`, `exec` or `link`. The error of reason `conflict` has `conflicts: [{path, reason, base_hash, mine_hash,
@@ -78,6 +87,9 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | BONES_SLOT, with BONES_WORKSPACE | the slot of an agent that `swarm run` has started, where neither `--slot` nor the current directory names one |
 | HUB_FOSSIL | the fossil binary: a path, or a name on PATH |
 | HUB_NATS_SERVER | the nats-server binary, likewise |
+| BONES_QEMU | the qemu-system-x86_64 binary: a path, or a name on PATH |
+| BONES_VM_KERNEL, with BONES_VM_MODULES | the kernel of guests, and the directory of its modules |
+| BONES_VM_BUSYBOX | a static busybox for guests |
 | NO_COLOR | honoured; nothing here is coloured anyway |
 
 | exit code | means |
@@ -91,7 +103,7 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version |
 | 100 | `run`: a hub runs here already; of a slot: another has it; `swarm run`: it is joined already |
 | 130 | interrupted |
-| any | `swarm run`: that of the agent; 128 and the number of the signal that ended it |
+| any | `swarm run`: that of the agent, `vm exec`: that of the command; 128 and the number of the signal that ended it |
 
 `bones.toml`, at the top of your work tree, is what a project asks of its trunk. The file there counts, tracked or
 not, from the next commit on; one that a slot commits does nothing until it is there. One that makes no sense stops every
@@ -117,6 +129,7 @@ _BONES = (
     *("up", "status", "log", "diff", "revert", "apply", "events", "down", "purge"),
     *(f"swarm {verb}" for verb in ("join", "commit", "update", "diff", "status", "cwd", "close")),
     *("swarm run", "swarm reap", "swarm rescue ls", "swarm rescue restore"),
+    *(f"vm {verb}" for verb in ("up", "down", "ls", "exec", "cp", "logs", "forward", "rm", "prune")),
 )
 
 

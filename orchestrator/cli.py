@@ -21,6 +21,7 @@ from hub.commandline import (
     version_option,
 )
 from orchestrator import trunk_verbs, verbs
+from orchestrator.vm_cli import app as vm_app
 from swarm.cli import app as swarm_app
 
 app = new_app(
@@ -33,6 +34,7 @@ app = new_app(
 )
 app.add_typer(hub_app, name="hub")
 app.add_typer(swarm_app, name="swarm")
+app.add_typer(vm_app, name="vm")
 
 
 @app.command()

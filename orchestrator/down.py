@@ -1,7 +1,8 @@
 """`bones down`: end what runs in a workspace, lose nothing, prove that nothing is left.
 
-Leaves and what they started first, then the dead slots are cleaned up (unsaved work is rescued),
-then the hub ends. Whoever survives is named. The trunk, the events and the rescues stay.
+Leaves and what they started first, and holders with their VMs; then the dead slots are cleaned up
+(unsaved work is rescued), then the hub ends. Whoever survives is named. The trunk, the events, the
+rescues and the disks of VMs stay.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from foundation.workspace import Workspace
 from hub.census import Census, Member, census
 from hub.status import status_of
 from hub.stop import stop
+from hub.wording import several
+from orchestrator import holders
 from slotgc import ending, pruning
 from slotgc.hold import is_busy, refuse_foreign
 from slotgc.leaf import JUNK, LIVE, UNBORN, UNKNOWN, look_all
@@ -150,8 +153,14 @@ def down(
     refuse_foreign(workspace)
     processes = _processes(workspace)
     hub = 0 if keep_hub else _hub_pid(workspace)
+    ended = []
+    if holders.find(workspace):
+        on_phase("stopping VMs")
+        # First, and gently: what a guest has in memory is to be on its disk.
+        ended += [_holder(one) for one in holders.end(workspace)]
+        hit("down.holders-ended")
     on_phase(f"ending {len(processes)} processes beside the hub, within {GRACE_S:g} s")
-    ended = _end_processes(workspace)
+    ended += _end_processes(workspace)
     hit("down.processes-ended")
     on_phase("cleaning up the slots")
     pruned = pruning.prune(workspace.root, on_progress=on_progress)
@@ -196,8 +205,17 @@ def _processes(workspace: Workspace) -> list[Process]:
         Refused: this very process is below one of them (``inside-slot``).
     """
     leaves = {leaf.name: leaf for leaf in look_all(workspace) if leaf.state == LIVE}
+    held = holders.find(workspace)
+    pids = {holder.pid for holder in held}
     with census(workspace.root) as found:
-        processes = [_process(m, leaves) for m in _beside_the_hub(found) if _is_ours(m, found)]
+        beside = [m for m in _beside_the_hub(found) if _is_ours(m, found)]
+        # A holder's VMs and gateway end with it.
+        processes = [
+            _process(member, leaves)
+            for member in beside
+            if pids.isdisjoint((member.pid, *procfs.ancestors_of(member.pid)))
+        ]
+    processes += [_holder(holder) for holder in held]
     known = {process.pid for process in processes}
     processes += [_leaf(leaf) for leaf in leaves.values() if leaf.pid not in known]
     _refuse_inside(processes)
@@ -314,6 +332,10 @@ def _process(member: Member, leaves: dict[str, Leaf]) -> Process:
     else:
         what = member.role
     return Process(pid=member.pid, what=what)
+
+
+def _holder(holder: holders.Holder) -> Process:
+    return Process(pid=holder.pid, what=f"holder of VMs {several(holder.members)}")
 
 
 def _leaf(leaf: Leaf) -> Process:

@@ -1,0 +1,280 @@
+"""VMs for Python: a cluster on one network, which ends with its owner unless it is detached.
+
+with Cluster(["web-1", "web-2"]) as cluster:
+    web = cluster.vm("web-1")
+    print(web.execute(["uname", "-a"]).stdout)
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+
+from foundation.errors import HubError, Refused
+from orchestrator import control, copying, protocol, requests
+from orchestrator.store import Options, Store, cluster_of
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from typing import Any, Self
+
+    from orchestrator.control import Announce, Session
+    from orchestrator.protocol import Status, Stopped
+    from orchestrator.requests import Ran
+
+
+class VM:
+    """A member of a cluster. Holds nothing open: any number may be of one VM."""
+
+    def __init__(self, store: Store, name: str) -> None:
+        """Name the member *name* of *store*, which need not exist."""
+        self.store = store
+        self.name = name
+
+    def __repr__(self) -> str:
+        return f"VM({self.name!r})"
+
+    def status(self) -> Status:
+        """Return its state as its holder tells it, else as the disk does.
+
+        Raises:
+            Refused: there is no such VM (``no-such-vm``).
+        """
+        return control.get_status(self.store, self.name)
+
+    @property
+    def ip(self) -> str:
+        """Its address on the cluster's network, "" while it has none."""
+        return self.status().ip
+
+    @property
+    def state(self) -> str:
+        """Its state: one of :data:`orchestrator.protocol.STATES`."""
+        return self.status().state
+
+    def execute(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes | Iterable[bytes] | None = None,
+        env: Mapping[str, str] | None = None,
+        cwd: str = "",
+        output: Callable[[int, bytes], None] | None = None,
+    ) -> Ran:
+        """Run *argv* in it; see :func:`orchestrator.requests.execute`."""
+        pieces = [stdin] if isinstance(stdin, bytes) else stdin
+        return requests.execute(
+            self.store, self.name, argv, stdin=pieces, env=env, cwd=cwd, output=output
+        )
+
+    def put(self, local: str | os.PathLike[str], remote: str) -> None:
+        """Copy the file or directory *local* to *remote*, exactly there; modes stay, owners not.
+
+        Raises:
+            OSError: *local* cannot be read.
+            Refused, HubError: see :func:`orchestrator.requests.execute`.
+        """
+        directory, _slash, name = remote.rstrip("/").rpartition("/")
+        if not name:
+            raise Refused(f"{remote}: a path in the guest with a name is needed", reason="bad-path")
+        with tempfile.TemporaryFile() as archive:
+            copying.pack(os.fspath(local), name, archive)
+            archive.seek(0)
+            pieces = iter(lambda: archive.read(protocol.CHUNK), b"")
+            requests.put(self.store, self.name, pieces, directory or ("/" if _slash else "."))
+
+    def get(self, remote: str, local: str | os.PathLike[str]) -> None:
+        """Copy the file or directory *remote* to *local*, exactly there; modes stay, owners not.
+
+        A file that is there is replaced; a directory must not be.
+
+        Raises:
+            OSError: *local* cannot be written.
+            Refused: there is no *remote* (``no-such-path``), or its archive would write anywhere
+                but below *local* (``unsafe-archive``).
+            HubError: see :func:`orchestrator.requests.execute`.
+        """
+        with tempfile.TemporaryFile() as archive:
+            requests.get(self.store, self.name, remote, archive.write)
+            archive.seek(0)
+            copying.unpack(archive, os.fspath(local))
+
+    def forward(self, guest_port: int, host_port: int = 0) -> int:
+        """Have a port of 127.0.0.1 lead to *guest_port*; return it."""
+        return requests.forward(self.store, self.name, guest_port, host_port)
+
+    def logs(self, *, follow: bool = False) -> Iterator[bytes]:
+        """Yield what its console says; see :func:`orchestrator.requests.logs`."""
+        return requests.logs(self.store, self.name, follow=follow)
+
+    def stop(self, timeout_s: float = protocol.STOP_WITHIN_S) -> Stopped:
+        """Stop it, gently at first; return how. One that is not running is no error."""
+        return control.stop(self.store, self.name, timeout_s=timeout_s)
+
+    def destroy(self) -> bool:
+        """Stop it and delete it with its disk; return False if there was none."""
+        if self.store.exists(self.name):
+            self.stop()
+        return self.store.destroy(self.name)
+
+
+class Cluster:
+    """VMs on one network of their own."""
+
+    def __init__(
+        self,
+        names: Sequence[str],
+        *,
+        store: Store | str | os.PathLike[str],
+        bound: bool = True,
+        cpus: int = 1,
+        memory_mb: int = 128,
+        disk_mb: int = 1024,
+        announce: Announce | None = None,
+        settings: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Plan a cluster of *names* below *store*; nothing is started.
+
+        *bound*: its VMs end with :meth:`close`, or with this process however that ends; else
+        they go on. *cpus*, *memory_mb* and *disk_mb* are of those that do not exist yet.
+        *announce* is told, in words, what is downloaded once.
+
+        Raises:
+            Refused: the names are not of one cluster, or one is none (``bad-name``), or an option
+                is none (``bad-option``).
+        """
+        self.store = store if isinstance(store, Store) else Store(store)
+        self.bound = bound
+        self.options = Options(cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb).check()
+        self._announce = announce
+        self._settings = dict(settings or {})
+        self._session: Session | None = None
+        self._created: list[str] = []
+        self._names: list[str] = []
+        for name in names:
+            self._take(name)
+        if not names:
+            raise Refused("a cluster needs a member's name", reason="bad-name")
+
+    def _take(self, name: str) -> None:
+        self.store.place(name)
+        if self._names and cluster_of(name) != self.name:
+            raise Refused(
+                f"{name} is not of cluster {self.name}: members are called {self.name} or "
+                f"{self.name}-NUMBER",
+                reason="bad-name",
+            )
+        if name not in self._names:
+            self._names.append(name)
+
+    def __enter__(self) -> Self:
+        """Start it."""
+        self.start()
+        return self
+
+    def __exit__(self, *_exc: object) -> None:
+        """Close it."""
+        self.close()
+
+    @property
+    def name(self) -> str:
+        """The cluster's name: that of its members, less their numbers."""
+        return cluster_of(self._names[0])
+
+    @property
+    def vms(self) -> list[VM]:
+        """Its members, in the order in which they were named."""
+        return [VM(self.store, name) for name in self._names]
+
+    def vm(self, name: str) -> VM:
+        """Return member *name*.
+
+        Raises:
+            Refused: it is none of this cluster's (``no-such-vm``).
+        """
+        if name not in self._names:
+            raise Refused(f"{name} is no member of cluster {self.name}", reason="no-such-vm")
+        return VM(self.store, name)
+
+    def start(self, timeout_s: float = protocol.BOOT_WITHIN_S) -> list[VM]:
+        """Have all members up; return them. Those that run already are left alone.
+
+        If one does not come up, what this call has created is deleted again where the cluster is
+        bound, and what it has started is stopped; no disk of before is touched.
+
+        Raises:
+            OwnedByAnother: another holder has one of them (``taken``).
+            HubError: one will not be up; the message names it and says why.
+            Unavailable: not in time (``boot-timeout``).
+        """
+        new = [name for name in self._names if not self.store.exists(name)]
+        running = set(control.running_members(self.store, self.name))
+        config = control.SpawnConfig(
+            names=tuple(self._names),
+            bound=self.bound,
+            options=self.options,
+            settings=self._settings,
+        )
+        try:
+            session, _statuses = control.bring_up(
+                self.store, config, timeout_s=timeout_s, announce=self._announce
+            )
+        except BaseException:
+            self._take_back([name for name in self._names if name not in running], new)
+            raise
+        self._session = session or self._session
+        self._created += new
+        return self.vms
+
+    def _take_back(self, started: list[str], created: list[str]) -> None:
+        for name in started:
+            try:
+                if self.store.exists(name):
+                    control.stop(self.store, name)
+                if name in created:
+                    self.store.destroy(name)
+            except HubError:
+                continue  # what is told is why it did not start
+
+    def add(self, name: str, timeout_s: float = protocol.BOOT_WITHIN_S) -> VM:
+        """Have *name* join the running cluster's network; return it when it is up.
+
+        Raises: as :meth:`start`.
+        """
+        self._take(name)
+        new = not self.store.exists(name)
+        sibling = next((one for one in self._names if one != name), name)
+        try:
+            control.add_member(
+                self.store,
+                sibling,
+                name,
+                options=self.options,
+                timeout_s=timeout_s,
+                announce=self._announce,
+            )
+        except BaseException:
+            self._names.remove(name)
+            self._take_back([name], [name] if new else [])
+            raise
+        return VM(self.store, name)
+
+    def stop(self) -> None:
+        """Stop every member; their disks stay."""
+        for vm in self.vms:
+            if self.store.exists(vm.name):
+                vm.stop()
+        self.close()
+
+    def destroy(self) -> None:
+        """Stop every member and delete them with their disks."""
+        self.stop()
+        for name in self._names:
+            self.store.destroy(name)
+
+    def close(self) -> None:
+        """Stop a bound cluster, and let go of a detached one; again is no error."""
+        if self._session is not None:
+            self._session.close()
+            self._session = None

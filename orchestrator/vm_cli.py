@@ -1,0 +1,184 @@
+"""The command line ``bones vm``: what the words mean is :mod:`orchestrator.vm_verbs`'s."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated, NoReturn
+
+import typer
+
+from hub.commandline import Json, Root, Yes, new_app, seconds_option
+from orchestrator import vm_verbs
+
+app = new_app(
+    "vm",
+    "Small VMs on a network of their own, for what must not run on this machine."
+    "\n\nA VM is called NAME or NAME-NUMBER; those of one NAME are a cluster and see each other."
+    "\n\nExample:  bones vm up web -n 2 && bones vm exec web-1 -- ping -c 1 web-2",
+)
+
+Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", show_default=False)]
+One = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
+Everything = Annotated[bool, typer.Option("--all", help="All of this workspace.")]
+
+
+@app.command()
+def up(
+    names: Names = None,
+    *,
+    count: Annotated[int, typer.Option("-n", metavar="N", help="NAME-1 to NAME-N.")] = 1,
+    cpus: Annotated[int | None, typer.Option(metavar="N", help="Of a new VM. [default: 1]")] = None,
+    mem: Annotated[
+        int | None, typer.Option("--mem", metavar="MB", help="Of a new VM. [default: 128]")
+    ] = None,
+    disk: Annotated[
+        int | None,
+        typer.Option("--disk", metavar="MB", help="Of a new VM, at /data. [default: 1024]"),
+    ] = None,
+    root: Root = None,
+    as_json: Json = False,
+    timeout: Annotated[
+        float | None, seconds_option("Give up a boot after this long. [default: 120]")
+    ] = None,
+) -> NoReturn:
+    """Have VMs run, and print their addresses.
+
+    What runs already is left alone; a VM that exists keeps its CPUs, memory and
+    disk. QEMU and a kernel are fetched the first time, if they are not here.
+
+    Example:  bones vm up web -n 3 --mem 256
+    """
+    sys.exit(
+        vm_verbs.up(
+            names or [],
+            count=count,
+            cpus=cpus,
+            memory_mb=mem,
+            disk_mb=disk,
+            root=root,
+            timeout_s=timeout,
+            as_json=as_json,
+        )
+    )
+
+
+@app.command()
+def down(
+    names: Names = None,
+    *,
+    everything: Everything = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Stop VMs, or all of a cluster; their disks stay.
+
+    Example:  bones vm down web-1
+    """
+    sys.exit(vm_verbs.down(names or [], everything=everything, root=root, as_json=as_json))
+
+
+@app.command()
+def ls(
+    *,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Names only.")] = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """List the VMs of this workspace with state and address.
+
+    Example:  bones vm ls
+    """
+    sys.exit(vm_verbs.ls(quiet=quiet, root=root, as_json=as_json))
+
+
+@app.command(name="exec", context_settings={"ignore_unknown_options": True})
+def execute(
+    name: One,
+    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", show_default=False)],
+    *,
+    stdin: Annotated[
+        bool, typer.Option("--stdin", "-i", help="Give it our input, read to its end first.")
+    ] = False,
+    cwd: Annotated[str, typer.Option("--cwd", metavar="DIR", help="Where in the guest.")] = "",
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Run a command in a VM; output and exit code are the command's.
+
+    Example:  bones vm exec web-1 -- uname -a
+    """
+    sys.exit(vm_verbs.execute(name, command, stdin=stdin, cwd=cwd, root=root, as_json=as_json))
+
+
+@app.command()
+def cp(
+    source: Annotated[str, typer.Argument(metavar="SOURCE", show_default=False)],
+    target: Annotated[str, typer.Argument(metavar="TARGET", show_default=False)],
+    *,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Copy a file or a directory; one side is NAME:PATH.
+
+    Example:  bones vm cp results web-1:/data/
+    """
+    sys.exit(vm_verbs.cp(source, target, root=root, as_json=as_json))
+
+
+@app.command()
+def logs(
+    name: One,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Until it ends.")] = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Print what a VM's console has said since its last start.
+
+    Example:  bones vm logs web-1 -f
+    """
+    sys.exit(vm_verbs.logs(name, follow=follow, root=root, as_json=as_json))
+
+
+@app.command()
+def forward(
+    name: One,
+    port: Annotated[str, typer.Argument(metavar="[HOST_PORT:]GUEST_PORT", show_default=False)],
+    *,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Have a port of 127.0.0.1 lead into a VM; print it.
+
+    It does until the VM ends.
+
+    Example:  bones vm forward web-1 8080:80
+    """
+    sys.exit(vm_verbs.forward(name, port, root=root, as_json=as_json))
+
+
+@app.command()
+def rm(
+    names: Names = None,
+    *,
+    everything: Everything = False,
+    yes: Yes = False,
+    root: Root = None,
+    as_json: Json = False,
+) -> NoReturn:
+    """Stop VMs and delete them with their disks.
+
+    Example:  bones vm rm web --yes
+    """
+    sys.exit(vm_verbs.rm(names or [], everything=everything, yes=yes, root=root, as_json=as_json))
+
+
+@app.command()
+def prune(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Remove what killed holders have left.
+
+    Their sockets and pidfiles, and what a killed `rm` has left half removed.
+
+    Example:  bones vm prune
+    """
+    sys.exit(vm_verbs.prune(root=root, as_json=as_json))

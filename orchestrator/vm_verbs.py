@@ -1,0 +1,351 @@
+"""The verbs ``bones vm …``: find the VMs that are meant, ask their holders, print, exit code."""
+
+from __future__ import annotations
+
+import os
+
+from foundation.errors import HubError, Refused, Usage
+from foundation.workspace import Workspace
+from hub import output
+from hub.render import printable
+from hub.verbs import root_or_default
+from hub.wording import several
+from orchestrator import control, protocol, requests, targets
+from orchestrator.store import Options, Store, cluster_of
+from slotgc.treepath import to_json
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import Any
+
+    from orchestrator.protocol import Status
+
+_PROGRAM = "bones"
+_BLOCK = 1 << 16
+
+
+def _store(root: str | None, *, make: bool = False) -> Store:
+    """Return the store of the workspace around *root*, the current directory by default."""
+    workspace = Workspace.find(root_or_default(root))
+    if make:
+        workspace.make_state()
+        workspace.hide_from_git()
+    return Store.of_workspace(workspace)
+
+
+def _say(words: str) -> None:
+    output.say(printable(words), program=_PROGRAM)
+
+
+@output.verb("bones.vm.up", interrupted="what was begun goes on: `bones vm ls`")
+def up(
+    names: Sequence[str] = (),
+    *,
+    count: int = 1,
+    cpus: int | None = None,
+    memory_mb: int | None = None,
+    disk_mb: int | None = None,
+    root: str | None = None,
+    timeout_s: float | None = None,
+    as_json: bool = False,
+) -> int:
+    """Have VMs run; those that do already are left alone."""
+    wanted = targets.to_start(names, count)
+    store = _store(root, make=True)
+    asked = {"cpus": cpus, "memory_mb": memory_mb, "disk_mb": disk_mb}
+    given = {name: value for name, value in asked.items() if value is not None}
+    options = Options(**given).check()
+    found: dict[str, Status] = {}
+    for members in targets.clusters(wanted).values():
+        kept = [name for name in members if given and store.exists(name)]
+        for name in kept:
+            if store.config(name).options != options:
+                _say(f"{name} exists, and keeps what it was created with")
+        config = control.SpawnConfig(
+            names=tuple(members), bound=False, options=options, settings=_settings(root)
+        )
+        session, statuses = control.bring_up(
+            store,
+            config,
+            timeout_s=protocol.BOOT_WITHIN_S if timeout_s is None else timeout_s,
+            announce=_say,
+        )
+        if session is not None:
+            session.close()
+        found.update(statuses)
+    if as_json:
+        told = [found[name].as_dict() for name in wanted]
+        output.print_data("bones.vm.up", {"store": store.directory, "vms": told})
+    else:
+        for name in wanted:
+            output.line(f"{name} is up: {found[name].ip}")
+    return 0
+
+
+def _settings(root: str | None) -> dict[str, Any]:
+    return {"workspace": Workspace.find(root_or_default(root)).root}
+
+
+@output.verb("bones.vm.ls")
+def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -> int:
+    """List the VMs of the workspace."""
+    store = _store(root)
+    names = store.members()
+    if quiet:
+        for name in names:
+            output.line(name)
+        return 0
+    rows = [_row(store, name) for name in names]
+    if as_json:
+        output.print_data("bones.vm.ls", {"store": store.directory, "vms": rows})
+        return 0
+    output.lines(_table(rows), "no VMs; `bones vm up` makes one", program=_PROGRAM)
+    return 0
+
+
+def _row(store: Store, name: str) -> dict[str, Any]:
+    row: dict[str, Any] = {"name": name, "state": "unknown", "ip": "", "pid": 0, "error": ""}
+    try:
+        status = control.get_status(store, name).as_dict()
+        row.update({key: status[key] for key in row})
+    except HubError as failed:
+        row["error"] = str(failed)
+    try:
+        config = store.config(name)
+    except HubError as failed:
+        return {**row, "error": str(failed), **Options().as_dict(), "created_at": ""}
+    return {**row, **config.options.as_dict(), "created_at": config.created_at}
+
+
+def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
+    for row in rows:
+        line = (
+            f"{row['name']:16} {row['state']:11} {row['ip'] or '-':12} "
+            f"{row['cpus']} CPU  {row['memory_mb']} MB"
+        )
+        yield printable(f"{line}  {row['error']}".rstrip())
+
+
+@output.verb("bones.vm.down", interrupted="`bones vm down` again ends the rest")
+def down(
+    names: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Stop VMs; their disks stay. One that is not running is no failure."""
+    store = _store(root)
+    found, failed = _meant(store, names, everything=everything, verb="down")
+    how = _for_each(found, lambda name: control.stop(store, name), failed)
+    return _told(
+        "bones.vm.down",
+        {name: word for name, word in how.items() if word != "not-running"},
+        failed,
+        "stopped",
+        as_json=as_json,
+        nothing="nothing was running",
+    )
+
+
+@output.verb("bones.vm.rm", interrupted="`bones vm rm` again removes the rest")
+def rm(
+    names: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    yes: bool = False,
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Stop VMs and delete them with their disks; without *yes* only after asking."""
+    from swarm.asking import agreed  # noqa: PLC0415
+
+    store = _store(root)
+    found, failed = _meant(store, names, everything=everything, verb="rm")
+    if found and not (
+        yes or agreed([f"would be deleted with their disks: {', '.join(found)}"], as_json=as_json)
+    ):
+        _say("nothing was removed")
+        return 1
+
+    def remove(name: str) -> str:
+        control.stop(store, name)  # what cannot be stopped keeps its files
+        store.destroy(name)
+        return "removed"
+
+    done = _for_each(found, remove, failed)
+    return _told(
+        "bones.vm.rm", done, failed, "removed", as_json=as_json, nothing="there are no VMs"
+    )
+
+
+def _meant(
+    store: Store, names: Sequence[str], *, everything: bool, verb: str
+) -> tuple[list[str], dict[str, str]]:
+    """Return the members that *names* mean, and by name why one is none."""
+    if everything and names:
+        raise Usage(f"--all and {names[0]}: one or the other", reason="usage")
+    if not everything and not names:
+        raise Usage(f"which? `bones vm {verb} NAME…`, or --all", reason="usage")
+    members = store.members()
+    found, unknown = (members, []) if everything else targets.resolve(names, members)
+    return list(found), dict.fromkeys(unknown, "there is no such VM")
+
+
+def _for_each(
+    names: Sequence[str], act: Callable[[str], str], failed: dict[str, str]
+) -> dict[str, str]:
+    """Do *act* for all *names* side by side; whose fails is put into *failed*."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    def attempt(name: str) -> tuple[str, str]:
+        try:
+            return act(name), ""
+        except (HubError, OSError) as error:
+            return "", str(error)
+
+    if not names:
+        return {}
+    with ThreadPoolExecutor(min(len(names), 32)) as pool:
+        outcomes = dict(zip(names, pool.map(attempt, names), strict=True))
+    failed.update({name: why for name, (_done, why) in outcomes.items() if why})
+    return {name: done for name, (done, why) in outcomes.items() if not why}
+
+
+def _told(
+    verb: str,
+    done: dict[str, str],
+    failed: dict[str, str],
+    word: str,
+    *,
+    as_json: bool,
+    nothing: str,
+) -> int:
+    if as_json:
+        output.print_data(verb, {word: done, "failed": failed})
+    else:
+        for name, how in done.items():
+            output.line(f"{name} {word}" + ("" if how in (word, "agent") else f" ({how})"))
+        for name, why in failed.items():
+            _say(f"{name}: {why}")
+        if not done and not failed:
+            _say(nothing)
+    return 1 if failed else 0
+
+
+@output.verb("bones.vm.exec")
+def execute(
+    name: str,
+    argv: Sequence[str],
+    *,
+    stdin: bool = False,
+    cwd: str = "",
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Run a command in a VM; its output is ours, and so is its exit code."""
+    done = requests.execute(
+        _store(root),
+        name,
+        argv,
+        stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
+        cwd=cwd,
+        output=None if as_json else _pass_on,
+    )
+    if as_json:
+        said = {"stdout": to_json(done.stdout), "stderr": to_json(done.stderr)}
+        output.print_data("bones.vm.exec", {"name": name, "status": done.status, **said})
+    return done.status
+
+
+def _pass_on(stream: int, chunk: bytes) -> None:
+    view = memoryview(chunk)
+    while view:
+        view = view[os.write(stream, view) :]
+
+
+@output.verb("bones.vm.cp")
+def cp(source: str, target: str, *, root: str | None = None, as_json: bool = False) -> int:
+    """Copy a file or a directory into a VM, or out of one."""
+    from orchestrator.cluster import VM  # noqa: PLC0415
+
+    plan = targets.copy(source, target)
+    vm = VM(_store(root), plan.name)
+    local, remote = plan.local, plan.remote
+    try:
+        if plan.to_guest:
+            if remote.endswith("/"):
+                remote += os.path.basename(os.path.abspath(local))
+            vm.put(local, remote)
+        else:
+            if os.path.isdir(local):
+                local = os.path.join(local, os.path.basename(remote.rstrip("/")))
+            vm.get(remote, local)
+    except OSError as error:
+        raise Refused(f"{local} cannot be copied: {error}", reason="local") from None
+    if as_json:
+        told = {"name": plan.name, "remote": remote, "local": local, "to_guest": plan.to_guest}
+        output.print_data("bones.vm.cp", told)
+    return 0
+
+
+@output.verb("bones.vm.logs")
+def logs(name: str, *, follow: bool = False, root: str | None = None, as_json: bool = False) -> int:
+    """Print what a VM's console has said since its last start."""
+    said = requests.logs(_store(root), name, follow=follow and not as_json)
+    if as_json:
+        lines = b"".join(said).decode(errors="replace").splitlines()
+        output.print_data("bones.vm.logs", {"name": name, "lines": lines})
+        return 0
+    for chunk in said:
+        _pass_on(1, chunk)
+    return 0
+
+
+@output.verb("bones.vm.forward")
+def forward(name: str, port: str, *, root: str | None = None, as_json: bool = False) -> int:
+    """Have a port of 127.0.0.1 lead into a VM; print it."""
+    host_port, guest_port = targets.ports(port)
+    host_port = requests.forward(_store(root), name, guest_port, host_port)
+    if as_json:
+        told = {"name": name, "host_port": host_port, "guest_port": guest_port}
+        output.print_data("bones.vm.forward", told)
+    else:
+        output.line(f"127.0.0.1:{host_port}")
+    return 0
+
+
+@output.verb("bones.vm.prune")
+def prune(*, root: str | None = None, as_json: bool = False) -> int:
+    """Remove what killed holders, and removals that were killed, have left."""
+    store = _store(root)
+    cleared = []
+    clusters = {cluster_of(name) for name in store.members()}
+    for cluster in sorted(clusters):
+        store.sweep(cluster)
+        for name in store.members(cluster):
+            if store.holder_of(name) is not None and not control.is_running(store, name):
+                _clear(store, name)
+                cleared.append(name)
+    if as_json:
+        output.print_data("bones.vm.prune", {"cleared": cleared})
+    elif cleared:
+        output.line(f"cleared up after killed holders: {several(cleared)}")
+    else:
+        _say("nothing to clear up")
+    return 0
+
+
+def _clear(store: Store, name: str) -> None:
+    from foundation.atomic import remove  # noqa: PLC0415
+
+    lock = store.take(name)
+    if lock is None:
+        return  # somebody has it by now
+    try:
+        place = store.place(name)
+        remove(place.socket)
+        remove(place.pidfile)
+    finally:
+        os.close(lock)

@@ -110,15 +110,30 @@ class Uplink:
             for attempt in range(1, ATTEMPTS + 1):
                 chosen = host_port or ports.any_free()
                 try:
-                    await self._gateway.forward(chosen, ip, port)
+                    await self._make(
+                        self._gateway, Forward(host_port=chosen, member=member, ip=ip, port=port)
+                    )
                 except Refused:
                     if host_port or attempt == ATTEMPTS:
                         raise
                 else:
                     break
-            self.forwards[chosen] = Forward(host_port=chosen, member=member, ip=ip, port=port)
-        self._changed()
         return chosen
+
+    async def _make(self, gateway: Gateway, forward: Forward) -> None:
+        if forward.host_port in self.forwards:
+            raise Refused(
+                f"port {forward.host_port} is forwarded already: end that first",
+                reason="port-taken",
+            )
+        # Before it is asked for: if we are cancelled meanwhile, it ends with its member.
+        self.forwards[forward.host_port] = forward
+        self._changed()
+        try:
+            await gateway.forward(forward.host_port, forward.ip, forward.port)
+        except HubError:
+            self.forget([forward.host_port])
+            raise
 
     def forget(self, host_ports: list[int]) -> list[int]:
         """Let nothing be answered by these forwards from now on; return those that there were."""

@@ -22,7 +22,7 @@ from tests.orchestrator.net.guest import Guest, listening
 from tests.support import CODE, accepts, eventually, free_port, is_gone, kill
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Callable
 
 pytestmark = pytest.mark.vm
 
@@ -59,6 +59,13 @@ def gateway_pid(network: Network) -> int:
     gateway = network._uplink._gateway
     assert gateway is not None
     return gateway.pid
+
+
+async def soon(holds: Callable[[], bool]) -> None:
+    """Wait until *holds* returns true, while the loop runs."""
+    async with asyncio.timeout(20):
+        while not holds():  # noqa: ASYNC110 - what is waited for tells nobody
+            await asyncio.sleep(0.001)
 
 
 def has_called(server: socket.socket) -> bool:
@@ -159,9 +166,18 @@ async def test_a_forward_ends_when_it_is_told_to_and_with_its_member() -> None:
         network.release("me")
         network.release("me")
         assert not network.forwards()
-        async with asyncio.timeout(10):
-            while accepts(second):  # noqa: ASYNC110 - a port tells nobody
-                await asyncio.sleep(0.01)
+        await soon(lambda: not accepts(second))
+
+
+async def test_a_forward_that_nobody_waits_for_any_more_ends_with_its_member() -> None:
+    async with opened() as network:
+        asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
+        await asyncio.sleep(0)
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        network.release("me")
+        await soon(lambda: not accepts(port))
 
 
 async def test_a_port_of_the_host_that_is_taken_is_not_forwarded() -> None:
@@ -173,6 +189,10 @@ async def test_a_port_of_the_host_that_is_taken_is_not_forwarded() -> None:
             assert not network.forwards()
             port = free_port()
             assert await network.forward("me", 22, port) == port
+            with pytest.raises(Refused) as taken:
+                await network.forward("me", 80, port)
+            assert taken.value.reason == "port-taken"
+            assert [forward.port for forward in network.forwards()] == [22]
             for wrong in (0, 65536, -1):
                 with pytest.raises(ValueError, match=str(wrong)):
                     await network.forward("me", wrong)
@@ -187,9 +207,7 @@ async def test_nothing_of_a_guest_gets_out_before_it_is_admitted() -> None:
             network.allow(port)
             with Guest(network, "me") as guest, plugged(network, "other") as other:
                 guest.knocks(GATEWAY, port, mac=GATEWAY_MAC)
-                async with asyncio.timeout(10):
-                    while network.counts("me").closed < 1:  # noqa: ASYNC110 - it wakes nobody
-                        await asyncio.sleep(0.001)
+                await soon(lambda: network.counts("me").closed > 0)
                 other.pings(GATEWAY)
                 assert not has_called(hub)
                 network.admit("me")
@@ -225,11 +243,10 @@ async def test_a_killed_gateway_is_back_with_its_forwards() -> None:
             with plugged(network) as guest:
                 guest.connects(GATEWAY, port)
                 for _ in range(2):
-                    before, heard = gateway_pid(network), len(told)
+                    before = gateway_pid(network)
+                    told.clear()
                     kill(before)
-                    async with asyncio.timeout(10):
-                        while len(told) == heard:  # noqa: ASYNC110 - told is a list
-                            await asyncio.sleep(0.001)
+                    await soon(lambda: bool(told))
                     assert told[-1] == (
                         "gateway-restarted",
                         {"status": -9, "said": told[-1][1]["said"]},
@@ -252,9 +269,7 @@ async def test_a_forward_whose_port_was_taken_meanwhile_is_told_as_lost() -> Non
         kill(gateway_pid(network))
         eventually(lambda: not accepts(host_port))  # the loop has no turn before the port is ours
         with socket.create_server(("127.0.0.1", host_port)):
-            async with asyncio.timeout(10):
-                while len(told) < 2:  # noqa: ASYNC110 - told is a list
-                    await asyncio.sleep(0.001)
+            await soon(lambda: len(told) == 2)
         assert [name for name, _details in told] == ["forward-lost", "gateway-restarted"]
         assert told[0][1]["host_port"] == host_port
         assert [forward.host_port for forward in network.forwards()] == [kept]
@@ -272,9 +287,7 @@ async def test_a_gateway_that_cannot_come_back_is_given_up_and_said_so(tmp_path:
     async with opened(qemu=str(program), told=lambda *event: told.append(event)) as network:
         (tmp_path / "qemu.broken").touch()
         kill(gateway_pid(network))
-        async with asyncio.timeout(20):
-            while not told:  # noqa: ASYNC110 - told is a list
-                await asyncio.sleep(0.01)
+        await soon(lambda: bool(told))
         assert told[0][0] == "gateway-failed"
         assert "no luck" in told[0][1]["said"]
         for ask in (lambda: network.forward("me", 22), _async(network.counts)):

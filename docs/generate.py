@@ -68,6 +68,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones vm logs | `{name, lines}` |
 | bones vm forward | `{name, host_port, guest_port}` |
 | bones vm prune | `{cleared: [name]}` |
+| bones vm doctor | as doctor |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed, histories}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 
 VM is `{name, pid, running, ip, state, error, reason}`; `state` is `downloading`, `starting`, `running`, `stopping`, `stopped`, `error`.
@@ -129,7 +130,10 @@ _BONES = (
     *("up", "status", "log", "diff", "revert", "apply", "events", "down", "purge"),
     *(f"swarm {verb}" for verb in ("join", "commit", "update", "diff", "status", "cwd", "close")),
     *("swarm run", "swarm reap", "swarm rescue ls", "swarm rescue restore"),
-    *(f"vm {verb}" for verb in ("up", "down", "ls", "exec", "cp", "logs", "forward", "rm", "prune")),
+    *(
+        f"vm {verb}"
+        for verb in ("up", "down", "ls", "exec", "cp", "logs", "forward", "rm", "prune", "doctor")
+    ),
 )
 
 

@@ -10,7 +10,7 @@ import os
 import re
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, Refused, ToolFailed
+from foundation.errors import HubError, Refused, ToolFailed, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
 from foundation.spawn import find_program
@@ -83,9 +83,10 @@ class Guest(Record):
 class Packages:
     """What is in one cache directory, and how it gets there."""
 
-    def __init__(self, directory: str) -> None:
-        """Name the directory; nothing is made or looked at yet."""
+    def __init__(self, directory: str, *, fetch: bool = True) -> None:
+        """Name the directory; nothing is made or looked at yet. Not *fetch*: what is missing is."""
         self._room = f"{directory}/packages"
+        self._fetch = fetch
 
     async def qemu(self, progress: Progress) -> Qemu:
         """Return a QEMU.
@@ -137,6 +138,8 @@ class Packages:
             return path
         if not (find_program("apt-get") and find_program("dpkg-deb")):
             raise HubError(advice, reason=reason)
+        if not self._fetch:
+            raise Unavailable(f"{name}: not fetched yet", reason="not-fetched")
         try:
             async with cache.making(self._room, "waiting for another download", progress) as new:
                 if cache.has(path):

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
     ClusterOf = Callable[..., Cluster]
 
-_CANNOT = frozenset(("no-qemu", "no-kernel", "no-busybox"))
+_CANNOT = frozenset(("no-qemu", "no-guest"))
 """Reasons of errors that tell of the machine, not of the test."""
 
 

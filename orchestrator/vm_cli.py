@@ -182,3 +182,12 @@ def prune(*, root: Root = None, as_json: Json = False) -> NoReturn:
     Example:  bones vm prune
     """
     sys.exit(vm_verbs.prune(root=root, as_json=as_json))
+
+
+@app.command()
+def doctor(*, root: Root = None, as_json: Json = False) -> NoReturn:
+    """Say what VMs lack on this machine, and what is wrong with those here.
+
+    Example:  bones vm doctor
+    """
+    sys.exit(vm_verbs.doctor(root=root, as_json=as_json))

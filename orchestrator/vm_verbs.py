@@ -349,3 +349,11 @@ def _clear(store: Store, name: str) -> None:
         remove(place.pidfile)
     finally:
         os.close(lock)
+
+
+@output.verb("bones.vm.doctor")
+def doctor(*, root: str | None = None, as_json: bool = False) -> int:
+    """Print what VMs need on this machine, and what is wrong with those here."""
+    from orchestrator import vm_doctor  # noqa: PLC0415 - it loads the backend
+
+    return vm_doctor.doctor(_store(root), as_json=as_json)

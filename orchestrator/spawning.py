@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.store import Store
 
 _PROGRAM = (
-    "import sys; sys.path[:0] = [sys.argv.pop(1)]; "
-    "from orchestrator.holder import run; sys.exit(run())"
+    "import os, sys; sys.path[:0] = [sys.argv.pop(1)]; "
+    "from orchestrator.holder import run; os._exit(run())"  # no teardown: a stop waits for it
 )
 _HERE = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _LOG_BYTES = 1 << 20
@@ -49,7 +49,7 @@ class SpawnConfig(Record):
     """Of those members that do not exist yet."""
     settings: dict[str, Any] = {}  # noqa: RUF012 - a record's default, never changed
     """What the holder is told besides, as JSON: ``boot_within_s``, ``stop_within_s``,
-    ``allow_ports`` (of this host's loopback, for the guests), …"""
+    ``request_within_s``, ``allow_ports`` (of this host's loopback, for the guests), …"""
     program: tuple[str, ...] = ()
     """Another program than ours to be the holder, with its first arguments."""
 

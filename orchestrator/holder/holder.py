@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 from foundation import control
 from foundation.atomic import remove
-from foundation.errors import OwnedByAnother, Unavailable
+from foundation.errors import OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
 from orchestrator import protocol
 from orchestrator.holder.bound import ParentWatch
 from orchestrator.holder.member import Member
 from orchestrator.holder.pidfile import remove_pidfile, write_pidfile
-from orchestrator.holder.server import Server
+from orchestrator.holder.server import REQUEST_WITHIN_S, Server
 from orchestrator.holder.verbs import OUTLIVE, Verbs
 from orchestrator.spawning import taken
 from orchestrator.store import Store, cluster_of
@@ -56,13 +56,21 @@ class Holder:
         self._cluster_locks = list(launch.clusters)
         self._ended = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
+        self._boot_within_s = self._setting("boot_within_s", protocol.BOOT_WITHIN_S)
+        self._stop_within_s = self._setting("stop_within_s", protocol.STOP_WITHIN_S)
         self._server = Server(
-            Verbs(self).answer, outlive=OUTLIVE, on_unbound=self._unbound, complain=complain
+            Verbs(self).answer,
+            outlive=OUTLIVE,
+            on_unbound=self._unbound,
+            complain=complain,
+            request_within_s=self._setting("request_within_s", REQUEST_WITHIN_S),
         )
-        boot_within_s = launch.settings.get("boot_within_s", protocol.BOOT_WITHIN_S)
-        self._boot_within_s = float(boot_within_s)
-        stop_within_s = launch.settings.get("stop_within_s", protocol.STOP_WITHIN_S)
-        self._stop_within_s = float(stop_within_s)
+
+    def _setting(self, name: str, default: float) -> float:
+        value = self.launch.settings.get(name, default)
+        if type(value) not in (int, float) or not value > 0:
+            raise Refused(f"{name}={value!r}: seconds are needed", reason="bad-setting")
+        return float(value)
 
     def begin(self) -> None:
         """Name this process, serve the sockets, boot every member: a bound one's, once it is bound.

@@ -54,6 +54,7 @@ class Member:
         self._boot_within_s = boot_within_s
         self._ip = ""
         self._note = ""
+        self._killed = False
         self._changed = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
 
@@ -215,7 +216,9 @@ class Member:
         """Stop it, gently for up to *gentle_s*; return how it went, once it is over."""
         if self._life is None:
             self.begin()
-        if self.state not in (protocol.STOPPING, *OVER):
+        if self.state == protocol.STOPPING:  # another asked before, who may have more time
+            asyncio.get_running_loop().call_later(gentle_s, self.kill)
+        elif self.state not in OVER:
             booted = self.state == protocol.RUNNING
             self._step("stop")
             hit("stop.asked")
@@ -234,7 +237,7 @@ class Member:
         try:
             async with asyncio.timeout(gentle_s + _REAPED_WITHIN_S):
                 how: Any = await machine.stop(gentle_s)
-            self.how = how
+            self.how = "killed" if self._killed else how
         except TimeoutError:
             self._complain(f"the VM of {self.name} does not stop", TimeoutError())
         except HubError as error:
@@ -245,4 +248,5 @@ class Member:
     def kill(self) -> None:
         """End it at once; nothing is waited for."""
         if self.machine is not None:
+            self._killed = True
             self.machine.kill()

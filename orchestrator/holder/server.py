@@ -32,10 +32,15 @@ class Client:
     """One connection, to the socket of one member."""
 
     def __init__(
-        self, member: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter
+        self,
+        member: str,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        request_within_s: float,
     ) -> None:
-        """Serve whoever is at *reader* and *writer*."""
+        """Serve whoever is at *reader* and *writer*; *request_within_s* for each line."""
         self.member = member
+        self._request_within_s = request_within_s
         self.bound = False
         """Its end is the holder's."""
         self.pid, self.uid = _peer(writer.get_extra_info("socket"))
@@ -63,7 +68,7 @@ class Client:
         Raises:
             TimeoutError: it has not come in time.
         """
-        within_s = None if self.bound else REQUEST_WITHIN_S
+        within_s = None if self.bound else self._request_within_s
         async with asyncio.timeout(within_s):
             line = await self._lines.get()
         assert line is not None
@@ -137,6 +142,7 @@ class Server:
         outlive: frozenset[str],
         on_unbound: Callable[[], None],
         complain: Callable[[str, BaseException], None],
+        request_within_s: float = REQUEST_WITHIN_S,
     ) -> None:
         """Have *handler* answer.
 
@@ -147,6 +153,7 @@ class Server:
         self._outlive = outlive
         self._on_unbound = on_unbound
         self._complain = complain
+        self._request_within_s = request_within_s
         self._listening: dict[str, socket.socket] = {}
         self._serving: set[asyncio.Task[None]] = set()
         self._answering: set[asyncio.Future[dict[str, Any]]] = set()
@@ -202,7 +209,7 @@ class Server:
         sock.setblocking(False)
         transport, _protocol = await loop.connect_accepted_socket(lambda: streams, sock)
         writer = asyncio.StreamWriter(transport, streams, reader, loop)
-        client = Client(member, reader, writer)
+        client = Client(member, reader, writer, self._request_within_s)
         if client.uid != os.geteuid() or len(self._serving) > CONNECTIONS:
             transport.abort()
             return

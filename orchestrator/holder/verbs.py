@@ -78,7 +78,7 @@ class Verbs:
         return {"members": [status.as_dict() for status in self._holder.statuses()]}
 
     async def _add(self, request: dict[str, Any], _client: Client) -> dict[str, Any]:
-        name = check_name(str(request["name"]))
+        name = check_name(_text(request["name"]))
         options = Options.from_json(request.get("options", {}))
         return (await self._holder.add(name, options)).status().as_dict()
 
@@ -94,6 +94,7 @@ class Verbs:
         env = request.get("env") or {}
         if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
             raise Refused("env: names and texts are needed", reason="protocol")
+        cwd = _text(request.get("cwd", ""))
         stdin = await client.upload() if request.get("stdin") else b""
         behind: list[BaseException] = []
 
@@ -107,7 +108,7 @@ class Verbs:
         running = asyncio.ensure_future(
             self._member(client)
             .running()
-            .execute(argv, stdin=stdin, env=env, cwd=str(request.get("cwd", "")), output=output)
+            .execute(argv, stdin=stdin, env=env, cwd=cwd, output=output)
         )
         try:
             done = await running
@@ -120,11 +121,11 @@ class Verbs:
 
     async def _put(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         tar = await client.upload()
-        await self._member(client).running().put(tar, str(request["directory"]))
+        await self._member(client).running().put(tar, _text(request["directory"]))
         return {}
 
     async def _get(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
-        tar = await self._member(client).running().get(str(request["path"]))
+        tar = await self._member(client).running().get(_text(request["path"]))
         for at in range(0, len(tar), protocol.CHUNK):
             client.output(tar[at : at + protocol.CHUNK])
             await client.drain()
@@ -186,6 +187,12 @@ def _seconds(value: object) -> float:
 def _port(value: object, *, least: int) -> int:
     if type(value) is not int or not least <= value < _PORTS:
         raise Refused(f"{value!r} is no port", reason="protocol")
+    return value
+
+
+def _text(value: object) -> str:
+    if not isinstance(value, str):
+        raise Refused(f"{value!r}: a text is needed", reason="protocol")
     return value
 
 

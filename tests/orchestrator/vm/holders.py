@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOLDER = """
-import sys
+import os, sys
 sys.path[:0] = [sys.argv.pop(1)]
 from orchestrator.holder import run
 from tests.orchestrator.vm.fake_parts import assemble
-sys.exit(run(assemble))
+os._exit(run(assemble))
 """
 PROGRAM = (sys.executable, "-c", HOLDER, str(CODE))
 SMALL = Options(disk_mb=1)

@@ -76,5 +76,5 @@ def _key(guest: Guest) -> str:
     digest = hashlib.sha256()
     for path in (guest.kernel, guest.modules, guest.busybox, *initrd.sources()):
         status = os.stat(path)
-        digest.update(f"{path}\0{status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
+        digest.update(f"{status.st_ino} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()

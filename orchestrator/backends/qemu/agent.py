@@ -54,6 +54,7 @@ class Agent:
             talking = asyncio.ensure_future(
                 self._channels[0].talk(shell.here(token, script), token, b"", collected.take)
             )
+            talking.add_done_callback(_retrieved)
             try:
                 status = await asyncio.shield(talking)
             except asyncio.CancelledError:
@@ -79,6 +80,7 @@ class Agent:
         talking = asyncio.ensure_future(
             self._channels[number].talk(line, token, stdin, collected.take)
         )
+        talking.add_done_callback(_retrieved)
         try:
             await asyncio.wait((talking, collected.failed), return_when=asyncio.FIRST_COMPLETED)
             if collected.failed.done():
@@ -105,6 +107,12 @@ class Agent:
         except HubError:
             return  # the guest is gone, or the channel is of no use any more
         self._free.put_nowait(number)
+
+
+def _retrieved(done: asyncio.Future[int]) -> None:
+    """Whoever asked may have given up meanwhile: then nobody wants to know how it failed."""
+    if not done.cancelled():
+        done.exception()
 
 
 class _Collected:

@@ -9,6 +9,10 @@ from __future__ import annotations
 from foundation.record import Record
 from orchestrator.image.initrd import CHANNELS
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from orchestrator.image.images import Image
+
 QMP_FD = 3
 NET_FD = 4
 FIRST_PORT_FD = 5
@@ -33,8 +37,7 @@ class Shape(Record):
     """``kvm`` or ``tcg``."""
     cpus: int
     memory_mb: int
-    kernel: str
-    initrd: str
+    image: Image
 
 
 class Memory(Record):
@@ -81,7 +84,7 @@ def arguments(shape: Shape, parts: Parts) -> list[str]:
     if shape.accel == "tcg":
         made += ["-accel", f"tcg,tb-size={_TRANSLATIONS_MB}"]
         made[made.index(machine)] = machine.replace(",accel=tcg", "")
-    made += ["-kernel", shape.kernel, "-initrd", shape.initrd, "-append", _APPEND]
+    made += ["-kernel", shape.image.kernel, "-initrd", shape.image.initrd, "-append", _APPEND]
     made += ["-chardev", f"socket,id=qmp,fd={QMP_FD}", "-mon", "chardev=qmp,mode=control"]
     made += ["-chardev", f"file,id=console,path={_value(parts.console)},append=on"]
     made += ["-serial", "chardev:console"]

@@ -39,8 +39,7 @@ class _Had(Record):
             accel=self.accel,
             cpus=spec.cpus,
             memory_mb=spec.memory_mb,
-            kernel=self.image.kernel,
-            initrd=self.image.initrd,
+            image=self.image,
         )
 
 

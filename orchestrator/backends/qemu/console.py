@@ -8,6 +8,7 @@ LARGEST = 4 << 20
 """In bytes: a console that is longer is cut."""
 _KEPT = 256 << 10
 _TAIL_BYTES = 8192
+_PANIC = "Kernel panic"
 
 
 def begin(path: str) -> None:
@@ -19,12 +20,16 @@ def begin(path: str) -> None:
 
 
 def last_lines(path: str, number: int) -> str:
-    """Return the last *number* lines that are not empty, less what a terminal would obey."""
+    """Return the last *number* lines that are not empty, less what a terminal would obey.
+
+    Where a kernel panicked, the line that says so comes before them.
+    """
     lines = [
         line.rstrip() for line in _tail(path, _TAIL_BYTES).decode("utf-8", "replace").split("\n")
     ]
     plain = ["".join(c for c in line if c.isprintable() or c == "\t") for line in lines if line]
-    return "\n".join(plain[-number:])
+    died = [line for line in plain[:-number] if _PANIC in line]
+    return "\n".join(died[-1:] + plain[-number:])
 
 
 def cut(path: str) -> None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ACCEL = "BONES_VM_ACCEL"
 """``kvm`` or ``tcg``: no trial."""
 DEVICE = "/dev/kvm"
-_DEADLINE_S = 3.0
+_DEADLINE_S = 2.0
 _VALUE = 0x10
 _STATUS = _VALUE << 1 | 1  # isa-debug-exit
 _CODE = bytes([0xB0, _VALUE, 0xE6, 0xF4, 0xF4])  # mov al, 0x10; out 0xf4, al; hlt

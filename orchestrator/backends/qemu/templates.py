@@ -134,6 +134,7 @@ class Templates:
         memory = Memory(path=made.ram, shared=True)
         parts = _parts(console).replace(memory=memory, confined=False)  # it runs cat
         running = await Running.start(self._qemu, shape, parts)
+        hit("template.booting")
         try:
             await _within(_BOOT_S, _warm(running), "did not boot")
             qmp = running.qmp
@@ -152,7 +153,10 @@ class Templates:
         digest = hashlib.sha256()
         status = os.stat(self._qemu.program)
         digest.update(f"{self._qemu.program}\0{status.st_size} {status.st_mtime_ns}\n".encode())
-        digest.update("\0".join(argv.arguments(shape, _parts("console"))).encode())
+        # By its key, not its place: a cache may be moved.
+        placeless = shape.replace(image=shape.image.replace(kernel="", initrd=""))
+        digest.update(f"{shape.image.key}\0".encode())
+        digest.update("\0".join(argv.arguments(placeless, _parts("console"))).encode())
         if shape.accel == "kvm":
             digest.update(_processor())
         return Template(path=f"{self._room}/{digest.hexdigest()}")

@@ -1,0 +1,218 @@
+"""Real guests: their disks, their ends, the templates they start from."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from foundation.atomic import write_file
+from foundation.errors import HubError, Refused
+from orchestrator import cache as caching
+from orchestrator.backends.qemu import disk, kvm
+from orchestrator.backends.qemu.backend import QemuBackend
+from orchestrator.packages import Packages
+from tests.orchestrator.vm import qemus
+from tests.orchestrator.vm.qemus import CACHE, running, shell, spec
+from tests.support import eventually, is_gone, kill, run_python
+
+pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
+
+
+@pytest.fixture
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Return a cache that has the shared one's packages and images, and no template."""
+    monkeypatch.setenv(kvm.ACCEL, "tcg")  # not another trial
+    cache = tmp_path / "cache"
+    cache.mkdir()
+    for name in ("packages", "images"):
+        os.symlink(CACHE / name, cache / name)
+    return cache
+
+
+async def test_what_is_on_the_disk_is_there_after_a_stop_and_after_a_kill(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, disk_mb=300)
+    async with running(wanted) as machine:
+        assert "/dev/vda /data ext4 rw" in await shell(machine, "cat /proc/mounts")
+        size_kib = int((await shell(machine, "df -k /data | tail -1")).split()[1])
+        assert 250_000 < size_kib <= 300 * 1024
+        await shell(machine, "echo one >/data/one")  # not synced: a stop does that
+        assert await machine.stop(20) == "agent"
+        assert (await machine.wait()).reason == "it was stopped"
+    disk_bytes = os.stat(f"{wanted.directory}/{disk.NAME}").st_blocks * 512
+    assert disk_bytes < 100 << 20, "it is sparse"
+    async with running(wanted) as machine:
+        assert await shell(machine, "cat /data/one") == "one\n"
+        await shell(machine, "echo two >/data/two; sync")
+        kill(machine.pid)
+        assert (await machine.wait()).status == -signal.SIGKILL
+    async with running(wanted) as machine:
+        assert await shell(machine, "cat /data/one /data/two") == "one\ntwo\n"
+
+
+async def test_a_disk_that_does_not_mount_is_left_as_it_is(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, disk_mb=16)
+    path = f"{wanted.directory}/{disk.NAME}"
+    write_file(path, b"precious" * (1 << 17))
+    with pytest.raises(HubError, match="could not become web-1"):
+        async with running(wanted):
+            pass
+    assert qemus.content(path) == b"precious" * (1 << 17)
+
+
+@pytest.mark.faults
+async def test_a_disk_is_whole_or_absent(tmp_path: Path) -> None:
+    program = """
+import asyncio, sys
+from orchestrator.backends.base import Spec
+from orchestrator.backends.qemu import disk
+asyncio.run(disk.have(Spec(name="x", directory=sys.argv[1], cpus=1, memory_mb=1, disk_mb=64,
+                           mac="", ip="", gateway="")))
+"""
+    assert (
+        run_python(program, str(tmp_path), check=False, HUB_FAILPOINT="disk.made").returncode == -9
+    )
+    assert not (tmp_path / disk.NAME).exists()
+    run_python(program, str(tmp_path))
+    assert os.listdir(tmp_path) == [disk.NAME]
+
+
+async def test_a_guest_that_does_not_answer_is_ended_in_time(tmp_path: Path) -> None:
+    async with running(spec(tmp_path)) as machine:
+        await machine._running.qmp.execute("stop")  # as if it hung
+        began = time.monotonic()
+        assert await machine.stop(2) == "quit"
+        assert time.monotonic() - began < 2
+    async with running(spec(tmp_path)) as machine:
+        os.kill(machine.pid, signal.SIGSTOP)
+        began = time.monotonic()
+        assert await machine.stop(1) == "killed"
+        assert time.monotonic() - began < 2
+        assert is_gone(machine.pid)
+
+
+@pytest.mark.faults
+async def test_a_vm_dies_with_who_started_it(tmp_path: Path) -> None:
+    program = """
+import asyncio, os, sys
+from pathlib import Path
+from foundation.failpoint import hit
+from orchestrator.backends.qemu.backend import QemuBackend
+from tests.orchestrator.vm.qemus import CACHE, spec
+async def main():
+    machine = await QemuBackend(str(CACHE)).start(spec(Path(sys.argv[1])), None)
+    Path(sys.argv[1], "pid").write_text(str(machine.pid))
+    hit("started")
+asyncio.run(main())
+"""
+    killed = run_python(program, str(tmp_path), check=False, HUB_FAILPOINT="started")
+    assert killed.returncode == -9, killed.stderr
+    pid = int((tmp_path / "pid").read_text())
+    eventually(lambda: is_gone(pid))
+
+
+async def test_vms_of_one_template_share_what_it_was_and_nothing_else(tmp_path: Path) -> None:
+    backend = QemuBackend(str(CACHE))
+    async with (
+        running(spec(tmp_path, 1), backend) as one,
+        running(spec(tmp_path, 2), backend) as two,
+    ):
+        ask = "head -c 16 /dev/urandom | xxd -p; cat /proc/sys/kernel/random/boot_id; hostname"
+        answers = [(await shell(machine, ask)).split() for machine in (one, two)]
+        assert all(a != b for a, b in zip(*answers, strict=True))
+        for machine in (one, two):
+            maps = qemus.content(f"/proc/{machine.pid}/maps").decode()
+            assert str(CACHE / "templates") in maps, "it was booted"
+        before = await shell(two, "md5sum /bin/busybox")
+        await shell(one, "dd if=/dev/urandom of=/bin/busybox2 bs=1M count=2 2>/dev/null")
+        assert await shell(two, "ls /bin/busybox2 2>&1 || true") != "/bin/busybox2\n"
+        assert await shell(two, "md5sum /bin/busybox") == before
+
+
+@pytest.mark.faults
+async def test_a_template_that_does_not_work_is_dropped_and_its_vm_booted(
+    tmp_path: Path, cache: Path
+) -> None:
+    wanted = spec(tmp_path)
+    await QemuBackend(str(CACHE)).prepare(wanted, qemus.quiet)
+    for made in CACHE.glob("templates/*/"):
+        copy = cache / "templates" / made.name
+        copy.mkdir(parents=True)
+        os.link(made / "ram", copy / "ram")  # nobody writes to it
+        (copy / "state").write_bytes(qemus.content(str(made / "state"))[:1000])
+    broken = set((cache / "templates").iterdir())
+    async with running(wanted, QemuBackend(str(cache)), prepare=False) as machine:
+        assert await shell(machine, "hostname") == "web-1\n"
+        assert str(cache / "templates") not in qemus.content(f"/proc/{machine.pid}/maps").decode()
+    assert len(broken - set((cache / "templates").iterdir())) == 1
+
+
+@pytest.mark.faults
+async def test_a_killed_maker_of_a_template_leaves_nothing_that_matters(
+    tmp_path: Path, cache: Path
+) -> None:
+    program = """
+import asyncio, sys
+from pathlib import Path
+from orchestrator.backends.qemu.backend import QemuBackend
+from tests.orchestrator.vm.qemus import spec
+asyncio.run(QemuBackend(sys.argv[1]).prepare(spec(Path(sys.argv[2])), print))
+"""
+    arguments = (program, str(cache), str(tmp_path))
+    killed = run_python(*arguments, check=False, HUB_FAILPOINT="template.booting")
+    assert killed.returncode == -9, killed.stdout + killed.stderr
+    assert len(os.listdir(cache / "templates")) == 2, "a lock, and what was half made"
+    async with caching.making(str(cache / "templates"), "", qemus.quiet):
+        pass
+    assert os.listdir(cache / "templates") == ["lock"]
+
+
+async def test_a_template_that_cannot_be_made_is_told_once_and_is_no_failure(
+    tmp_path: Path, cache: Path
+) -> None:
+    told: list[str] = []
+    (cache / "templates").touch()  # no directory can be there
+    backend = QemuBackend(str(cache))
+    for _ in range(2):
+        await backend.prepare(spec(tmp_path), told.append)
+    assert [words.partition(":")[0] for words in told if "template" in words] == ["no template"]
+
+
+async def test_a_qemu_that_refuses_says_why(tmp_path: Path) -> None:
+    with pytest.raises(HubError, match=r"(?i)memory|ram") as failed:
+        await QemuBackend(str(CACHE), templates=False).start(
+            spec(tmp_path, memory_mb=1 << 40), None
+        )
+    assert failed.value.reason == "qemu"
+
+
+async def test_kvm_is_used_only_if_a_boot_of_it_ends_in_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    qemu = await Packages(str(CACHE)).qemu(qemus.quiet)
+    sector = tmp_path / "sector"
+    sector.write_bytes(kvm._SECTOR)
+    assert await kvm.works(qemu, str(sector), "tcg", 30), "emulation always does"
+    sector.write_bytes(b"\xeb\xfe".ljust(510, b"\0") + b"\x55\xaa")  # jmp $
+    began = time.monotonic()
+    assert not await kvm.works(qemu, str(sector), "tcg", 0.3), "it hangs"
+    assert time.monotonic() - began < 5
+    assert not await kvm.works(qemu, str(sector), "nothing", 30), "it is refused"
+
+    verdicts: list[str] = []
+    monkeypatch.setattr(kvm, "DEVICE", "/dev/null")
+    monkeypatch.setattr(kvm, "_DEADLINE_S", 0.5)
+    for _ in range(2):
+        assert await kvm.accel(str(tmp_path), qemu, verdicts.append) in ("kvm", "tcg")
+    assert verdicts == ["trying whether KVM works here"], "once a boot"
+    monkeypatch.setattr(kvm, "DEVICE", "/nope")
+    assert await kvm.accel(str(tmp_path), qemu, verdicts.append) == "tcg"
+    for named in ("kvm", "tcg"):
+        monkeypatch.setenv(kvm.ACCEL, named)
+        assert await kvm.accel(str(tmp_path), qemu, verdicts.append) == named
+    monkeypatch.setenv(kvm.ACCEL, "hvf")
+    with pytest.raises(Refused, match="kvm or tcg"):
+        await kvm.accel(str(tmp_path), qemu, verdicts.append)

@@ -35,7 +35,7 @@ TOOLS = ROOT / ".tools"
 VENV = ROOT / ".venv"
 OUR_FOSSIL = TOOLS / "bin" / "fossil"
 PRIVATE_APT = TOOLS / "apt"
-VM_PARTS = TOOLS / "vm"
+VM_PARTS = TOOLS / "cache" / "bones" / "vm"
 SHIM_MARK = "# bones-substrate shim; written by bin/setup --shim"
 PIP_WITH_PYTHON_OPTION = (22, 3)
 

@@ -154,24 +154,24 @@ def verbs() -> list[str]:
 
 
 _PROGRAM = """
-import json, os, sys
+import json, sys
 sys.path.insert(0, sys.argv.pop(1))
-from {package}.cli import app  # once for all
-from {package}.entry import main
-for arguments in json.loads(sys.argv.pop()):
-    sys.argv[1:] = [*arguments, "--help"]
-    sys.stdout.flush()
-    if os.fork() == 0:
-        main()
-        os._exit(0)
-    if os.wait()[1] != 0:
-        raise SystemExit(f"{{arguments}}: no help")
+from {package}.cli import app
+from typer.main import get_command
+command = get_command(app)  # once for all: it takes longer than a page
+for arguments in json.loads(sys.argv[1]):
+    try:
+        command.main([*arguments, "--help"], prog_name="{name}")
+    except SystemExit as end:
+        if end.code != 0:
+            raise SystemExit(f"{{arguments}}: no help")
     sys.stdout.write("\\0")
 """
 
 
 def _sections(name: str, verbs: Sequence[Sequence[str]]) -> list[str]:
-    program = _PROGRAM.format(package={"hub": "hub", "bones": "orchestrator"}[name])
+    package = {"hub": "hub", "bones": "orchestrator"}[name]
+    program = _PROGRAM.format(package=package, name=name)
     environment = {**os.environ, "COLUMNS": "80", "TERMINAL_WIDTH": "80", "NO_COLOR": "1"}
     shown = subprocess.run(
         [sys.executable, "-I", "-c", program, str(ROOT), json.dumps(verbs)],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.store import Store
+from tests.orchestrator.vm.qemus import CACHE
 from tests.orchestrator.vm.holders import end_holders
 
 if TYPE_CHECKING:
@@ -20,3 +21,9 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "vms")
     yield made
     end_holders(made)
+
+
+@pytest.fixture(autouse=True)
+def _one_cache(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have holders use what set-up has fetched: one image and one template for all tests."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(CACHE.parent.parent))

@@ -1,0 +1,78 @@
+"""VMs from Python: the examples of docs/library.md, and what a cluster does when one fails."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+
+from foundation.errors import Refused
+from orchestrator import control
+from orchestrator.cluster import VM, Cluster
+from orchestrator.store import Store
+from tests.docs.test_documents import examples
+from tests.support import CODE
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.real]
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_example_of_the_library_runs_and_leaves_no_vm(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site/index.html").write_text("hello\n")
+    exec(compile(examples()[-2], "docs/library.md", "exec"), {})
+    assert capsys.readouterr().out.startswith("http://127.0.0.1:")
+    store = Store("vms")
+    assert store.members() == ["web-1", "web-2", "web-3"]
+    assert [VM(store, name).state for name in store.members()] == ["stopped"] * 3
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_the_fixtures_give_a_test_vms_and_take_them_away(tmp_path: Path) -> None:
+    (tmp_path / "test_example.py").write_text(
+        examples()[-1] + "\n\ndef test_one(vm):\n    assert vm.name == 'test-one-a'\n"
+    )
+    done = subprocess.run(
+        [
+            *(sys.executable, "-m", "pytest", "-q", "-p", "orchestrator.pytest_plugin"),
+            *("-p", "no:cacheprovider", f"--basetemp={tmp_path}/temp", "test_example.py"),
+        ],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "2 passed" in done.stdout, done.stdout + done.stderr
+    assert not [path for path in (tmp_path / "temp").rglob("*") if path.suffix == ".raw"]
+
+
+def test_names_of_several_clusters_are_no_cluster(tmp_path: Path) -> None:
+    with pytest.raises(Refused, match="db"):
+        Cluster(["web-1", "db"], store=tmp_path / "vms")
+    with pytest.raises(Refused, match="name"):
+        Cluster([], store=tmp_path / "vms")
+    with pytest.raises(Refused, match="no member"):
+        Cluster(["web-1"], store=tmp_path / "vms").vm("web-2")
+    assert not (tmp_path / "vms").exists()
+
+
+def test_a_vm_that_is_not_running_is_named_with_the_way_out(tmp_path: Path) -> None:
+    vm = VM(Store(tmp_path / "vms"), "web")
+    with pytest.raises(Refused, match="no VM web"):
+        vm.execute(["true"])
+    assert not vm.destroy()
+    assert not control.is_running(vm.store, "web")

@@ -1,0 +1,130 @@
+"""``bones vm`` as a person uses it, with real VMs."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import urllib.request
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from foundation.workspace import Workspace
+from orchestrator import holders
+from orchestrator.store import Options, Store
+from tests.orchestrator.vm.holders import end_holders
+from tests.support import CODE, git, is_gone
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+pytestmark = [pytest.mark.real]
+
+PROGRAM = (
+    "import sys; sys.path[:0] = [sys.argv.pop(1)]; from orchestrator.entry import main; main()"
+)
+
+
+def bones(root: Path, *words: str, stdin: bytes = b"") -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, "-I", "-c", PROGRAM, str(CODE), *words],
+        cwd=root,
+        input=stdin,
+        capture_output=True,
+        check=False,
+    )
+
+
+def told(root: Path, *words: str) -> Any:
+    done = bones(root, *words, "--json")
+    assert done.returncode == 0, done
+    return json.loads(done.stdout)["data"]
+
+
+@pytest.fixture
+def vms(repo: Path) -> Iterator[Store]:
+    """Return the store of a workspace that has no VMs yet."""
+    store = Store(repo / ".orchestrator/vms")
+    yield store
+    end_holders(store)
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_vms_come_up_work_and_go_again(repo: Path, vms: Store, tmp_path: Path) -> None:
+    up = bones(repo, "vm", "up", "web", "-n", "2")
+    assert up.stdout == b"web-1 is up: 10.77.0.11\nweb-2 is up: 10.77.0.12\n", up
+    assert git(repo, "status", "--porcelain") == ""
+    again = bones(repo, "vm", "up", "web-1", "--mem", "256")
+    assert b"keeps what it was created with" in again.stderr
+    assert [one["state"] for one in told(repo, "vm", "ls")["vms"]] == ["running", "running"]
+
+    def run(name: str, *argv: str) -> subprocess.CompletedProcess[bytes]:
+        return bones(repo, "vm", "exec", name, "--", *argv)
+
+    said = run("web-1", "sh", "-c", "hostname; echo no >&2; exit 9")
+    assert (said.returncode, said.stdout, said.stderr) == (9, b"web-1\n", b"no\n")
+    assert run("web-1", "ping", "-c", "1", "-W", "9", "10.77.0.12").returncode == 0
+    assert bones(repo, "vm", "exec", "-i", "web-2", "--", "cat", stdin=b"\0in").stdout == b"\0in"
+
+    source = tmp_path / "files"
+    (source / "www").mkdir(parents=True)
+    (source / "www/page").write_text("page\n")
+    (source / "www/run").write_text("#!/bin/sh\necho ran\n")
+    (source / "www/run").chmod(0o755)
+    assert bones(repo, "vm", "cp", str(source / "www"), "web-1:/data/").returncode == 0
+    assert run("web-1", "/data/www/run").stdout == b"ran\n"
+    assert bones(repo, "vm", "cp", "web-1:/data/www", str(tmp_path / "back")).returncode == 0
+    assert (tmp_path / "back/run").stat().st_mode & 0o777 == 0o755
+
+    assert run("web-1", "httpd", "-p", "80", "-h", "/data/www").returncode == 0
+    address = bones(repo, "vm", "forward", "web-1", "80").stdout.decode().strip()
+    with urllib.request.urlopen(f"http://{address}/page") as answer:
+        assert answer.read() == b"page\n"
+
+    assert bones(repo, "vm", "down", "web-1", "nobody").returncode == 1
+    assert [one["state"] for one in told(repo, "vm", "ls")["vms"]] == ["stopped", "running"]
+    assert bones(repo, "vm", "up", "web-1").returncode == 0
+    assert run("web-1", "cat", "/data/www/page").stdout == b"page\n"
+    assert b"web-1" in bones(repo, "vm", "rm", "web-1", "--yes").stdout
+    assert vms.members() == ["web-2"]
+    (holder,) = holders.find(Workspace(str(repo)))
+    down = bones(repo, "down", "--yes")
+    assert b"holder of VMs web-2" in down.stdout, down
+    assert is_gone(holder.pid)
+    assert vms.members() == ["web-2"]
+    assert told(repo, "vm", "ls")["vms"][0]["state"] == "stopped"
+
+
+def test_what_is_not_there_is_named_with_its_way_out(repo: Path) -> None:
+    none = bones(repo, "vm", "ls")
+    assert (none.returncode, none.stdout) == (0, b"")
+    assert b"`bones vm up`" in none.stderr
+    for words in (("exec", "web", "--", "true"), ("logs", "web"), ("forward", "web", "80")):
+        done = bones(repo, "vm", *words)
+        assert done.returncode == 1
+        assert b"no VM web: `bones vm up web`" in done.stderr
+    assert bones(repo, "vm", "down", "web").returncode == 1
+    assert bones(repo, "vm", "down", "--all").returncode == 0
+    for words in (("down",), ("rm",), ("rm", "--all", "web"), ("up", "-n", "0"), ("cp", "a", "b")):
+        assert bones(repo, "vm", *words).returncode == 2, words
+    assert bones(repo, "vm", "up", "Web").returncode == 1
+    assert not (repo / ".orchestrator/vms").exists()
+
+
+def test_what_rm_would_delete_is_asked_and_nobody_here_is_no_yes(repo: Path, vms: Store) -> None:
+    vms.make()
+    lock = vms.take("web")
+    assert lock is not None
+    vms.create("web", Options())
+    os.close(lock)
+    done = bones(repo, "vm", "rm", "web")
+    assert done.returncode == 2
+    assert b"--yes" in done.stderr
+    assert vms.exists("web")
+    assert bones(repo, "vm", "rm", "web", "--yes").stdout == b"web removed\n"
+    assert not vms.exists("web")

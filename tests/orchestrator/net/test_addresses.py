@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import struct
 import subprocess
 import sys
 
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 
 from foundation.errors import Refused
 from orchestrator.net.addresses import FIRST, LAST, Addresses, mac_of
-from orchestrator.net.host import own_addresses
+from orchestrator.net.host import _ours, own_addresses
 from tests.support import CODE
 
 
@@ -100,6 +101,20 @@ def test_this_hosts_addresses_are_all_known() -> None:
                 at = ipaddress.ip_address(address.address)
                 assert any(at in network for network in networks), at
     assert ipaddress.ip_network("0.0.0.0/0") not in networks
+
+
+def _route(*, table: int, kind: int) -> bytes:
+    """Return a route to 198.51.100.0/24 as netlink tells it."""
+    attribute = struct.pack("=HH4s", 8, 1, bytes((198, 51, 100, 0)))
+    return struct.pack("=BBBBBBBBL", 2, 24, 0, 0, table, 0, 0, kind, 0) + attribute
+
+
+def test_only_what_the_kernel_keeps_for_itself_is_this_hosts() -> None:
+    here = [(0xC6336400, 24)]
+    assert [_ours(_route(table=255, kind=kind)) for kind in (1, 2, 3, 4)] == [[], here, here, here]
+    assert _ours(_route(table=100, kind=2)) == []
+    large = _route(table=0, kind=2) + struct.pack("=HHL", 8, 15, 1000)  # a number above 255
+    assert _ours(large) == []
 
 
 _CHANGE = """

@@ -17,7 +17,7 @@ import pytest
 from foundation.errors import HubError, Refused, Unavailable
 from orchestrator.net.addresses import GATEWAY_MAC
 from orchestrator.net.network import Network
-from tests.orchestrator.net.frames import ACK, TCP, packed, tcp
+from tests.orchestrator.net.frames import ACK, ICMP, TCP, echo, ipv4, packed, tcp, to_gateway
 from tests.orchestrator.net.guest import Guest, listening
 from tests.support import CODE, accepts, eventually, free_port, is_gone, kill
 
@@ -28,6 +28,7 @@ pytestmark = pytest.mark.vm
 
 FOUND = shutil.which("qemu-system-x86_64")
 GATEWAY = "10.77.0.1"
+UNSHARE = ["unshare", "--user", "--map-root-user", "--net"]
 
 
 def qemu() -> str:
@@ -198,6 +199,61 @@ async def test_a_port_of_the_host_that_is_taken_is_not_forwarded() -> None:
                     await network.forward("me", wrong)
                 with pytest.raises(ValueError, match=str(wrong)):
                     network.allow(wrong)
+
+
+async def test_a_guest_that_sends_as_another_is_not_heard() -> None:
+    async with opened() as network:
+        with plugged(network) as guest, plugged(network, "other") as other:
+            guest.pings(GATEWAY)
+            before = network.counts().frames_out
+            for mac, ip in ((other.mac, guest.ip), (guest.mac, other.ip)):
+                packet = ipv4(echo(), source=ip, to=packed(GATEWAY), protocol=ICMP)
+                guest.socket.send(to_gateway(packet, mac=mac))
+            guest.pings(GATEWAY)
+            assert network.counts("me").refused == {"spoofed": 2}
+            assert network.counts().frames_out == before + 1
+
+
+async def test_the_gateway_can_start_nothing_and_gain_nothing() -> None:
+    async with opened() as network:
+        status = Path(f"/proc/{gateway_pid(network)}/status").read_text()  # noqa: ASYNC240 - no disk
+        assert "Seccomp:\t2\n" in status
+
+
+_NEW_ADDRESS = """
+import asyncio, fcntl, socket, struct, sys
+from orchestrator.net.network import Network
+from tests.orchestrator.net.guest import Guest
+async def main():
+    with socket.socket() as sock:
+        fcntl.ioctl(sock, 0x8914, struct.pack("=16sH22x", b"lo", 1))  # SIOCSIFFLAGS, IFF_UP
+        network = Network("test", qemu=sys.argv[1])
+        await network.open()
+        here = struct.pack("=16sHH4s8x8x", b"lo:1", socket.AF_INET, 0, bytes((198, 51, 100, 9)))
+        fcntl.ioctl(sock, 0x8916, here)  # SIOCSIFADDR
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        with socket.create_server(("198.51.100.9", 0)) as server, Guest(network, "me") as guest:
+            network.admit("me")
+            gateway = guest.resolve(bytes((10, 77, 0, 1)))
+            guest.knocks("198.51.100.9", server.getsockname()[1], mac=gateway)
+            guest.pings("10.77.0.1")
+            print(network.counts().refused)
+        network.close()
+asyncio.run(main())
+"""
+
+
+def test_an_address_that_this_host_gets_later_is_not_reached_either() -> None:
+    done = subprocess.run(
+        [*UNSHARE, sys.executable, "-c", _NEW_ADDRESS, qemu()],
+        cwd=CODE,
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+    )
+    assert done.stdout == "{'this-host': 1}\n", done.stderr
 
 
 async def test_nothing_of_a_guest_gets_out_before_it_is_admitted() -> None:

@@ -14,6 +14,7 @@ from orchestrator.net.rejection import rejection
 from tests.orchestrator.net.frames import (
     ACK,
     ALL,
+    FIN,
     ICMP,
     RST,
     SYN,
@@ -40,6 +41,11 @@ RULES = Rules(
     own=((int(ipaddress.ip_address("192.0.2.7")), 32), (int(ipaddress.ip_address("127.0.0.0")), 8)),
 )
 CLOSED = RULES.replace(egress=False)
+
+
+def words(value: object) -> str:
+    """Name a case by its words, not by its bytes."""
+    return value if isinstance(value, str) else ""
 
 
 def segment(to: bytes, port: int, *, flags: int = SYN, sport: int = 40000) -> bytes:
@@ -79,6 +85,7 @@ def asking(ip: bytes) -> bytes:
         ("who has the name server's address", asking(DNS)),
         ("an answer to the gateway's question", arp(2, mac=MAC, ip=IP, asked=GATEWAY)),
     ],
+    ids=words,
 )
 def test_a_guest_reaches(sentence: str, frame: bytes) -> None:
     assert RULES.to_gateway(frame) == "", sentence
@@ -128,6 +135,7 @@ def test_a_guest_reaches(sentence: str, frame: bytes) -> None:
         ("slirp's NC-SI", ethernet(bytes(60), to=ALL, source=MAC, kind=0x88F8), "protocol"),
         ("nothing", b"", "protocol"),
     ],
+    ids=words,
 )
 def test_a_guest_does_not_reach(sentence: str, frame: bytes, reason: str) -> None:
     assert RULES.to_gateway(frame) == reason, sentence
@@ -184,6 +192,7 @@ SYN_SEGMENT = tcp(IP, OUTSIDE, 40000, 443)
         ("a frame to everybody", ALL + segment(OUTSIDE, 443)[6:], "not-for-gateway"),
         ("a frame to another member", OTHER_MAC + segment(OUTSIDE, 443)[6:], "not-for-gateway"),
     ],
+    ids=words,
 )
 def test_nothing_of_bad_shape_reaches_slirp(sentence: str, frame: bytes, reason: str) -> None:
     assert RULES.to_gateway(frame) == reason, sentence
@@ -253,6 +262,7 @@ def test_without_egress_only_the_allowed_ports_are_left() -> None:
         ("IPv6", ethernet(bytes(60), to=OTHER_MAC, source=MAC, kind=0x86DD), "protocol"),
         ("next to nothing", MAC, "spoofed"),
     ],
+    ids=words,
 )
 def test_a_guest_sends_only_as_itself(sentence: str, frame: bytes, reason: str) -> None:
     assert guest_source(MAC, IP)(frame) == reason, sentence
@@ -284,6 +294,7 @@ def _back(source: bytes, to: bytes, *, mac: bytes = GATEWAY_MAC) -> bytes:
         ("IPv6", ethernet(bytes(60), to=MAC, source=GATEWAY_MAC, kind=0x86DD), "protocol"),
         ("IPv4 cut short", _back(OUTSIDE, IP)[:33], "protocol"),
     ],
+    ids=words,
 )
 def test_the_gateway_sends_only_as_itself_and_for_those_outside(
     sentence: str, frame: bytes, reason: str
@@ -313,15 +324,25 @@ def _is_whole(frame: bytes) -> bool:
     )
 
 
-@pytest.mark.parametrize(("to", "port"), [(GATEWAY, 22), (packed("127.0.0.1"), 80), (OUTSIDE, 443)])
-def test_a_connection_that_may_not_be_is_reset(to: bytes, port: int) -> None:
-    answer = _told(segment(to, port), CLOSED)
+@pytest.mark.parametrize(
+    ("to", "port", "flags", "counted"),
+    [
+        ("10.77.0.1", 22, SYN, 1),
+        ("127.0.0.1", 80, SYN, 1),
+        ("93.184.216.34", 443, SYN | FIN, 2),
+        ("93.184.216.34", 443, 0, 0),
+    ],
+)
+def test_a_connection_that_may_not_be_is_reset(
+    to: str, port: int, flags: int, counted: int
+) -> None:
+    answer = _told(segment(packed(to), port, flags=flags), CLOSED)
     assert _is_whole(answer)
     assert answer[6:12] == GATEWAY_MAC
-    assert answer[26:30] == to
+    assert answer[26:30] == packed(to)
     assert answer[34:38] == port.to_bytes(2, "big") + (40000).to_bytes(2, "big")
     assert answer[47] == RST | ACK
-    assert int.from_bytes(answer[42:46], "big") == 1001  # the SYN counts
+    assert int.from_bytes(answer[42:46], "big") == 1000 + counted
 
 
 def test_a_connection_that_may_be_no_longer_is_reset_where_it_is() -> None:
@@ -342,19 +363,20 @@ def test_a_datagram_that_may_not_be_is_answered_by_the_gateway() -> None:
 
 
 @pytest.mark.parametrize(
-    "frame",
+    ("sentence", "frame"),
     [
-        segment(GATEWAY, 22, flags=RST),
-        ping(packed("127.0.0.1")),
-        segment(packed("10.77.0.2"), 22),
-        _raw(GATEWAY, SYN_SEGMENT, TCP, flags=0x2000),
-        asking(OTHER_IP),
-        segment(GATEWAY, 4222),
-        b"",
+        ("a reset", segment(GATEWAY, 22, flags=RST)),
+        ("a ping", ping(packed("127.0.0.1"))),
+        ("an address that nobody has", segment(packed("10.77.0.2"), 22)),
+        ("a fragment", _raw(GATEWAY, SYN_SEGMENT, TCP, flags=0x2000)),
+        ("ARP", asking(OTHER_IP)),
+        ("what passes", segment(GATEWAY, 4222)),
+        ("nothing", b""),
     ],
+    ids=words,
 )
-def test_nothing_else_is_answered(frame: bytes) -> None:
-    assert _told(frame) == b""
+def test_nothing_else_is_answered(sentence: str, frame: bytes) -> None:
+    assert _told(frame) == b"", sentence
 
 
 # --- whatever the bytes ---------------------------------------------------------------------

@@ -166,6 +166,18 @@ def mismatch(who: str, version: object) -> Unavailable:
     )
 
 
+def seconds(value: object) -> float:
+    """Return *value*, a time limit that was asked for.
+
+    Raises:
+        Refused: it is none.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if number and 0 <= value <= DOWNLOAD_WITHIN_S:  # type: ignore[operator] # a number
+        return float(value)  # type: ignore[arg-type] # a number
+    raise Refused(f"timeout_s={value!r}: seconds are needed", reason="protocol")
+
+
 def pack(chunk: bytes) -> str:
     """Return *chunk* as it goes into a line."""
     return binascii.b2a_base64(chunk, newline=False).decode("ascii")

@@ -168,6 +168,8 @@ class Member:
                 hit("member.started")
                 await self.machine.ready()
                 parts.network.admit(self.name)
+                if parts.bus is not None:
+                    await parts.bus.welcome(self.name, self.machine)
         except TimeoutError:
             raise HubError(
                 f"it did not answer within {self._boot_within_s:g} s of its start",

@@ -9,6 +9,7 @@ from foundation.errors import Refused, Unavailable
 from orchestrator import cache
 from orchestrator.backends.qemu.backend import QemuBackend
 from orchestrator.holder.log import note
+from orchestrator.holder.onbus import OnBus
 from orchestrator.holder.parts import Parts
 from orchestrator.net.addresses import GATEWAY
 from orchestrator.net.network import Network
@@ -29,7 +30,28 @@ async def assemble(launch: Launch) -> Parts:
         Refused: its settings are not understood (``bad-setting``).
     """
     network = LateNetwork(cluster_of(launch.names[0]), _ports(launch.settings))
-    return Parts(backend=QemuBackend(), network=network, announce=_announce)
+    return join_bus(launch, Parts(backend=QemuBackend(), network=network, announce=announce))
+
+
+def join_bus(launch: Launch, parts: Parts) -> Parts:
+    """Return *parts*, on the bus of the workspace that *launch* names, if it names one.
+
+    Raises:
+        Refused: the setting is not understood (``bad-setting``).
+        OSError: the store cannot be written.
+    """
+    root = launch.settings.get("workspace", "")
+    if not isinstance(root, str):
+        raise Refused(f"workspace={root!r}: a path is needed", reason="bad-setting")
+    if not root:
+        return parts
+    bus = OnBus(root, launch, parts.network)
+
+    def both(member: str, kind: str, data: dict[str, Any]) -> None:
+        parts.announce(member, kind, data)
+        bus.announce(member, kind, data)
+
+    return parts.replace(announce=both, bus=bus)
 
 
 class LateNetwork:
@@ -77,6 +99,14 @@ class LateNetwork:
         """As the interface has it."""
         return await self._open().forward(member, port, host_port)
 
+    def allow(self, *tcp_ports: int) -> None:
+        """As the interface has it."""
+        self._open().allow(*tcp_ports)
+
+    def disallow(self, *tcp_ports: int) -> None:
+        """As the interface has it."""
+        self._open().disallow(*tcp_ports)
+
     def close(self) -> None:
         """As the interface has it."""
         if self._network is not None:
@@ -101,5 +131,6 @@ def _told(event: str, details: dict[str, Any]) -> None:
     note(event, **details)
 
 
-def _announce(member: str, kind: str, data: dict[str, Any]) -> None:
+def announce(member: str, kind: str, data: dict[str, Any]) -> None:
+    """Write an event to the log."""
     note("announced", member=member, kind=kind, data=data)

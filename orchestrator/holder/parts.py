@@ -9,7 +9,8 @@ from foundation.record import Record
 if TYPE_CHECKING:
     import socket
 
-    from orchestrator.backends.base import Backend, Progress
+    from orchestrator.backends.base import Backend, Machine, Progress
+    from orchestrator.holder.holder import Holder
 
 
 class Network(Protocol):
@@ -48,6 +49,12 @@ class Network(Protocol):
             HubError: *host_port* is taken, or nothing can be forwarded now.
         """
 
+    def allow(self, *tcp_ports: int) -> None:
+        """Let guests reach these ports of this host's loopback, at the gateway's address."""
+
+    def disallow(self, *tcp_ports: int) -> None:
+        """Let them no longer."""
+
     def close(self) -> None:
         """End what serves the network."""
 
@@ -62,9 +69,23 @@ class Announce(Protocol):
         """
 
 
+class Bus(Protocol):
+    """The hub's bus, be there a hub or not."""
+
+    def serve(self, holder: Holder) -> None:
+        """Answer for *holder* what is asked there."""
+
+    async def welcome(self, member: str, machine: Machine) -> None:
+        """Tell the guest of *member*, which is ready, where the hub is; it does not fail."""
+
+    async def close(self) -> None:
+        """Publish what waits, for a moment."""
+
+
 class Parts(Record):
-    """A backend, a network, and who is told."""
+    """A backend, a network, who is told, and the bus of a workspace."""
 
     backend: Backend
     network: Network
     announce: Announce
+    bus: Bus | None = None

@@ -57,8 +57,12 @@ async def _live(launch: Launch, watch: ParentWatch | None, assemble: Assemble) -
     try:
         note("began", members=list(launch.names), bound=bool(launch.parent))
         holder.begin()
+        if parts.bus is not None:
+            parts.bus.serve(holder)
         await holder.live()
     finally:
+        if parts.bus is not None:
+            await parts.bus.close()
         await parts.backend.close()
         parts.network.close()
         note("ended")

@@ -83,7 +83,7 @@ class Verbs:
         return (await self._holder.add(name, options)).status().as_dict()
 
     async def _stop(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
-        return await self._holder.stop(client.member, _seconds(request.get("timeout_s")))
+        return await self._holder.stop(client.member, protocol.seconds(request.get("timeout_s")))
 
     # --- a guest ---------------------------------------------------------------------------
 
@@ -176,12 +176,6 @@ def _read(path: str, at: int) -> bytes:
             return file.read(_BLOCK)
     except FileNotFoundError:
         return b""
-
-
-def _seconds(value: object) -> float:
-    if type(value) not in (int, float) or not 0 <= value <= protocol.DOWNLOAD_WITHIN_S:  # type: ignore[operator] # of these two types
-        raise Refused(f"timeout_s={value!r}: seconds are needed", reason="protocol")
-    return float(value)  # type: ignore[arg-type]
 
 
 def _port(value: object, *, least: int) -> int:

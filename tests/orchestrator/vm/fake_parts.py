@@ -54,6 +54,14 @@ class FakeNetwork:
         assert member in self._ports
         return host_port or 20000 + port
 
+    def allow(self, *tcp_ports: int) -> None:
+        """Write it to the log."""
+        note("allowed", ports=sorted(tcp_ports))
+
+    def disallow(self, *tcp_ports: int) -> None:
+        """Write it to the log."""
+        note("disallowed", ports=sorted(tcp_ports))
+
     def close(self) -> None:
         """Nothing is left to be closed."""
         assert not self._ports
@@ -66,5 +74,9 @@ def announce(member: str, kind: str, data: dict[str, Any]) -> None:
 
 async def assemble(launch: Launch) -> Parts:
     """Return the parts."""
-    assert launch.names
-    return Parts(backend=FakeBackend(), network=FakeNetwork(), announce=announce)
+    parts = Parts(backend=FakeBackend(), network=FakeNetwork(), announce=announce)
+    if "workspace" not in launch.settings:
+        return parts
+    from orchestrator.holder.ours import join_bus  # noqa: PLC0415 - most do without
+
+    return join_bus(launch, parts)

@@ -1,0 +1,144 @@
+"""A holder's side of the bus: events out, requests in, and guests that find the hub.
+
+Without a hub nothing here waits or fails. With one, each guest has in ``/run/bones`` what it needs
+to reach it (:meth:`orchestrator.guest_access.GuestAccess.files`), and the cluster's gateway lets
+through the hub's two ports, for as long as they are the hub's.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+from foundation.errors import HubError, Refused
+from orchestrator import protocol
+from orchestrator.buses import Buses
+from orchestrator.epochs import next_epoch
+from orchestrator.holder.log import complain, note
+from orchestrator.store import Options, check_name
+
+if TYPE_CHECKING:
+    from orchestrator.backends.base import Machine
+    from orchestrator.holder.holder import Holder
+    from orchestrator.holder.launch import Launch
+    from orchestrator.holder.parts import Network
+
+PLACE = "/run/bones"
+_PLACED_WITHIN_S = 10.0
+
+
+class OnBus:
+    """The buses of one holder, and its guests' way to the hub. Of one running loop."""
+
+    def __init__(self, root: str, launch: Launch, network: Network) -> None:
+        """Look for the hub of workspace *root* from now on; guests get there by *network*.
+
+        Raises:
+            OSError: the store cannot be written.
+        """
+        self._network = network
+        self._allowed: set[int] = set()
+        self._kept = set(launch.settings.get("allow_ports", ()))
+        self._machines: dict[str, Machine] = {}
+        self._order = asyncio.Lock()
+        self._telling: set[asyncio.Task[None]] = set()
+        epoch = next_epoch(launch.store)
+        self._buses = Buses(
+            root,
+            epoch,
+            on_hub=self._hub_changed,
+            complain=lambda what, why: note("bus", what=what, why=why),
+        )
+
+    def announce(self, member: str, kind: str, data: dict[str, Any]) -> None:
+        """Have an event published, when a hub is there."""
+        self._buses.announce(member, kind, data)
+        if kind in protocol.OVER:
+            self._machines.pop(member, None)
+
+    def serve(self, holder: Holder) -> None:
+        """Answer for *holder* what is asked over the bus."""
+        self._buses.serve(Requests(holder).answer)
+
+    async def welcome(self, member: str, machine: Machine) -> None:
+        """Tell a guest that is ready where the hub is, and again whenever that changes."""
+        self._machines[member] = machine
+        await self._place(member, machine)
+
+    async def close(self) -> None:
+        """Publish what waits, for a moment; the guests' keys are revoked."""
+        for task in self._telling:
+            task.cancel()
+        await self._buses.close()
+
+    def _hub_changed(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._tell_all())
+        self._telling.add(task)
+        task.add_done_callback(self._telling.discard)
+
+    async def _tell_all(self) -> None:
+        for member, machine in list(self._machines.items()):
+            await self._place(member, machine)
+
+    async def _place(self, member: str, machine: Machine) -> None:
+        """Tell one guest; one that cannot be told is no reason to fail."""
+        try:
+            async with self._order, asyncio.timeout(_PLACED_WITHIN_S):
+                access = await self._buses.guest_access(member)
+                self._let_through({access.nats_port, access.fossil_port} - {0})
+                files = access.files(self._network.gateway, member)
+                await machine.put(_archive(files), PLACE)
+        except (HubError, OSError) as error:
+            complain(f"{member} could not be told where the hub is", error)
+
+    def _let_through(self, ports: set[int]) -> None:
+        """Let guests reach *ports* of this host's loopback, and no longer those of before."""
+        self._network.disallow(*self._allowed - ports - self._kept)
+        self._network.allow(*ports)
+        self._allowed = ports
+
+
+class Requests:
+    """What a holder answers over the bus: what a person may ask on its sockets, but no guest."""
+
+    def __init__(self, holder: Holder) -> None:
+        """Answer for *holder*."""
+        self._holder = holder
+
+    async def answer(self, verb: str, request: dict[str, Any]) -> dict[str, Any]:
+        """Return what ``vm.<cluster>.request.<verb>`` is answered; the same twice does no harm.
+
+        ``list {}`` → ``{"members": [STATUS, …]}``; ``status {"member"}`` and ``add {"member",
+        "options"}`` → STATUS; ``stop {"member", "timeout_s"}`` → ``{"how", "last", "pid"}``; as in
+        :mod:`orchestrator.protocol`.
+
+        Raises:
+            HubError: it is refused.
+        """
+        if verb == protocol.LIST:
+            return {"members": [status.as_dict() for status in self._holder.statuses()]}
+        member = request.get("member")
+        if not isinstance(member, str):
+            raise Refused(f"{verb}: a member is to be named", reason="protocol")
+        check_name(member)
+        if verb == protocol.STATUS:
+            return self._holder.member(member).status().as_dict()
+        if verb == protocol.ADD_MEMBER:
+            options = Options.from_json(request.get("options", {}))
+            return (await self._holder.add(member, options)).status().as_dict()
+        if verb == protocol.STOP:
+            timeout_s = request.get("timeout_s", protocol.STOP_WITHIN_S)
+            return await self._holder.stop(member, protocol.seconds(timeout_s))
+        raise Refused(f"a holder answers no {verb!r} over the bus", reason="unknown-verb")
+
+
+def _archive(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in sorted(files.items()):
+            entry = tarfile.TarInfo(name)
+            entry.mode, entry.size = 0o600, len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    return buffer.getvalue()

@@ -9,11 +9,12 @@ import pytest
 
 from orchestrator import control
 from orchestrator.control import SpawnConfig
-from orchestrator.store import Options
-from tests.support import is_gone
+from orchestrator.store import Options, Store
+from tests.orchestrator.vm import holders
+from tests.support import eventually, free_port, is_gone, taken_port
 
 if TYPE_CHECKING:
-    from orchestrator.store import Store
+    from tests.support import Hub
 
 pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
 
@@ -35,3 +36,33 @@ def test_a_vm_boots_runs_a_command_and_stops(store: Store) -> None:
         assert control.stop(store, "web-1") in {"agent", "quit"}
         assert is_gone(status.pid)
     assert is_gone(session.pid)
+
+
+@pytest.mark.timeout(180)
+def test_a_guest_reaches_the_hub_wherever_it_moves_and_nothing_else_of_the_host(hub: Hub) -> None:
+    store = Store.of_workspace(hub.workspace)
+    hub.start()
+    config = SpawnConfig(
+        names=("web",), options=Options(disk_mb=0), settings={"workspace": str(hub.root)}
+    )
+    greet = "u=$(cat /run/bones/nats.url); p=${u##*:}; sleep 2 | nc 10.77.0.1 $p | head -c 5"
+    try:
+        with control.spawn(store, config), taken_port() as other:
+            control.wait_members(store, ["web"], 120)
+            assert control.execute(store, "web", ["sh", "-c", greet]).stdout == b"INFO "
+            fetch = "wget -q -O - $(cat /run/bones/fossil.url | sed s,//.*@,//,)"
+            assert b"<html" in control.execute(store, "web", ["sh", "-c", fetch]).stdout
+            closed = ["nc", "-w", "3", "10.77.0.1", str(other)]
+            assert control.execute(store, "web", closed).status != 0
+            port = free_port()
+            hub.stop()
+            hub.start("--nats-port", str(port))
+
+            def found() -> bool:
+                ran = control.execute(store, "web", ["cat", "/run/bones/nats.url"])
+                return ran.stdout.decode().strip() == f"nats://10.77.0.1:{port}"
+
+            eventually(found, 30)
+            assert control.execute(store, "web", ["sh", "-c", greet]).stdout == b"INFO "
+    finally:
+        holders.end_holders(store)

@@ -13,23 +13,22 @@ from typing import TYPE_CHECKING, Any
 
 from foundation import codec
 from foundation.clock import utc_now
-from foundation.errors import HubError, LeaseLost, Refused, Unavailable, to_wire
+from foundation.errors import HubError, LeaseLost, Unavailable
 from foundation.workspace import Workspace
-from hub import contact, logins, ports
+from hub import contact, logins, ports, slotname
 from hub.outgoing import Outgoing
+from orchestrator.asked import Asked
 from orchestrator.guest_access import GuestAccess
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Mapping
-    from typing import TypeAlias
+    from collections.abc import Callable, Coroutine, Mapping
 
     from hub.bus import Bus as HubBus
     from hub.link import Link, Registrant
+    from orchestrator.asked import Handler
 
-    Handler: TypeAlias = Callable[[str, dict[str, Any]], Awaitable[dict[str, Any]]]
 
 SUBJECT = "clusters.request"
-VERSION = 1
 CLOSED_WITHIN_S = 1.0
 _LOOK_EVERY_S, _LOOK_AT_MOST_S = 1.0, 8.0
 _REGISTERED_WITHIN_S = 10.0
@@ -63,7 +62,7 @@ class Bus:
         self._workspace = Workspace(root) if root else None
         self._on_hub = on_hub
         self._complain = complain
-        self._handler: Handler | None = None
+        self._asked = Asked(f"the holder of cluster {cluster}")
         self._events = Outgoing(self._publish, self._event_refused)
         self._numbered = 0
         self._link: Link | None = None
@@ -71,7 +70,8 @@ class Bus:
         self._password = os.urandom(24).hex()
         self._said = ""
         self._closed = False
-        self._tasks: set[asyncio.Task[Any]] = {asyncio.get_running_loop().create_task(self._live())}
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._begin(self._live())
 
     @property
     def is_connected(self) -> bool:
@@ -91,6 +91,9 @@ class Bus:
         waited, or the holder was killed. Never blocks and never raises.
         """
         if self._closed or self.superseded is not None:
+            return
+        if not (slotname.has_form(member) and slotname.has_form(kind)):
+            self._complain("event-impossible", f"{member!r:.80} cannot announce {kind!r:.80}")
             return
         self._numbered += 1
         body = {
@@ -116,7 +119,7 @@ class Bus:
         is sent as ``{"v":1,"data":…}``; a HubError of it as ``{"v":1,"error":…}``. The same may
         be asked twice: whoever has lost the connection asks again.
         """
-        self._handler = handler
+        self._asked.handler = handler
 
     async def guest_access(self) -> GuestAccess:
         """Return what the cluster's guests need to reach the hub; the ports are those of now.
@@ -172,7 +175,7 @@ class Bus:
                 wait_s = min(2 * wait_s, _LOOK_AT_MOST_S)
                 answer = await self._registered(link)
             self._link = link
-            self._tasks.add(asyncio.get_running_loop().create_task(self._events.keep()))
+            self._begin(self._events.keep())
             try:
                 await link.begin(_REGISTERED_WITHIN_S)
             except Unavailable as error:  # it goes on trying
@@ -214,32 +217,7 @@ class Bus:
             return {}
 
     async def _subscribe(self, bus: HubBus) -> None:
-        await bus.serve(f"vm.{self.cluster}.request.*", self._answer)
-
-    async def _answer(self, subject: str, payload: bytes, _headers: Mapping[str, str]) -> bytes:
-        verb = subject.rpartition(".")[2]
-        try:
-            data = await self._answered(verb, payload)
-        except HubError as error:
-            return _encoded(error=to_wire(error))
-        except Exception as error:  # noqa: BLE001 - told to whoever asked, and to the loop
-            asyncio.get_running_loop().call_exception_handler(
-                {"message": f"the request {verb} met a bug", "exception": error}
-            )
-            bug = HubError(f"a bug in the holder: {error!r}", reason="bug")
-            return _encoded(error=to_wire(bug))
-        return _encoded(data=data)
-
-    async def _answered(self, verb: str, payload: bytes) -> dict[str, Any]:
-        if self._handler is None:
-            raise Unavailable(
-                f"the holder of cluster {self.cluster} answers nothing yet", reason="starting"
-            )
-        try:
-            request = codec.loads_object(payload) if payload else {}
-        except ValueError as error:
-            raise Refused(f"{verb}: {error}", reason="protocol") from None
-        return await self._handler(verb, request)
+        await bus.serve(f"vm.{self.cluster}.request.*", self._asked.answer)
 
     async def _publish(self, subject: str, payload: bytes, *, msg_id: str, within_s: float) -> None:
         assert self._link is not None, "events are published once there is a link"
@@ -255,8 +233,16 @@ class Bus:
     async def _guest_key(self) -> tuple[str, str]:
         if self._guest is None:
             self._guest = asyncio.get_running_loop().create_task(asyncio.to_thread(_new_key))
-            self._tasks.add(self._guest)
+            self._own(self._guest)
         return await asyncio.shield(self._guest)
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._own(asyncio.get_running_loop().create_task(work))
+
+    def _own(self, task: asyncio.Task[Any]) -> None:
+        """End *task* with this bus; a bug in it is told."""
+        self._tasks.add(task)
+        task.add_done_callback(_ended)
 
     # --- what it hears ---------------------------------------------------------------------
 
@@ -292,6 +278,13 @@ class Bus:
         return False
 
 
+def _ended(task: asyncio.Task[Any]) -> None:
+    if not task.cancelled() and (error := task.exception()) is not None:
+        task.get_loop().call_exception_handler(
+            {"message": "a holder's bus met a bug", "exception": error}
+        )
+
+
 # What a thread does: it loads libraries, or asks a hub that may be frozen.
 
 
@@ -324,10 +317,6 @@ def _new_key() -> tuple[str, str]:
     from hub.creds import new_key  # noqa: PLC0415
 
     return new_key()
-
-
-def _encoded(**answer: Any) -> bytes:
-    return codec.dumps({"v": VERSION, **answer}).encode()
 
 
 def _port_of(url: str) -> int:

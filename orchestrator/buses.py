@@ -11,7 +11,7 @@ from orchestrator.store import cluster_of
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from orchestrator.bus import Handler
+    from orchestrator.asked import Handler
     from orchestrator.guest_access import GuestAccess
 
 

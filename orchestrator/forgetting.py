@@ -8,9 +8,10 @@ from foundation.workspace import Workspace
 from hub import bus as buses
 from hub import logins
 from hub.trunk import registry
-from orchestrator.bus import SUBJECT, VERSION
+from orchestrator.bus import SUBJECT
 
-_WITHIN_S = 5.0
+_VERSION = 1
+_WITHIN_S, _PER_TRY_S = 10.0, 3.0
 
 
 async def forget(root: str, cluster: str) -> bool:
@@ -27,10 +28,13 @@ async def forget(root: str, cluster: str) -> bool:
     known = registry.read(workspace).logins.get(logins.of_cluster(cluster))
     if known is None or not known.public:
         return False
-    body = {"v": VERSION, "cluster": cluster, "epoch": known.epoch}
+    body = {"v": _VERSION, "cluster": cluster, "epoch": known.epoch}
     async with await buses.connect(workspace) as operator:
         answer = await operator.request(
-            f"{SUBJECT}.leave.{cluster}", codec.dumps(body).encode(), within_s=_WITHIN_S
+            f"{SUBJECT}.leave.{cluster}",
+            codec.dumps(body).encode(),
+            within_s=_WITHIN_S,
+            per_try_s=_PER_TRY_S,  # asked for twice it changes nothing
         )
     told = codec.loads_object(answer.data)
     if "error" not in told:

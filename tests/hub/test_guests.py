@@ -6,6 +6,7 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -30,7 +31,9 @@ def ask(hub: Hub, verb: str, **body: object) -> dict[str, Any]:
     async def asked() -> bytes:
         async with await connect(hub.workspace) as operator:
             told = codec.dumps({"v": 1, "cluster": "web", **body}).encode()
-            return (await operator.request(f"clusters.request.{verb}", told, within_s=20.0)).data
+            subject = f"clusters.request.{verb}"
+            answer = await operator.request(subject, told, within_s=20.0, per_try_s=2.0)
+            return answer.data
 
     return codec.loads_object(asyncio.run(asked()))
 
@@ -133,3 +136,36 @@ def test_what_is_there_as_it_should_be_is_not_written_again(seeded: Path) -> Non
         assert db.execute("PRAGMA data_version").fetchone() == before
         guests.ensure(repository, "vm.web", "other")
         assert db.execute("PRAGMA data_version").fetchone() != before
+
+
+async def test_a_locked_repository_is_not_waited_for_long_and_written_when_it_is_free(
+    seeded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(guests, "WITHIN_S", 0.05)
+    workspace = Workspace(str(seeded))
+    entry = registry.Entry(epoch=3, public=new_key()[1], joined="x")
+    known: Any = SimpleNamespace(logins={"vm:web": entry})
+    logged: list[str] = []
+    made = guests.Guests(
+        workspace.repository, lambda _level, event, **_fields: logged.append(event)
+    )
+
+    def asked(epoch: int, password: str) -> bytes:
+        body = {"cluster": "web", "epoch": epoch, "password": password}
+        return codec.dumps(body).encode()
+
+    with closing(sqlite3.connect(workspace.repository, isolation_level=None)) as db:
+        db.execute("BEGIN IMMEDIATE")
+        assert not await made.settle(known, asked(3, "secret"))
+        db.execute("ROLLBACK")
+    async with asyncio.timeout(20):
+        while not await made.settle(known, asked(3, "secret")):
+            pass
+    assert await made.settle(known, asked(2, "of the one before"))
+    assert login(workspace) == ("vm.web", guests.CAPABILITIES)
+    with closing(sqlite3.connect(workspace.repository)) as db:
+        digest = db.execute("SELECT pw FROM user WHERE login='vm.web'").fetchone()
+    await made.settle(known, asked(3, "secret"))
+    with closing(sqlite3.connect(workspace.repository)) as db:
+        assert db.execute("SELECT pw FROM user WHERE login='vm.web'").fetchone() == digest
+    assert logged == []

@@ -168,6 +168,7 @@ class Accounts:
         if known.public or not known.joined:
             joined = known.joined or utc_now()
             self._logins[login] = Entry(epoch=epoch, public="", joined=joined)
+            self._logins = registry.without_oldest(self._logins)
             self._wanted += 1
         await self._until(loaded=False)
 

@@ -1,9 +1,9 @@
 """Which slots and VM clusters may log in to the bus, and their epochs: creds/slots.json.
 
 ``{"schema":1,"slots":{NAME:{"epoch":N,"public":"U…","joined":TIME}},"clusters":{NAME:…}}``, for a
-cluster with ``"guest":"U…"`` as well. Who left has the public key "" and keeps the entry for ever,
-since an epoch must never be given to two. Trunk alone writes the file. The supervisor reads it
-when it starts the nats-server, so this module is lean. In memory all stand by their logins.
+cluster with ``"guest":"U…"`` as well. Who left has the public key "" and keeps the entry (a slot
+for ever), since an epoch must never be given to two. Trunk alone writes the file. The supervisor
+reads it when it starts the nats-server, so this module is lean. In memory they stand by login.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 SCHEMA = 1
 _LIMIT = 16 * 2**20
 """Bytes: an entry has about 140 of them."""
+LEFT_KEPT = 256
+"""Clusters that have left and whose epochs are remembered. Slots all are."""
 _SECTIONS = {"slot": "slots", "cluster": "clusters"}
 
 
@@ -90,6 +92,19 @@ def keys(known: Mapping[str, Entry]) -> dict[str, str]:
         if entry.guest and (cluster := logins.cluster_of(name)):
             found[logins.of_guests(cluster)] = entry.guest
     return found
+
+
+def without_oldest(known: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Return *known* without the clusters that left longest ago: there is no end of their names.
+
+    Their epochs are times (:mod:`orchestrator.epochs`), so none is given to two all the same.
+    """
+    left = [
+        name for name, one in known.items() if logins.kind_of(name) == "cluster" and not one.public
+    ]
+    left.sort(key=lambda name: known[name].epoch)
+    old = set(left[:-LEFT_KEPT])
+    return {name: entry for name, entry in known.items() if name not in old}
 
 
 def load(workspace: Workspace) -> Loaded:

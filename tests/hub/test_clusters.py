@@ -298,6 +298,16 @@ def test_clusters_are_read_as_they_were_written(tmp_path: Path) -> None:
     assert registry.keys(known) == {"c": A_KEY, "vm:c": B_KEY, "guest:c": C_KEY}
 
 
+def test_of_clusters_that_left_the_latest_are_remembered_and_slots_for_ever() -> None:
+    slots = {f"s{number}": entry(1) for number in range(600)}
+    living = {"vm:old": entry(1, A_KEY)}
+    left = {f"vm:c{number}": entry(1000 - number) for number in range(600)}
+    kept = registry.without_oldest({**left, **slots, **living})
+    latest = dict(list(left.items())[: registry.LEFT_KEPT])
+    assert kept == {**slots, **living, **latest}
+    assert registry.without_oldest(kept) == kept
+
+
 def test_a_registry_of_a_hub_that_knew_no_clusters_is_read(tmp_path: Path) -> None:
     workspace = make_workspace(tmp_path)
     registry.write(workspace, {"a": entry(1, A_KEY)})

@@ -23,7 +23,6 @@ from owner import private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import _socket
     from typing import Any, Self
 
     from orchestrator.store import Store
@@ -74,8 +73,8 @@ class Session:
         """Close."""
         self.close()
 
-    def bind(self, wire: Wire) -> None:
-        """Make the end of *wire* the end of the cluster.
+    def greet(self, wire: Wire) -> None:
+        """Compare versions; make the end of *wire* the end of the cluster if it is bound.
 
         Raises:
             Unavailable: the holder's version is another (``protocol-version``), or it ended.
@@ -83,6 +82,9 @@ class Session:
         answer = wire.ask(protocol.BIND, within_s=protocol.BIND_WITHIN_S)
         if answer.get("version") != protocol.PROTOCOL_VERSION:
             raise protocol.mismatch("the holder", answer.get("version"))
+        if not self.bound:
+            wire.close()
+            return
         hit("spawn.bind")
         wire.ask(protocol.BIND_ACK, within_s=protocol.ANSWER_WITHIN_S)
         self._wire = wire
@@ -116,6 +118,8 @@ class Session:
 def spawn(store: Store, config: SpawnConfig) -> Session:
     """Launch a holder for ``config.names``; they are created if need be. Boots are not waited for.
 
+    What is waited for is the holder's beginning: by then it is known to be of our version.
+
     Raises:
         Refused: a name or an option is wrong.
         OwnedByAnother: a holder has one of them (``taken``), or its cluster's network
@@ -136,8 +140,7 @@ def spawn(store: Store, config: SpawnConfig) -> Session:
             session = launch.start()
         except OSError as error:
             raise HubError(f"no holder can be started: {error}", reason="store") from None
-        if config.bound:
-            _bind(session, launch)
+        _greet(session, launch)
         return session
     finally:
         launch.close()
@@ -151,7 +154,7 @@ class _Launch:
         self._config = config
         self._clusters: list[int] = []
         self._locks: dict[str, int] = {}
-        self._listeners: dict[str, _socket.socket] = {}
+        self._listeners: dict[str, int] = {}
         self.wire: Wire | None = None
         self.log = store.place(config.names[0]).log
         self.log_start = 0
@@ -190,11 +193,11 @@ class _Launch:
             hit("spawn.created")
             self._store.forget_end(name)
         for name in self._config.names:
-            self._listeners[name] = control.listen(self._store.place(name).socket)
+            listener = control.listen(self._store.place(name).socket)
+            self._listeners[name] = private.opened(listener.detach)
         hit("spawn.listening")
-        if self._config.bound:
-            first = self._config.names[0]
-            self.wire = Wire.open(self._store.place(first).socket, first)
+        first = self._config.names[0]
+        self.wire = Wire.open(self._store.place(first).socket, first)
 
     def start(self) -> Session:
         """Start the process."""
@@ -232,7 +235,7 @@ class _Launch:
             "store": self._store.directory,
             "clusters": [handed(fd) for fd in self._clusters],
             "members": {
-                name: [handed(self._locks[name]), handed(self._listeners[name].fileno())]
+                name: [handed(self._locks[name]), handed(self._listeners[name])]
                 for name in self._config.names
             },
             "settings": self._config.settings,
@@ -247,24 +250,30 @@ class _Launch:
             environment[protocol.PARENT_VARIABLE] = str(os.getpid())
         return environment
 
+    def has_ended_in_order(self) -> bool:
+        """Tell whether the holder has begun, and has ended because no boot succeeded."""
+        return all(self._store.ended(name) for name in self._config.names)
+
     def close(self) -> None:
         """Let go of what the holder has by now, or nobody."""
-        for listener in self._listeners.values():
-            listener.close()
-        for lock in [*self._locks.values(), *self._clusters]:
-            private.close(lock)
+        for fd in [*self._listeners.values(), *self._locks.values(), *self._clusters]:
+            private.close(fd)
+        self._listeners.clear()
         self._locks.clear()
         self._clusters.clear()
 
 
-def _bind(session: Session, launch: _Launch) -> None:
+def _greet(session: Session, launch: _Launch) -> None:
+    """Hear from the holder that it has begun, or why it has not."""
     launch.close()  # or the holder's death would not be the end of its sockets
     wire = launch.wire
     assert wire is not None
     try:
-        session.bind(wire)
+        session.greet(wire)
     except Unavailable as error:
         wire.close()
+        if error.reason == "gone" and launch.has_ended_in_order():
+            return
         session.kill()
         if error.reason != "gone":
             raise
@@ -277,7 +286,7 @@ def _bind(session: Session, launch: _Launch) -> None:
         wire.close()
         session.kill()
         raise
-    hit("spawn.bound")
+    hit("spawn.greeted")
 
 
 def taken(store: Store, name: str) -> OwnedByAnother:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import Refused
@@ -133,12 +134,10 @@ class Verbs:
 
     async def _logs(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         member = self._member(client)
-        path = self._holder.store.place(client.member).console
-        at = 0
+        console = _Console(self._holder.store.place(client.member).console)
         while True:
             over = member.status().state in OVER  # before the last look, or its last words are lost
-            while chunk := _read(path, at):
-                at += len(chunk)
+            while chunk := console.read():
                 client.output(chunk)
                 await client.drain()
             if over or not request.get("follow"):
@@ -168,14 +167,27 @@ class Verbs:
         return {}
 
 
-def _read(path: str, at: int) -> bytes:
-    """Return some of what the file holds from *at* on; nothing while there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            file.seek(at)
-            return file.read(_BLOCK)
-    except FileNotFoundError:
-        return b""
+class _Console:
+    """A console's file, read as it grows; one that was cut or replaced is read from its start."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._at = 0
+        self._inode = 0
+
+    def read(self) -> bytes:
+        """Return some of what is new; nothing while there is none, or no such file."""
+        try:
+            with open(self._path, "rb") as file:
+                status = os.fstat(file.fileno())
+                if status.st_ino != self._inode or status.st_size < self._at:
+                    self._inode, self._at = status.st_ino, 0
+                file.seek(self._at)
+                chunk = file.read(_BLOCK)
+        except FileNotFoundError:
+            return b""
+        self._at += len(chunk)
+        return chunk
 
 
 def _port(value: object, *, least: int) -> int:

@@ -63,8 +63,9 @@ def test_a_launch_with_wrong_names_is_refused(store: Store, names: tuple[str, ..
     assert store.members() == []
 
 
-def test_a_holder_that_dies_at_once_is_told_with_its_last_words(store: Store) -> None:
-    dying = config("web", bound=True).replace(
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_holder_that_dies_at_once_is_told_with_its_last_words(store: Store, bound: bool) -> None:
+    dying = config("web", bound=bound).replace(
         program=(holders.PROGRAM[0], "-c", "raise SystemExit('no luck')")
     )
     with pytest.raises(HubError, match="no luck") as caught:
@@ -84,8 +85,9 @@ time.sleep(1000)
 """
 
 
-def test_a_holder_of_another_version_is_refused_loudly_and_ended(store: Store) -> None:
-    other = config("web", bound=True).replace(program=(holders.PROGRAM[0], "-c", _OTHER_VERSION))
+@pytest.mark.parametrize("bound", [True, False])
+def test_a_holder_of_another_version_is_refused_loudly_and_ended(store: Store, bound: bool) -> None:
+    other = config("web", bound=bound).replace(program=(holders.PROGRAM[0], "-c", _OTHER_VERSION))
     with pytest.raises(Unavailable, match=r"version 99, which does not match") as caught:
         control.spawn(store, other)
     assert caught.value.reason == "protocol-version"
@@ -152,6 +154,14 @@ def test_a_failed_boot_is_an_error_and_costs_no_disk(store: Store, step: str) ->
     assert disk.read_bytes() == b"dear to somebody"
     go_wrong(store, "web")
     assert up(store, "web")["web"].error == ""
+
+
+def test_a_detached_boot_that_fails_at_once_is_told_as_what_it_is(store: Store) -> None:
+    for _ in range(5):
+        go_wrong(store, "web", fail="prepare")
+        with control.spawn(store, config("web")), pytest.raises(HubError) as caught:
+            control.wait_members(store, ["web"], 30)
+        assert caught.value.reason == "fake-prepare"
 
 
 # --- states --------------------------------------------------------------------------------
@@ -432,9 +442,11 @@ def test_a_console_can_be_read_and_followed(store: Store) -> None:
     with console.open("ab") as file:
         file.write(b"more\n")
     assert next(following) == b"more\n"
+    console.write_bytes(b"cut\n")  # as one that is too long
+    assert next(following) == b"cut\n"
     control.stop(store, "web")
     assert list(following) == []
-    assert list(control.logs(store, "web")) == [b"web boots\nmore\n"]
+    assert list(control.logs(store, "web")) == [b"cut\n"]
     with pytest.raises(Refused, match="no VM db"):
         next(control.logs(store, "db"))
 

@@ -189,8 +189,15 @@ def converges(store: Store) -> None:
     assert os.listdir(store.directory) == []
 
 
-LAUNCH = ("spawn.locked", "spawn.created", "spawn.created@2", "spawn.listening", "spawn.launched")
-BINDING = ("spawn.bind", "spawn.bound")
+LAUNCH = (
+    "spawn.locked",
+    "spawn.created",
+    "spawn.created@2",
+    "spawn.listening",
+    "spawn.launched",
+    "spawn.greeted",
+)
+BINDING = ("spawn.bind", "spawn.greeted")
 BEGIN = ("holder.began", "holder.pidfiles", "holder.serving")
 BOOT = ("member.prepared", "member.started", "member.started@2", "member.ready", "member.ready@2")
 
@@ -264,3 +271,27 @@ def test_a_store_that_is_deleted_under_a_holder_ends_in_order_on_a_signal(store:
     holders.gone(holder, found["web-1"].pid)
     with pytest.raises(HubError):
         control.get_status(store, "web-1")
+
+
+def test_members_that_come_and_go_leave_nothing_in_their_holder(store: Store) -> None:
+    up(store, "web-1")
+    holder = holders.holder_pid(store, "web-1")
+
+    def come_and_go() -> None:
+        joined = control.add_member(store, "web-1", "web-2", options=holders.SMALL)
+        control.execute(store, "web-2", ["true"])
+        assert control.stop(store, "web-2") == "agent"
+        assert is_gone(joined.pid)
+        assert store.destroy("web-2")
+
+    def descriptors() -> list[str]:
+        listed = os.listdir(f"/proc/{holder}/fd")
+        return sorted(os.readlink(f"/proc/{holder}/fd/{fd}").split(":")[0] for fd in listed)
+
+    come_and_go()
+    before = descriptors()
+    for _ in range(20):
+        come_and_go()
+    eventually(lambda: descriptors() == before)
+    assert len(os.listdir(f"/proc/{holder}/task")) <= 2
+    assert store.members() == ["web-1"]

@@ -30,7 +30,16 @@ _ETC = {
 
 def sources() -> list[str]:
     """Return the files of ours that an image is made of, this one among them."""
-    names = ("rc", "agent", "initrd.py", "modules.py", "cpio.py", "kernel.py", "reseed.py")
+    names = (
+        "rc",
+        "agent",
+        "identity",
+        "initrd.py",
+        "modules.py",
+        "cpio.py",
+        "kernel.py",
+        "reseed.py",
+    )
     return [f"{_HERE}/{name}" for name in names]
 
 
@@ -51,7 +60,7 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
             archive.symlink(f"bin/{applet}", "busybox")
     archive.file(f"bin/{reseed.NAME}", reseed.program(), 0o755)
     archive.symlink("init", "bin/init")
-    for name in ("rc", "agent"):
+    for name in ("rc", "agent", "identity"):
         archive.file(f"etc/{name}", _own(name), 0o755)
     for name, text in (_ETC | {"inittab": _inittab()}).items():
         archive.file(f"etc/{name}", text.encode())

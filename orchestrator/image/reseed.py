@@ -1,11 +1,12 @@
 """A program for the guest that makes its kernel's randomness another at once, as no shell can.
 
 VMs of one template wake with the same random numbers to come; what is written to /dev/urandom is
-heeded only later. In C, on 32 bytes of standard input (random(4)):
+heeded only later. In C, on 64 hexadecimal digits of standard input, which are 256 random bits
+(random(4)):
 
     int fd = open("/dev/urandom", O_WRONLY);
-    struct { int bits, size; char bytes[32]; } seed = {256, 32};
-    return read(0, seed.bytes, 32) != 32 || fd < 0
+    struct { int bits, size; char text[64]; } seed = {256, 64};
+    return read(0, seed.text, 64) != 64 || fd < 0
         || ioctl(fd, RNDADDENTROPY, &seed) || ioctl(fd, RNDRESEEDCRNG, 0);
 """
 
@@ -19,11 +20,11 @@ _BASE = 0x400000
 _HEADERS = 64 + 56  # ELF's and one program header
 _CODE = (
     bytes.fromhex(
-        "4883ec40"  # sub rsp, 64
+        "4883ec50"  # sub rsp, 80
         "c7042400010000"  # mov dword [rsp], 256
-        "c744240420000000"  # mov dword [rsp+4], 32
-        "31c031ff488d742408ba200000000f05"  # read(0, rsp+8, 32)
-        "83f8207546"  # not 32: fail
+        "c744240440000000"  # mov dword [rsp+4], 64
+        "31c031ff488d742408ba400000000f05"  # read(0, rsp+8, 64)
+        "83f8407546"  # not 64: fail
         "b802000000488d3d46000000be010000000f05"  # open(path, O_WRONLY)
         "85c0782f"  # negative: fail
         "89c389c7b810000000be035208404889e20f05"  # ioctl(fd, RNDADDENTROPY, rsp)

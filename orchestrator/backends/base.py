@@ -36,6 +36,8 @@ class Spec(Record):
     """The address of the gateway, "" if there is none."""
     name_server: str = ""
     """Of the name server; "": the gateway is one."""
+    neighbours: tuple[tuple[str, str], ...] = ()
+    """(name, address) of the other members that there are by now: the guest knows them by name."""
 
 
 class Execution(Record):

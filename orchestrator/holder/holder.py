@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation import control
 from foundation.atomic import remove
-from foundation.errors import OwnedByAnother, Refused, Unavailable
+from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
 from orchestrator import protocol
 from orchestrator.holder.bound import ParentWatch
@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from orchestrator.protocol import Status
     from orchestrator.store import Options
 
+_INTRODUCE = 'h=$(grep -v " $1\\$" /etc/hosts); printf "%s\\n" "$h" "$2 $1" >/etc/hosts'
+"""What a guest runs to call member $1 by its name, at address $2 from now on."""
 _DRAIN_WITHIN_S = 1.0
 _RESERVE_S = 5.0
 """Of a client's deadline, what is left for the end after the gentle part."""
@@ -52,8 +54,8 @@ class Holder:
         self._complain = complain
         self._members: dict[str, Member] = {}
         self._locks: dict[str, int] = dict(launch.locks)
-        self._clusters = {cluster_of(name) for name in launch.names}
-        self._cluster_locks = list(launch.clusters)
+        self._clusters: dict[str, int] = dict(launch.clusters)
+        self._introducing: set[asyncio.Task[None]] = set()
         self._ended = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._boot_within_s = self._setting("boot_within_s", protocol.BOOT_WITHIN_S)
@@ -142,6 +144,7 @@ class Holder:
         except BaseException:
             del self._locks[name]
             private.close(lock)
+            self._let_clusters_go()
             raise
         member = self._make(name, config.options)
         self._server.listen(name, _listener(listener.detach()))
@@ -157,10 +160,10 @@ class Holder:
                 raise OwnedByAnother(
                     f"cluster {cluster} has a holder of its own: stop that first", reason="taken"
                 )
-            self._cluster_locks.append(network)
-            self._clusters.add(cluster)
+            self._clusters[cluster] = network
         lock = self.store.take(name)
         if lock is None:
+            self._let_clusters_go()
             raise taken(self.store, name)
         return lock
 
@@ -170,11 +173,39 @@ class Holder:
             self.store.place(name).directory,
             options,
             self.parts,
+            neighbours=self._neighbours,
+            on_up=self._up,
             on_over=self._over,
             complain=self._complain,
             boot_within_s=self._boot_within_s,
         )
         return member
+
+    def _neighbours(self, member: Member) -> tuple[tuple[str, str], ...]:
+        """Return names and addresses of the others; those that boot beside it have theirs too."""
+        names = [name for name in self._members if name != member.name]
+        return tuple(
+            (name, self.parts.network.reserve(name)[1].partition("/")[0]) for name in names
+        )
+
+    def _up(self, member: Member) -> None:
+        """Have the others, who were there before it, call *member* by its name."""
+        known = member.name, member.status().ip
+        for other in self._members.values():
+            if other is not member and other.state == protocol.RUNNING and known not in other.knows:
+                task = asyncio.get_running_loop().create_task(self._introduce(other, known))
+                self._introducing.add(task)
+                task.add_done_callback(self._introducing.discard)
+
+    async def _introduce(self, other: Member, known: tuple[str, str]) -> None:
+        name, ip = known
+        try:
+            await other.running().execute(["sh", "-c", _INTRODUCE, "sh", name, ip])
+        except HubError as error:
+            self._complain(f"{other.name} does not know {name} by name", error)
+        else:
+            stay = [one for one in other.knows if one[0] != name]
+            other.knows = (*stay, known)
 
     # --- leaving ---------------------------------------------------------------------------
 
@@ -200,11 +231,15 @@ class Holder:
         hit("stop.pidfile-removed")
         del self._members[name]
         private.close(self._locks.pop(name))
+        self._let_clusters_go()
         if not self._members:
-            while self._cluster_locks:
-                private.close(self._cluster_locks.pop())
             self._ended.set()
         hit("stop.unlocked")
+
+    def _let_clusters_go(self) -> None:
+        """Let go of clusters of which no member is left here."""
+        for cluster in self._clusters.keys() - {cluster_of(name) for name in self._members}:
+            private.close(self._clusters.pop(cluster))
 
     def end(self, timeout_s: float = -1.0) -> None:
         """Stop all members, side by side; :meth:`live` returns then. Again is no error.

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from orchestrator.protocol import State, Stopped
     from orchestrator.store import Options
 
+    Neighbours = tuple[tuple[str, str], ...]
+    """(name, address) of members."""
+
 _BEGUN_WITHIN_S = 5.0
 """A start that is given up may go on for this long: what it makes is to be ended, not lost."""
 _REAPED_WITHIN_S = 5.0
@@ -36,19 +39,28 @@ class Member:
         options: Options,
         parts: Parts,
         *,
+        neighbours: Callable[[Member], Neighbours],
+        on_up: Callable[[Member], None],
         on_over: Callable[[Member], None],
         complain: Callable[[str, BaseException], None],
         boot_within_s: float,
     ) -> None:
-        """Boot nothing yet; *on_over* is called once, when it is stopped or in error."""
+        """Boot nothing yet; *on_up* is called when it is running, *on_over* at its end.
+
+        *neighbours* tells the other members' names and addresses when it boots.
+        """
         self.name = name
         self.state: State = "starting"
         self.how: Stopped = "not-booted"
         self.error: HubError | None = None
         self.machine: Machine | None = None
+        self.knows: Neighbours = ()
+        """The members that its guest can call by name."""
         self._directory = directory
         self._options = options
         self._parts = parts
+        self._neighbours = neighbours
+        self._on_up = on_up
         self._on_over = on_over
         self._complain = complain
         self._boot_within_s = boot_within_s
@@ -142,6 +154,7 @@ class Member:
             async with asyncio.timeout(protocol.DOWNLOAD_WITHIN_S):
                 await parts.network.open(self._takes_long)
                 mac, self._ip = parts.network.reserve(self.name)
+                self.knows = self._neighbours(self)
                 spec = Spec(
                     name=self.name,
                     directory=self._directory,
@@ -151,6 +164,8 @@ class Member:
                     mac=mac,
                     ip=self._ip,
                     gateway=parts.network.gateway,
+                    name_server=parts.network.name_server,
+                    neighbours=self.knows,
                 )
                 await parts.backend.prepare(spec, self._takes_long)
         except TimeoutError:
@@ -177,6 +192,7 @@ class Member:
             ) from None
         self._step("ready")
         hit("member.ready")
+        self._on_up(self)
         return self.machine
 
     def _takes_long(self, words: str) -> None:

@@ -11,7 +11,7 @@ from orchestrator.backends.qemu.backend import QemuBackend
 from orchestrator.holder.log import note
 from orchestrator.holder.onbus import OnBus
 from orchestrator.holder.parts import Parts
-from orchestrator.net.addresses import GATEWAY
+from orchestrator.net.addresses import GATEWAY, NAME_SERVER
 from orchestrator.net.network import Network
 from orchestrator.packages import Packages
 from orchestrator.store import cluster_of
@@ -58,6 +58,7 @@ class LateNetwork:
     """A network whose gateway is a QEMU: it is opened when the first member boots."""
 
     gateway = GATEWAY
+    name_server = NAME_SERVER
 
     def __init__(self, cluster: str, allowed: list[int]) -> None:
         """Let guests reach the ports *allowed* of this host's loopback."""

@@ -17,7 +17,9 @@ class Network(Protocol):
     """A cluster's network."""
 
     gateway: str
-    """The address of the gateway and name server, "" if there is none."""
+    """The address of the gateway, "" if there is none."""
+    name_server: str
+    """The address of the name server, "" if there is none."""
 
     async def open(self, progress: Progress) -> None:
         """Have what it needs, and start it; again is no error. First of all.

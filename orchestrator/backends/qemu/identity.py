@@ -27,5 +27,11 @@ def script(spec: Spec, now_s: int, seed: bytes) -> str:
         words += [spec.mac, spec.ip]
         if spec.gateway:
             words += [spec.gateway, spec.name_server or spec.gateway]
-    told = b" ".join(map(quoted, words)).decode("utf-8", "surrogateescape")
-    return f"become {told}" + (" && have_disk" if spec.disk_mb else "")
+    said = f"become {_words(words)}"
+    if spec.neighbours:
+        said += f" && know {_words([word for one in spec.neighbours for word in one])}"
+    return said + (" && have_disk" if spec.disk_mb else "")
+
+
+def _words(words: list[str]) -> str:
+    return b" ".join(map(quoted, words)).decode("utf-8", "surrogateescape")

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from orchestrator.store import Store
-from tests.orchestrator.vm.qemus import CACHE
 from tests.orchestrator.vm.holders import end_holders
+from tests.orchestrator.vm.qemus import CACHE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

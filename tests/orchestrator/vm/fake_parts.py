@@ -19,6 +19,7 @@ class FakeNetwork:
     """Addresses in order, and ports that lead nowhere."""
 
     gateway = "10.77.0.1"
+    name_server = "10.77.0.3"
 
     def __init__(self) -> None:
         """Nobody has an address yet."""

@@ -152,7 +152,7 @@ class _Launch:
     def __init__(self, store: Store, config: SpawnConfig) -> None:
         self._store = store
         self._config = config
-        self._clusters: list[int] = []
+        self._clusters: dict[str, int] = {}
         self._locks: dict[str, int] = {}
         self._listeners: dict[str, int] = {}
         self.wire: Wire | None = None
@@ -167,7 +167,7 @@ class _Launch:
             lock = self._store.take_cluster(cluster)
             if lock is None:
                 raise self._taken(cluster)
-            self._clusters.append(lock)
+            self._clusters[cluster] = lock
         for name in sorted(self._config.names):
             lock = self._store.take(name)
             if lock is None:
@@ -233,7 +233,7 @@ class _Launch:
         options = {
             "v": protocol.PROTOCOL_VERSION,
             "store": self._store.directory,
-            "clusters": [handed(fd) for fd in self._clusters],
+            "clusters": {cluster: handed(fd) for cluster, fd in self._clusters.items()},
             "members": {
                 name: [handed(self._locks[name]), handed(self._listeners[name])]
                 for name in self._config.names
@@ -256,11 +256,9 @@ class _Launch:
 
     def close(self) -> None:
         """Let go of what the holder has by now, or nobody."""
-        for fd in [*self._listeners.values(), *self._locks.values(), *self._clusters]:
-            private.close(fd)
-        self._listeners.clear()
-        self._locks.clear()
-        self._clusters.clear()
+        for held in (self._listeners, self._locks, self._clusters):
+            while held:
+                private.close(held.popitem()[1])
 
 
 def _greet(session: Session, launch: _Launch) -> None:

@@ -388,7 +388,18 @@ def _names_in(path: str, *, hidden: bool = False) -> list[str]:
 
 
 def _remove_if_empty(path: str) -> None:
+    """Remove a cluster's directory if nothing is in it and nobody holds it.
+
+    Under its lock: whoever has that may just be about to put its first member there.
+    """
     try:
+        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except OSError:
+        return
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
         os.rmdir(path)
     except OSError:
-        pass  # something is in it, or it is gone
+        pass  # held, not empty, or gone
+    finally:
+        os.close(fd)

@@ -23,8 +23,8 @@ class Launch(Record):
     """The store's directory."""
     parent: int
     """The pid of the client that a bound holder ends with; 0: it is detached."""
-    clusters: tuple[int, ...]
-    """Descriptors that hold the clusters."""
+    clusters: dict[str, int]
+    """By cluster, a descriptor that holds its network."""
     locks: dict[str, int]
     """By member, a descriptor that holds it."""
     listeners: dict[str, int]
@@ -65,12 +65,12 @@ def read_launch() -> Launch:
             names=tuple(names),
             store=str(options["store"]),
             parent=int(parent),
-            clusters=tuple(options["clusters"]),
+            clusters={name: int(fd) for name, fd in options["clusters"].items()},
             locks={name: int(members[name][0]) for name in names},
             listeners={name: int(members[name][1]) for name in names},
             settings=dict(options["settings"]),
         )
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, AttributeError) as error:
         raise Refused(
             f"this process was not launched as a holder ({error!r}): `bones vm up` launches one",
             reason="not-launched",

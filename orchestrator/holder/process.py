@@ -36,8 +36,9 @@ def run(assemble: Assemble | None = None) -> int:
         if watch is not None and watch.gone:
             note("parent-gone", parent=launch.parent)
             return 0
-        for fd in (*launch.clusters, *launch.locks.values(), *launch.listeners.values()):
-            os.set_inheritable(fd, False)
+        for descriptors in (launch.clusters, launch.locks, launch.listeners):
+            for fd in descriptors.values():
+                os.set_inheritable(fd, False)
         hit("holder.began")
         return asyncio.run(_live(launch, watch, assemble or _ours))
     except HubError as error:

@@ -317,6 +317,16 @@ def test_who_is_another_holders_cannot_join(store: Store) -> None:
         control.add_member(store, "web-9", "web-2")
 
 
+def test_members_of_two_clusters_may_share_a_network_for_as_long_as_they_do(store: Store) -> None:
+    up(store, "web-1", "db-1")
+    assert holders.holder_pid(store, "web-1") == holders.holder_pid(store, "db-1")
+    with pytest.raises(OwnedByAnother):
+        control.spawn(store, config("db-2"))
+    control.stop(store, "db-1")
+    assert up(store, "db-2")["db-2"].ip == "10.77.0.11", "which is another network now"
+    assert control.get_status(store, "web-1").running
+
+
 _BRING_UP = """
 import sys
 from foundation.errors import HubError

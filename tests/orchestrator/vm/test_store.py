@@ -206,6 +206,17 @@ def test_a_destroy_is_refused_while_a_holder_has_the_member(store: Store) -> Non
     assert store.destroy("web-1")
 
 
+def test_a_cluster_that_is_held_keeps_its_directory_which_is_its_lock(store: Store) -> None:
+    created(store, "web-1")
+    lock = store.take_cluster("web")
+    assert lock is not None
+    assert store.destroy("web-1")
+    assert store.take_cluster("web") is None, "a new directory would be a second lock"
+    private.close(lock)
+    store.sweep("web")
+    assert os.listdir(store.directory) == []
+
+
 _DESTROY = """
 import sys
 from orchestrator.store import Store

@@ -217,7 +217,7 @@ def test_what_is_kept_goes_out_in_order(switch: Switch) -> None:
             ahead.acquire()
             a.send(b.mac, number.to_bytes(4, "big"))
 
-    talking = threading.Thread(target=talk)
+    talking = threading.Thread(target=talk, daemon=True)
     talking.start()
     eventually(lambda: len(b.port.kept) > 0)
     for number in range(frames):
@@ -265,7 +265,7 @@ def test_ports_come_and_go_while_others_talk(switch: Switch) -> None:
             if frame[6:12] == a.mac:
                 heard.append(int.from_bytes(frame[34:38], "big"))
 
-    threads = [threading.Thread(target=work) for work in (talk, listen)]
+    threads = [threading.Thread(target=work, daemon=True) for work in (talk, listen)]
     for thread in threads:
         thread.start()
     turns = 0

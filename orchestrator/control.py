@@ -10,7 +10,7 @@ import select
 import time
 
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
-from foundation.process import GONE, open_pidfd, terminate, wait_exit
+from foundation.process import GONE, holds_open, open_pidfd, terminate, wait_exit
 from orchestrator import protocol
 from orchestrator.protocol import OVER, Status, status_from_json
 from orchestrator.requests import connect, execute, forward, get, logs, put
@@ -363,8 +363,8 @@ def _await_end(pid: int) -> None:
 def end_holder(store: Store, name: str, *, grace_s: float = protocol.STOP_WITHIN_S) -> bool:
     """End the holder of *name* with all its members; return False if there was none.
 
-    For one that does not answer: SIGTERM to the very process that holder.pid names, and SIGKILL
-    after *grace_s*. The kernel ends its VMs with it.
+    For one that does not answer: SIGTERM to the very process that holder.pid names, if it has the
+    member's lock, and SIGKILL after *grace_s*. The kernel ends its VMs with it.
 
     Raises:
         Unavailable: it is there still (``holder-stays``).
@@ -374,6 +374,8 @@ def end_holder(store: Store, name: str, *, grace_s: float = protocol.STOP_WITHIN
     if identity is None or pidfd is None:
         return False
     try:
+        if not holds_open(identity.pid, os.path.realpath(store.place(name).lock)):
+            return False
         if not terminate(pidfd, grace_s=grace_s):
             raise Unavailable(f"process {identity.pid} cannot be ended", reason="holder-stays")
     finally:

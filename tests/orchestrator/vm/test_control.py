@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import os
 import tarfile
 import time
@@ -12,11 +13,11 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
-from foundation.process import children_of, wait_exit
+from foundation.process import Identity, children_of, wait_exit
 from orchestrator import control, protocol
 from tests.orchestrator.vm import holders
 from tests.orchestrator.vm.holders import config, go_wrong, up
-from tests.support import CODE, eventually, is_gone, kill
+from tests.support import CODE, eventually, is_gone, kill, stranger
 
 if TYPE_CHECKING:
     from orchestrator.store import Store
@@ -275,6 +276,17 @@ def test_a_holder_that_hangs_is_ended_by_its_identity(store: Store) -> None:
     holders.gone(holder, found["web"].pid)
     assert not control.end_holder(store, "web")
     assert up(store, "web")["web"].running
+
+
+def test_a_stranger_that_a_pidfile_names_is_not_touched(store: Store) -> None:
+    up(store, "web")
+    control.stop(store, "web")
+    with stranger() as process:
+        identity = Identity.of(process.pid)
+        assert identity is not None
+        Path(store.place("web").pidfile).write_text(json.dumps(identity.as_dict()))
+        assert not control.end_holder(store, "web")
+    Path(store.place("web").pidfile).unlink()
 
 
 # --- joining -------------------------------------------------------------------------------

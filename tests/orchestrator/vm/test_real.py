@@ -11,6 +11,7 @@ from orchestrator import control
 from orchestrator.control import SpawnConfig
 from orchestrator.store import Options, Store
 from tests.orchestrator.vm import holders
+from tests.orchestrator.vm.test_holder_kills import ATTEMPTS, GONE_WITHIN_S, ended_within_s
 from tests.support import eventually, free_port, is_gone, taken_port
 
 if TYPE_CHECKING:
@@ -66,3 +67,31 @@ def test_a_guest_reaches_the_hub_wherever_it_moves_and_nothing_else_of_the_host(
             assert control.execute(store, "web", ["sh", "-c", greet]).stdout == b"INFO "
     finally:
         holders.end_holders(store)
+
+
+_BOUND = """
+import sys
+from orchestrator import control
+from orchestrator.store import Options, Store
+store, names = Store(sys.argv[1]), ("web-1", "web-2")
+session = control.spawn(store, control.SpawnConfig(names=names, options=Options(disk_mb=0)))
+found = control.wait_members(store, names, 120)
+print(session.pid, *(status.pid for status in found.values()), flush=True)
+sys.stdin.readline()
+"""
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("victim", ["holder", "client"])
+def test_real_vms_are_gone_at_once_when_their_holder_or_its_client_is_killed(
+    store: Store, victim: str
+) -> None:
+    took_s: list[float] = []
+    while not took_s or (min(took_s) > GONE_WITHIN_S and len(took_s) < ATTEMPTS):
+        with holders.client(_BOUND, store.directory) as client:
+            holder, *vms = map(int, holders.line_of(client).split())
+            pids = {"holder": holder, "client": client.pid}
+            took_s.append(ended_within_s(pids[victim], *vms))
+            holders.gone(holder)
+    assert min(took_s) <= GONE_WITHIN_S, took_s

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 MOST_COLLECTED = 256 << 20
 """Bytes of output that are collected for who does not take them as they come."""
 _KILL_AGAIN_S = 0.2
+_NONE = -1
+"""In place of a channel's number: there will be none any more."""
 
 
 class Agent:
@@ -30,6 +32,7 @@ class Agent:
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(1, len(channels)):
             self._free.put_nowait(number)
+        self._usable = len(channels) - 1
         self._freeing: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -76,6 +79,9 @@ class Agent:
         token = new_token()
         line = shell.run(token, argv, len(stdin), env or {}, cwd)
         number = await self._free.get()
+        if number == _NONE:
+            self._free.put_nowait(_NONE)
+            raise HubError("the guest's agents were all ended", reason="agent")
         collected = _Collected(argv[0], output)
         talking = asyncio.ensure_future(
             self._channels[number].talk(line, token, stdin, collected.take)
@@ -88,25 +94,40 @@ class Agent:
             status = talking.result()
         finally:
             collected.stop()
-            freeing = asyncio.ensure_future(self._set_free(number, token, talking))
+            freeing = asyncio.ensure_future(
+                self._set_free(number, token, talking, has_input=bool(stdin))
+            )
             self._freeing.add(freeing)
             freeing.add_done_callback(self._freeing.discard)
         return Execution(status=status, stdout=collected.of(1), stderr=collected.of(2))
 
-    async def _set_free(self, number: int, token: str, talking: asyncio.Task[int]) -> None:
+    async def _set_free(
+        self, number: int, token: str, talking: asyncio.Task[int], *, has_input: bool
+    ) -> None:
         """Kill what runs on a channel if it is not over, and have the channel used again."""
         script = (
             f"read -r t p </run/channel{number}; "
             f'[ "$t" = {token} ] && {{ kill -9 -"$p" || kill -9 "$p"; }} 2>/dev/null'
         )
+        in_step = True
         try:
             while not talking.done():
                 await self.here(script)
                 await asyncio.wait((talking,), timeout=_KILL_AGAIN_S)
             talking.result()
-        except HubError:
-            return  # the guest is gone, or the channel is of no use any more
-        self._free.put_nowait(number)
+        except HubError as error:
+            # Input that an agent did not live to read would be lines to the next one.
+            in_step = error.reason != "agent" or not has_input
+        if in_step:
+            self._free.put_nowait(number)
+            return
+        self._usable -= 1
+        if not self._usable:
+            self._free.put_nowait(_NONE)
+
+    def lost(self, number: int) -> None:
+        """Be told that the agent of channel *number* has let go of a port."""
+        self._channels[number].lost()
 
 
 def _retrieved(done: asyncio.Future[int]) -> None:

@@ -94,6 +94,12 @@ def arguments(shape: Shape, parts: Parts) -> list[str]:
     return made
 
 
+def channel_of(port: str) -> int | None:
+    """Return the number of the channel whose port *a* has the id *port*, None if none has."""
+    number, of_two = divmod(int(port.removeprefix("port")) - 1, 2)
+    return None if of_two else number
+
+
 def _network(parts: Parts) -> list[str]:
     behind = f"dgram,id=net,local.type=fd,local.str={NET_FD}"
     return [
@@ -116,7 +122,10 @@ def _channels() -> list[str]:
     made = ["-device", f"virtio-serial-pci,id=serial,max_ports={2 * CHANNELS + 1},addr=6"]
     for number in range(1, 2 * CHANNELS + 1):
         made += ["-chardev", f"socket,id=port{number},fd={FIRST_PORT_FD + number - 1}"]
-        made += ["-device", f"virtserialport,bus=serial.0,nr={number},chardev=port{number}"]
+        made += [
+            "-device",
+            f"virtserialport,bus=serial.0,nr={number},id=port{number},chardev=port{number}",
+        ]
     return made
 
 

@@ -54,7 +54,7 @@ class QemuBackend:
         self._templates = templates
         self._preparing = asyncio.Lock()
         self._had: _Had | None = None
-        self._tried: set[Shape] = set()
+        self._failed: set[Shape] = set()
 
     async def prepare(self, spec: Spec, progress: Progress) -> None:
         """Have what *spec* needs; see the interface.
@@ -64,12 +64,12 @@ class QemuBackend:
         async with self._preparing:
             had = await self._have(progress)
             shape = had.shape(spec)
-            if not self._templates or shape in self._tried:
+            if not self._templates or shape in self._failed:
                 return
-            self._tried.add(shape)
             try:
                 await had.templates.make(shape, progress)
             except (HubError, OSError, TimeoutError) as error:
+                self._failed.add(shape)
                 progress(f"no template: {error}; VMs are booted instead")
 
     async def _have(self, progress: Progress) -> _Had:

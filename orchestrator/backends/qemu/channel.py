@@ -53,6 +53,7 @@ class Channel:
         """Take the streams of port a and of port b."""
         self._out, self._in = first
         self._err, self._unused = second
+        self._agent_ended: asyncio.Future[None] | None = None
 
     @classmethod
     async def of(cls, pair: Pair) -> Channel:
@@ -68,22 +69,37 @@ class Channel:
         self._in.transport.abort()
         self._unused.transport.abort()
 
+    def lost(self) -> None:
+        """Be told that the agent has let go of its port: what was under way has no end."""
+        if self._agent_ended is not None and not self._agent_ended.done():
+            self._agent_ended.set_result(None)
+
     async def talk(self, line: bytes, token: str, stdin: bytes, sink: Sink) -> int:
         """Have the agent do *line*, which holds *token*, and read *stdin*; return the status.
 
-        Not to be cancelled: then nobody knew what the channel says next.
-
         Raises:
-            HubError: the guest ended (``vm-ended``), or its agent is not ours (``agent``).
+            HubError: the guest ended (``vm-ended``), or its agent did, or is not ours (``agent``).
         """
-        _written, status, _status = await asyncio.gather(
-            self._write(line + b"\n", stdin),
-            _read(self._out, Marks(token), lambda data: sink(1, data)),
-            _read(self._err, Marks(token), lambda data: sink(2, data)),
-        )
-        return status
+        self._agent_ended = asyncio.get_running_loop().create_future()
+        parts = [
+            asyncio.ensure_future(part)
+            for part in (
+                self._write(line + b"\n", stdin),
+                _read(self._out, Marks(token), lambda data: sink(1, data)),
+                _read(self._err, Marks(token), lambda data: sink(2, data)),
+            )
+        ]
+        together = asyncio.gather(*parts)
+        try:
+            await asyncio.wait((together, self._agent_ended), return_when=asyncio.FIRST_COMPLETED)
+            if not together.done():
+                raise HubError("the guest's agent was ended", reason="agent")
+            return together.result()[1]
+        finally:
+            together.cancel()
+            await asyncio.gather(*parts, return_exceptions=True)
 
-    async def _write(self, line: bytes, stdin: bytes) -> None:
+    async def _write(self, line: bytes, stdin: bytes) -> int:
         try:
             self._in.write(line)
             view = memoryview(stdin)
@@ -93,6 +109,7 @@ class Channel:
             await self._in.drain()
         except OSError as error:
             raise _ended() from error
+        return len(stdin)
 
 
 async def _read(reader: asyncio.StreamReader, marks: Marks, sink: Callable[[bytes], None]) -> int:

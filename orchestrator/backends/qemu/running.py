@@ -98,6 +98,7 @@ class Running:
             running.agent = await Agent.over(pairs)
             running.qmp = await Qmp.open(ours, on_event=running._event, timeout_s=_GREETING_S)
         except BaseException as error:
+            ours.close()
             await running.child.end()
             words = running.words()
             await running.release()
@@ -109,6 +110,10 @@ class Running:
     def _event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":
             self._why = str(data.get("reason", ""))
+        elif name == "VSERPORT_CHANGE" and not data.get("open", True):
+            channel = argv.channel_of(str(data.get("id")))
+            if channel is not None:  # of the two of a channel the first speaks for both
+                self.agent.lost(channel)
 
     def _cut(self) -> None:
         console.cut(self._console)

@@ -164,6 +164,36 @@ async def test_a_tree_goes_in_and_comes_out_as_it_was(tmp_path: Path) -> None:
         assert broken.value.reason == "put"
 
 
+async def test_an_agent_that_is_killed_is_missed_and_another_takes_its_place(
+    tmp_path: Path,
+) -> None:
+    async with running(spec(tmp_path)) as machine:
+        with pytest.raises(HubError, match="agent was ended") as ended:
+            await machine.execute(["sh", "-c", "kill -9 -1"])
+        assert ended.value.reason == "agent"
+        with pytest.raises(HubError, match="agent was ended"):
+            await machine.execute(["sh", "-c", "kill -9 -1"], stdin=b"echo no\n" * 9)
+        async with asyncio.timeout(30):
+            for _ in range(2 * CHANNELS):
+                assert await shell(machine, "echo yes") == "yes\n"
+
+
+async def test_who_asks_when_all_channels_were_busy_at_the_end_is_told_of_it(
+    tmp_path: Path,
+) -> None:
+    async with running(spec(tmp_path)) as machine:
+        asked = [
+            asyncio.ensure_future(machine.execute(["sleep", "1000"])) for _ in range(2 * CHANNELS)
+        ]
+        machine.kill()
+        async with asyncio.timeout(30):
+            for said in await asyncio.gather(*asked, return_exceptions=True):
+                assert isinstance(said, HubError)
+                assert said.reason == "vm-ended"
+            with pytest.raises(HubError, match="web-1 ended: it was stopped"):
+                await machine.execute(["true"])
+
+
 async def test_when_memory_runs_out_what_runs_is_killed_and_not_the_agent(tmp_path: Path) -> None:
     async with running(spec(tmp_path)) as machine:
         first = "$(set -- $(pidof agent); echo $1)"

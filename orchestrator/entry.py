@@ -1,10 +1,10 @@
-"""The front door of ``bones``: ``bones hub …`` is ``hub …``, as fast; a slot's verbs are too."""
+"""The front door of ``bones``: that of ``hub``, of slots' verbs and of VMs', as fast as each."""
 
 from __future__ import annotations
 
 import sys
 
-from swarm.plain import COUNT, FLAG, NAMES, NEEDED, parse
+from swarm.plain import COUNT, FILES, FLAG, NAMES, NEEDED, REST, parse
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,6 +27,37 @@ PLAIN: dict[str, Form] = {
     },
     "apply": {**_ROOT, "--branch": ("branch", str), "--dry-run": ("dry_run", FLAG)},
 }
+VM_PLAIN: dict[str, Form] = {
+    "up": {
+        **_ROOT,
+        FILES: "names",
+        "-n": ("count", COUNT),
+        "--cpus": ("cpus", COUNT),
+        "--mem": ("memory_mb", COUNT),
+        "--disk": ("disk_mb", COUNT),
+    },
+    "down": {**_ROOT, FILES: "names", "--all": ("everything", FLAG)},
+    "ls": {**_ROOT, "-q": ("quiet", FLAG), "--quiet": ("quiet", FLAG)},
+    "cp": {**_ROOT, NAMES: ("source", "target"), NEEDED: ("source", "target")},
+    "logs": {
+        **_ROOT,
+        NAMES: ("name",),
+        NEEDED: ("name",),
+        "-f": ("follow", FLAG),
+        "--follow": ("follow", FLAG),
+    },
+    "forward": {**_ROOT, NAMES: ("name", "port"), NEEDED: ("name", "port")},
+}
+_VM_EXEC: dict[str, Form] = {
+    "exec": {
+        **_ROOT,
+        "-i": ("stdin", FLAG),
+        "--stdin": ("stdin", FLAG),
+        "--cwd": ("cwd", str),
+        REST: "words",
+        NEEDED: ("words",),
+    }
+}
 _OF_TRUNK = frozenset(("log", "diff", "revert", "apply"))
 _FROM_PACKAGES = frozenset(("revert",))
 """What takes more than ours and the standard library."""
@@ -44,11 +75,14 @@ def main(arguments: list[str] | None = None) -> None:
 
         swarm_main(arguments[1:])
     else:
-        plain = parse(arguments, PLAIN)
+        if arguments[:1] == ["vm"]:
+            plain, run = vm_form(arguments[1:]), _run_vm
+        else:
+            plain, run = parse(arguments, PLAIN), _run
         if plain is not None:
             from swarm.entry import leave  # noqa: PLC0415
 
-            leave(lambda: _run(*plain))
+            leave(lambda: run(*plain))
         _activate_site()
         from orchestrator.cli import main as cli_main  # noqa: PLC0415
 
@@ -65,6 +99,24 @@ def _run(verb: str, options: dict[str, Any]) -> int:
     from orchestrator import verbs  # noqa: PLC0415
 
     return int(getattr(verbs, verb)(**options))
+
+
+def vm_form(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
+    """Return the verb and the options of ``bones vm …``, None if they are not so plain."""
+    plain = parse(arguments, _VM_EXEC)
+    if plain is None:
+        return parse(arguments, VM_PLAIN)
+    _verb, options = plain
+    name, *command = options.pop("words")
+    if len(command) < 2 or command[0] != "--":  # noqa: PLR2004
+        return None
+    return "execute", {**options, "name": name, "argv": command[1:]}
+
+
+def _run_vm(verb: str, options: dict[str, Any]) -> int:
+    from orchestrator import vm_verbs  # noqa: PLC0415
+
+    return int(getattr(vm_verbs, verb)(**options))
 
 
 def _activate_site() -> None:

@@ -14,7 +14,7 @@ import typer
 
 from orchestrator import cli as bones_cli
 from orchestrator import entry as bones_entry
-from orchestrator import trunk_verbs
+from orchestrator import trunk_verbs, vm_cli, vm_verbs
 from orchestrator import verbs as bones_verbs
 from swarm import cli, entry, plain, running, verbs, work_verbs
 from tests.hub.test_cli import SLOW_MODULES
@@ -162,17 +162,55 @@ def test_both_make_the_same_call(
     forms: dict[str, plain.Form],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    assert_both_say(arguments, app, module, forms, monkeypatch)
+
+
+def assert_both_say(
+    arguments: list[str],
+    app: typer.Typer,
+    module: ModuleType,
+    forms: dict[str, plain.Form],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     read = plain.parse(arguments, forms)
     assert read is not None
     verb, options = read
+    known = inspect.signature(getattr(module, verb)).parameters
     slow_verb, slow_options = called_by_library(arguments, app, module, forms, monkeypatch)
     assert slow_verb == verb
     told = {
         name: value
         for name, value in slow_options.items()
-        if name in options or (value not in (None, False) and value != DEFAULTS.get(name))
+        if name in options
+        or (
+            value not in (None, False, [])
+            and value not in (known[name].default, DEFAULTS.get(name))
+        )
     }
     assert told == options
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["up"],
+        ["up", "a", "b", "-n", "2", "--json"],
+        ["up", "a", "--cpus", "2", "--mem=256", "--disk", "64", "--root", "/r"],
+        ["down", "--all"],
+        ["down", "a", "--json", "b"],
+        ["ls", "-q"],
+        ["ls", "--quiet", "--json"],
+        ["cp", "a", "b:c", "--root=/r"],
+        ["logs", "a", "-f"],
+        ["logs", "--follow", "a"],
+        ["forward", "--json", "a", "80"],
+    ],
+)
+def test_both_make_the_same_call_for_vms(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = bones_entry.VM_PLAIN
+    assert_both_say(arguments, vm_cli.app, vm_verbs, forms, monkeypatch)
 
 
 @pytest.mark.parametrize(
@@ -252,3 +290,36 @@ def test_a_plain_verb_loads_nothing_slow() -> None:
         [sys.executable, "-I", "-S", "-c", program], capture_output=True, text=True, check=True
     )
     assert not SLOW_MODULES & set(done.stdout.split())
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        (["a", "--", "ls", "-l"], {"name": "a", "argv": ["ls", "-l"]}),
+        (["-i", "--cwd=/x", "a", "--", "cat"], {"name": "a", "stdin": True, "cwd": "/x"}),
+        (["--json", "a", "--", "--", "x"], {"name": "a", "as_json": True, "argv": ["--", "x"]}),
+    ],
+)
+def test_a_command_for_a_vm_is_read_as_the_library_does(
+    words: list[str], options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_form = bones_entry.vm_form(["exec", *words])
+    assert plain_form is not None
+    assert plain_form[0] == "execute"
+    assert plain_form[1].items() >= options.items()
+    calls: list[dict[str, Any]] = []
+
+    def called(name: str, argv: list[str], **rest: Any) -> int:
+        calls.append({"name": name, "argv": argv, **rest})
+        return 0
+
+    monkeypatch.setattr(vm_verbs, "execute", called)
+    with pytest.raises(SystemExit) as ended:
+        built(vm_cli.app).main(["exec", *words])
+    assert ended.value.code == 0
+    assert calls[0].items() >= plain_form[1].items()
+
+
+@pytest.mark.parametrize("words", [[], ["a"], ["a", "--"], ["a", "ls"], ["a", "--json", "--", "x"]])
+def test_what_is_no_plain_command_for_a_vm_goes_to_the_library(words: list[str]) -> None:
+    assert bones_entry.vm_form(["exec", *words]) is None

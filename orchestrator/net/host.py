@@ -13,8 +13,9 @@ import struct
 _GET_ROUTE, _NEW_ROUTE, _DONE, _ERROR = 26, 24, 3, 2
 _REQUEST, _DUMP = 0x1, 0x300
 _GROUP_ADDRESSES, _GROUP_ROUTES = 0x10, 0x40
-_DESTINATION, _TABLE = 1, 15
+_DESTINATION = 1
 _LOCAL_TABLE = 255
+"""A table with a number of more than a byte is told as 252 there."""
 _OURS = (2, 3, 4)
 """Kinds of routes that end here: local, broadcast, anycast."""
 _HEADER = struct.Struct("=LHHLL")
@@ -96,8 +97,6 @@ def _ours(route: bytes) -> list[tuple[int, int]]:
             break
         if name == _DESTINATION:
             network = int.from_bytes(rest[_ATTRIBUTE.size : size], "big")
-        elif name == _TABLE:
-            table = int.from_bytes(rest[_ATTRIBUTE.size : size], "little")
         rest = rest[_aligned(size) :]
     return [(network, length)] if table == _LOCAL_TABLE and kind in _OURS else []
 

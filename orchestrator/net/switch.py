@@ -72,7 +72,6 @@ class Port:
         "refused",
         "rejects",
         "sock",
-        "unplugged",
     )
 
     def __init__(
@@ -84,7 +83,6 @@ class Port:
         self.outward = outward
         self.rejects = rejects
         self.opened = False
-        self.unplugged = False
         self.macs = 0
         self.kept: deque[bytes] = deque()
         self.kept_bytes = 0
@@ -170,8 +168,8 @@ class Switch:
 
         def unplug() -> None:
             self._forget(port)
-            self._unplug(port)
             if self._ports.pop(port.sock.fileno(), None) is not None:
+                self._epoll.unregister(port.sock.fileno())
                 port.sock.close()
 
         self._do(unplug)
@@ -234,10 +232,7 @@ class Switch:
         for _turn in range(_BATCH):
             try:
                 frame = port.sock.recv(_DATAGRAM)
-            except BlockingIOError:
-                return
-            except OSError:
-                self._unplug(port)
+            except OSError:  # BlockingIOError: that was all
                 return
             port.frames_in += 1
             port.bytes_in += len(frame)
@@ -293,9 +288,6 @@ class Switch:
 
     def _put(self, port: Port, frame: bytes) -> None:
         """Put *frame* out by *port*, now or as soon as it can take it; or drop it."""
-        if port.unplugged:
-            port.dropped += 1
-            return
         if port.kept:
             self._keep(port, frame)
             return
@@ -305,8 +297,8 @@ class Switch:
             self._keep(port, frame)
             if port.kept:
                 self._epoll.modify(port.sock.fileno(), select.EPOLLIN | select.EPOLLOUT)
-        except OSError:
-            self._undeliverable(port)
+        except OSError:  # nobody holds the other end any more
+            port.dropped += 1
         else:
             port.frames_out += 1
             port.bytes_out += len(frame)
@@ -327,9 +319,7 @@ class Switch:
             except BlockingIOError:
                 return
             except OSError:
-                self._undeliverable(port)
-                if port.unplugged:
-                    return
+                port.dropped += 1
             else:
                 port.frames_out += 1
                 port.bytes_out += len(frame)
@@ -337,28 +327,11 @@ class Switch:
             port.kept_bytes -= len(frame)
         self._epoll.modify(port.sock.fileno(), select.EPOLLIN)
 
-    def _undeliverable(self, port: Port) -> None:
-        port.dropped += 1
-        try:
-            port.sock.getpeername()
-        except OSError:  # nobody holds the other end any more
-            self._unplug(port)
-
-    def _unplug(self, port: Port) -> None:
-        """Stop looking at *port*: the other end is gone, and will not be back."""
-        if not port.unplugged:
-            port.unplugged = True
-            self._epoll.unregister(port.sock.fileno())
-            self._drop_kept(port)
-
     def _forget(self, port: Port) -> None:
         """Close *port*, and unlearn who is there."""
         port.opened = False
         self._learned = {mac: at for mac, at in self._learned.items() if at is not port}
         port.macs = 0
-        self._drop_kept(port)
-
-    def _drop_kept(self, port: Port) -> None:
         port.dropped += len(port.kept)
         port.kept.clear()
         port.kept_bytes = 0

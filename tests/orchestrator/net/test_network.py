@@ -221,7 +221,7 @@ async def test_the_gateway_can_start_nothing_and_gain_nothing() -> None:
 
 
 _NEW_ADDRESS = """
-import asyncio, fcntl, socket, struct, sys
+import asyncio, fcntl, select, socket, struct, sys
 from orchestrator.net.network import Network
 from tests.orchestrator.net.guest import Guest
 async def main():
@@ -239,6 +239,7 @@ async def main():
             guest.knocks("198.51.100.9", server.getsockname()[1], mac=gateway)
             guest.pings("10.77.0.1")
             print(network.counts().refused)
+        assert not select.select([network._watching], [], [], 0)[0]  # the loop can sleep
         network.close()
 asyncio.run(main())
 """

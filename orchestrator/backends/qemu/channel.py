@@ -97,7 +97,7 @@ class Channel:
             return together.result()[1]
         finally:
             together.cancel()
-            await asyncio.gather(*parts, return_exceptions=True)
+            await asyncio.gather(together, *parts, return_exceptions=True)
 
     async def _write(self, line: bytes, stdin: bytes) -> int:
         try:

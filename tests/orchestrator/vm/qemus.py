@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,13 +43,17 @@ def spec(place: Path, number: int = 1, **changes: Any) -> Spec:
 
 @asynccontextmanager
 async def running(
-    wanted: Spec, backend: QemuBackend | None = None, *, prepare: bool = True
+    wanted: Spec,
+    backend: QemuBackend | None = None,
+    *,
+    prepare: bool = True,
+    port: socket.socket | None = None,
 ) -> AsyncIterator[QemuMachine]:
     """Yield a guest that is ready; it is gone afterwards."""
     backend = backend or QemuBackend(str(CACHE))
     if prepare:
         await backend.prepare(wanted, quiet)
-    machine = await backend.start(wanted, None)
+    machine = await backend.start(wanted, port)
     try:
         async with asyncio.timeout(READY_S):
             await machine.ready()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import time
 from pathlib import Path
 
@@ -130,6 +131,36 @@ async def test_vms_of_one_template_share_what_it_was_and_nothing_else(tmp_path: 
         await shell(one, "dd if=/dev/urandom of=/bin/busybox2 bs=1M count=2 2>/dev/null")
         assert await shell(two, "ls /bin/busybox2 2>&1 || true") != "/bin/busybox2\n"
         assert await shell(two, "md5sum /bin/busybox") == before
+
+
+async def test_guests_whose_ports_are_joined_reach_each_other(tmp_path: Path) -> None:
+    ports = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    async with (
+        running(spec(tmp_path, 1), port=ports[0]) as one,
+        running(spec(tmp_path, 2), port=ports[1]) as two,
+    ):
+        assert [port.fileno() for port in ports] == [-1, -1], "the backend has them"
+        await shell(one, "ping -c 2 -w 20 10.77.0.12")
+        await shell(two, "ping -c 2 -w 20 -s 1400 10.77.0.11")
+
+
+async def test_nothing_of_the_template_gets_onto_the_network(tmp_path: Path) -> None:
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    with ours:
+        async with running(spec(tmp_path), port=theirs) as machine:
+            await machine.execute(["ping", "-c", "1", "-W", "1", "10.77.0.99"])
+            ours.setblocking(False)
+            senders = set()
+            while frame := _next_frame(ours):
+                senders.add(frame[6:12].hex(":"))
+        assert senders == {machine._spec.mac}
+
+
+def _next_frame(port: socket.socket) -> bytes:
+    try:
+        return port.recv(65536)
+    except BlockingIOError:
+        return b""
 
 
 @pytest.mark.faults

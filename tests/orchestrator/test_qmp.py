@@ -61,6 +61,7 @@ async def opened(
         await writer.wait_closed()
 
 
+@pytest.mark.vm
 async def test_a_real_qemu_answers_refuses_tells_its_events_and_is_missed_when_it_ends() -> None:
     events: list[str] = []
     with monitored() as (sock, process):
@@ -85,6 +86,7 @@ async def test_a_real_qemu_answers_refuses_tells_its_events_and_is_missed_when_i
         await qmp.close()
 
 
+@pytest.mark.vm
 def test_it_works_on_the_loop_that_our_processes_use() -> None:
     async def ask() -> str:
         with monitored() as (sock, _process):

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import fcntl
 import os
-import re
 import time
 
 from foundation import codec
@@ -23,6 +22,7 @@ from foundation.errors import Corrupt, HubError, OwnedByAnother, Refused
 from foundation.failpoint import hit
 from foundation.process import Identity
 from foundation.record import Record
+from orchestrator.config import Config, Options, check_name, cluster_of, has_form, in_order
 from owner import private
 from slotgc.removal import remove_tree
 
@@ -33,93 +33,14 @@ if TYPE_CHECKING:
 
     from foundation.workspace import Workspace
 
-_NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
-"""A member's name is its guest's host name, a directory and part of a subject. Source: RFC 1123."""
-_NUMBERED = re.compile(r"(.+)-[0-9]+\Z", re.DOTALL)
+__all__ = ["Config", "Options", "Place", "Store", "check_name", "cluster_of", "in_order", "no_such"]
+
 _SCHEMA = 1
 _RECORD_BYTES = 64 * 1024
 _GONE = ".gone-"
 _MOMENTARY_S = 0.2
 """Who makes or destroys a member has its lock for a moment; longer is a holder."""
 _RETRY_S = 0.005
-_CPUS = (1, 64)
-_MEMORY_MB = (48, 1 << 20)
-_DISK_MB = (0, 1 << 24)
-
-
-def cluster_of(name: str) -> str:
-    """Return the cluster of member *name*: the name less one trailing ``-`` and digits."""
-    numbered = _NUMBERED.match(name)
-    return numbered[1] if numbered else name
-
-
-def check_name(name: str) -> str:
-    """Return *name* if a member may have it.
-
-    Raises:
-        Refused: it may not (``bad-name``).
-    """
-    if not _NAME.match(name):
-        raise Refused(
-            f"{name!r} cannot be a VM's name, which is a host name too: 1 to 63 of a-z, 0-9 and -, "
-            "with no - at its ends",
-            reason="bad-name",
-        )
-    return name
-
-
-def in_order(names: set[str]) -> list[str]:
-    """Return *names* as people count: ``web-2`` before ``web-10``."""
-    return sorted(
-        names, key=lambda name: [(len(p), p) if p.isdigit() else (0, p) for p in name.split("-")]
-    )
-
-
-class Options(Record):
-    """What a member is created with, and keeps."""
-
-    cpus: int = 1
-    memory_mb: int = 128
-    disk_mb: int = 1024
-    """Of its disk, which is sparse; 0: it has none."""
-
-    def check(self) -> Options:
-        """Return these options if a VM can have them.
-
-        Raises:
-            Refused: it cannot (``bad-option``).
-        """
-        for name, (least, most) in (
-            ("cpus", _CPUS),
-            ("memory_mb", _MEMORY_MB),
-            ("disk_mb", _DISK_MB),
-        ):
-            value = getattr(self, name)
-            if type(value) is not int or not least <= value <= most:
-                raise Refused(
-                    f"{name}={value!r}: a whole number from {least} to {most} is needed",
-                    reason="bad-option",
-                )
-        return self
-
-    @classmethod
-    def from_json(cls, value: object) -> Options:
-        """Return the options that *value* (decoded JSON) holds.
-
-        Raises:
-            Refused: it holds none (``bad-option``).
-        """
-        if not isinstance(value, dict) or not set(value) <= set(cls.field_names()):
-            raise Refused(f"{value!r} are no options of a VM", reason="bad-option")
-        return cls(**value).check()
-
-
-class Config(Record):
-    """A member's config.json."""
-
-    name: str
-    options: Options
-    created_at: str
 
 
 class Place(Record):
@@ -193,7 +114,7 @@ class Store:
         found = set()
         for each in [cluster] if cluster else _names_in(self.directory):
             for name in _names_in(self._cluster(each)):
-                if _NAME.match(name) and cluster_of(name) == each and self.exists(name):
+                if has_form(name) and cluster_of(name) == each and self.exists(name):
                     found.add(name)
         return in_order(found)
 

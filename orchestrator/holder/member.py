@@ -224,9 +224,13 @@ class Member:
                     await machine.wait()
             except TimeoutError as error:
                 self._complain(f"the VM of {self.name} (pid {machine.pid}) does not end", error)
+        if self.state in OVER:  # two who stop it have found it without a life
+            return
         self.machine = None
         self._parts.network.release(self.name)
         hit("member.ended")
+        if self.state == protocol.STOPPING:
+            self.error = None  # it had failed, and was stopped before that was told
         self._step("ended")
         self._on_over(self)
 

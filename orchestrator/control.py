@@ -155,9 +155,9 @@ def _gather(store: Store, config: SpawnConfig) -> Session | None:
             f"{', '.join(around)} are on several networks: stop some of them first",
             reason="several-holders",
         )
-    missing = [name for name in config.names if name not in around]
-    for name in missing:
-        request_member(store, around[0], name, options=config.options)
+    for name in config.names:  # one that is up is not touched, one that is stopping boots again
+        sibling = name if name in around else around[0]
+        request_member(store, sibling, name, options=config.options)
     return None
 
 

@@ -10,6 +10,7 @@ import os
 import sys
 
 from foundation import codec, control
+from foundation.atomic import remove
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
 from foundation.record import Record
@@ -129,6 +130,7 @@ class _Launch:
             self._store.create(name, self._config.options)
             hit("spawn.created")
             self._store.forget_end(name)
+            remove(self._store.place(name).pidfile)  # of a holder that was killed
         for name in self._config.names:
             listener = control.listen(self._store.place(name).socket)
             self._listeners[name] = private.opened(listener.detach)

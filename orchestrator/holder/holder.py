@@ -129,7 +129,7 @@ class Holder:
         while (member := self._members.get(name)) is not None:
             if member.state != protocol.STOPPING:
                 return member
-            await member.stop(0.0)  # that is, wait for it
+            await member.over()
         if self._ending is not None or not self._members:
             raise Unavailable("this holder is ending", reason="not-running")
         lock = self._take(name)

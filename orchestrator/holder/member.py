@@ -254,6 +254,11 @@ class Member:
             await self._end()
         return self.how
 
+    async def over(self) -> None:
+        """Return when it is over; nobody is hastened."""
+        if self._life is not None:
+            await asyncio.wait({self._life})
+
     async def _stop(self, machine: Machine, gentle_s: float) -> None:
         self.how = "killed"
         try:

@@ -389,6 +389,26 @@ def test_of_several_that_bring_up_one_cluster_all_get_the_same_vms(store: Store)
     assert len(children_of(holders.holder_pid(store, "web-1"))) == 2
 
 
+def test_an_up_during_a_stop_waits_for_that_and_boots_again(store: Store) -> None:
+    go_wrong(store, "web-1", stays=True)
+    first = up(store, "web-1")["web-1"]
+    with holders.client(_STOP, store.directory):
+        eventually(lambda: control.get_status(store, "web-1").state == protocol.STOPPING)
+        go_wrong(store, "web-1")
+        session, found = control.bring_up(store, config("web-1"), timeout_s=30)
+    assert session is not None, "the former holder ended with its last member"
+    assert found["web-1"].running
+    assert found["web-1"].pid != first.pid
+
+
+_STOP = """
+import sys
+from orchestrator import control
+from orchestrator.store import Store
+control.stop(Store(sys.argv[1]), "web-1", timeout_s=5.5)
+"""
+
+
 # --- a guest -------------------------------------------------------------------------------
 
 

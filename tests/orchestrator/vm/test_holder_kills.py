@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from foundation.errors import HubError
-from foundation.process import wait_exit
+from foundation.process import send_signal, wait_exit
 from orchestrator import control, protocol
 from tests.orchestrator.vm import holders
 from tests.orchestrator.vm.holders import config, go_wrong, up
@@ -295,3 +297,52 @@ def test_members_that_come_and_go_leave_nothing_in_their_holder(store: Store) ->
     eventually(lambda: descriptors() == before)
     assert len(os.listdir(f"/proc/{holder}/task")) <= 2
     assert store.members() == ["web-1"]
+
+
+def _whim(store: Store, chance: random.Random) -> None:
+    """Do something to the cluster; what is refused is refused in words."""
+    name = chance.choice(NAMES)
+    whim = chance.choice(("up", "up", "stop", "kill-vm", "kill-holder", "run", "destroy", "end"))
+    if whim == "up":
+        control.bring_up(store, config(*chance.sample(NAMES, chance.randint(1, 2))), timeout_s=30)
+    elif whim == "stop":
+        control.stop(store, name)
+    elif whim == "kill-vm":
+        pid = control.get_status(store, name).pid
+        if pid:
+            kill(pid)
+    elif whim == "kill-holder":
+        identity = store.holder_of(name)
+        pidfd = identity.open() if identity is not None else None
+        if pidfd is not None:
+            send_signal(pidfd, 9)
+            os.close(pidfd)
+    elif whim == "run":
+        control.execute(store, name, ["true"])
+    elif whim == "destroy":
+        store.destroy(name)
+    else:
+        control.end_holder(store, name)
+
+
+@pytest.mark.slow
+def test_whatever_several_do_at_once_the_next_up_converges(store: Store) -> None:
+    wrong: list[BaseException] = []
+
+    def play(seed: int) -> None:
+        chance = random.Random(seed)
+        for _ in range(30):
+            try:
+                _whim(store, chance)
+            except (HubError, ProcessLookupError):
+                continue
+            except BaseException as error:  # noqa: BLE001 - for the test to show
+                wrong.append(error)
+
+    players = [threading.Thread(target=play, args=(seed,)) for seed in range(4)]
+    for player in players:
+        player.start()
+    for player in players:
+        player.join()
+    assert not wrong, wrong
+    converges(store)

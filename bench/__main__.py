@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 
-_BENCHES = ("start", "seed", "setup", "owner", "kill", "herd", "commit", "join", "chaos")
+_BENCHES = ("start", "seed", "setup", "owner", "kill", "herd", "commit", "join", "vm", "chaos")
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError
@@ -50,7 +51,7 @@ class QemuBackend:
 
     def __init__(self, directory: str = "", *, templates: bool = True) -> None:
         """Use the cache *directory*, the machine's by default; boot each VM if not *templates*."""
-        self._directory = directory or cache.directory()
+        self._directory = os.path.abspath(directory or cache.directory())
         self._templates = templates
         self._preparing = asyncio.Lock()
         self._had: _Had | None = None

@@ -60,8 +60,8 @@ class Channel:
         """Return a channel over our ends of *pair*."""
         first, second = pair.ours
         return cls(
-            await asyncio.open_connection(sock=first, limit=_CHUNK),
-            await asyncio.open_connection(sock=second, limit=_CHUNK),
+            await asyncio.open_unix_connection(sock=first, limit=_CHUNK),
+            await asyncio.open_unix_connection(sock=second, limit=_CHUNK),
         )
 
     def close(self) -> None:

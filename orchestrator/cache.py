@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from foundation.atomic import remove
+from foundation.errors import HubError
 from foundation.lock import try_lock
 
 if TYPE_CHECKING:
@@ -34,24 +35,48 @@ async def making(room: str, words: str, progress: Callable[[str], None]) -> Asyn
 
     What is made there counts once it is renamed out of it. What is left is removed, as is what
     makers left that were killed. *progress* is told *words* if another maker is waited for.
+
+    Raises:
+        HubError: *room* cannot be written (``cache``).
     """
-    os.makedirs(room, mode=0o700, exist_ok=True)
-    told = False
-    while (lock := try_lock(f"{room}/lock")) is None:
-        if not told:
-            progress(words)
-            told = True
-        await asyncio.sleep(_ASK_AGAIN_S)
     mine = f"{room}/{HALF_MADE}{os.getpid()}"
+    lock = await _alone(room, words, progress)
     try:
-        for name in os.listdir(room):
-            if name.startswith(HALF_MADE):
-                discard(f"{room}/{name}")
-        os.mkdir(mine, 0o700)
+        try:
+            _begin(room, mine)
+        except OSError as error:
+            raise _unwritable(room, error) from error
         yield mine
     finally:
         discard(mine)
         os.close(lock)
+
+
+async def _alone(room: str, words: str, progress: Callable[[str], None]) -> int:
+    told = False
+    try:
+        os.makedirs(room, mode=0o700, exist_ok=True)
+        while (lock := try_lock(f"{room}/lock")) is None:
+            if not told:
+                progress(words)
+                told = True
+            await asyncio.sleep(_ASK_AGAIN_S)
+    except OSError as error:
+        raise _unwritable(room, error) from error
+    return lock
+
+
+def _begin(room: str, mine: str) -> None:
+    for name in os.listdir(room):
+        if name.startswith(HALF_MADE):
+            discard(f"{room}/{name}")
+    os.mkdir(mine, 0o700)
+
+
+def _unwritable(room: str, error: OSError) -> HubError:
+    return HubError(
+        f"{room} cannot be written: {error}; XDG_CACHE_HOME may name another place", reason="cache"
+    )
 
 
 def has(path: str) -> bool:

@@ -69,7 +69,7 @@ class Parts(Record):
 def arguments(shape: Shape, parts: Parts) -> list[str]:
     """Return the arguments for one VM."""
     machine = f"q35,accel={shape.accel},smm=off,vmport=off,sata=off,smbus=off,usb=off"
-    made = ["-name", parts.name, "-nodefaults", "-no-user-config", "-display", "none"]
+    made = ["-name", _value(parts.name), "-nodefaults", "-no-user-config", "-display", "none"]
     made += ["-no-reboot", "-cpu", "host" if shape.accel == "kvm" else "Nehalem"]
     made += ["-smp", str(shape.cpus), "-m", f"{shape.memory_mb}M"]
     if parts.confined:

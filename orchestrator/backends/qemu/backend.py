@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from foundation.errors import HubError
 from foundation.record import Record
 from orchestrator import cache
-from orchestrator.backends.qemu import disk, kvm
+from orchestrator.backends.qemu import ability, disk, kvm
 from orchestrator.backends.qemu.argv import Parts, Shape
 from orchestrator.backends.qemu.machine import QemuMachine
 from orchestrator.backends.qemu.running import Running
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import socket
 
     from orchestrator.backends.base import Progress, Spec
+    from orchestrator.backends.qemu.ability import Ability
     from orchestrator.image.images import Image
     from orchestrator.packages import Qemu
 
@@ -31,6 +32,7 @@ class _Had(Record):
     """What all VMs of this machine are made from."""
 
     qemu: Qemu
+    ability: Ability
     image: Image
     accel: str
     templates: Templates
@@ -77,20 +79,24 @@ class QemuBackend:
         if self._had is None:
             packages = Packages(self._directory)
             qemu = await packages.qemu(progress)
+            able = await ability.ask(qemu)
             guest = await packages.guest(progress)
             self._had = _Had(
                 qemu=qemu,
+                ability=able,
                 image=await images.have(self._directory, guest, progress),
                 accel=await kvm.accel(self._directory, qemu, progress),
-                templates=Templates(self._directory, qemu),
+                templates=Templates(self._directory, qemu, confined=able.confined),
             )
         return self._had
 
     async def start(self, spec: Spec, port: socket.socket | None) -> QemuMachine:
         """Start a VM; see the interface."""
         try:
-            async with self._preparing:
-                had = await self._have(_silent)
+            had = self._had
+            if had is None:
+                async with self._preparing:
+                    had = await self._have(_silent)
             shape = had.shape(spec)
             parts = Parts(
                 name=spec.name,
@@ -100,7 +106,7 @@ class QemuBackend:
                 network=port is not None,
                 memory=None,
                 incoming=False,
-                confined=True,
+                confined=had.ability.confined,
             )
             running = await self._from_template(had, shape, parts, port)
             if running is None:

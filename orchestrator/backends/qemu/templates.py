@@ -60,8 +60,9 @@ class Template(Record):
 class Templates:
     """Those of one cache directory, for one QEMU."""
 
-    def __init__(self, directory: str, qemu: Qemu) -> None:
-        """Look at nothing yet."""
+    def __init__(self, directory: str, qemu: Qemu, *, confined: bool) -> None:
+        """Look at nothing yet; *confined*: whether that is how VMs run."""
+        self._confined = confined
         self._room = f"{directory}/templates"
         self._qemu = qemu
 
@@ -146,7 +147,8 @@ class Templates:
             await running.end()
 
     async def _try(self, shape: Shape, made: Template, console: str) -> None:
-        running = await self.start(shape, made, _parts(console), None)
+        parts = _parts(console).replace(confined=self._confined)
+        running = await self.start(shape, made, parts, None)
         await running.end()
 
     def _template(self, shape: Shape) -> Template:

@@ -89,6 +89,14 @@ async def test_one_makes_and_the_others_wait(tmp_path: Path) -> None:
     assert sorted(os.listdir(room)) == ["lock", "thing"]
 
 
+async def test_a_cache_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(HubError, match="XDG_CACHE_HOME") as refused:
+        async with cache.making(f"{tmp_path}/file/room", "", qemus.quiet):
+            pass
+    assert refused.value.reason == "cache"
+
+
 @pytest.mark.faults
 async def test_what_a_killed_maker_left_is_swept(tmp_path: Path) -> None:
     program = """

@@ -15,7 +15,7 @@ from foundation.errors import HubError, Refused
 from orchestrator import cache as caching
 from orchestrator.backends.qemu import disk, kvm
 from orchestrator.backends.qemu.backend import QemuBackend
-from orchestrator.packages import Packages
+from orchestrator.packages import QEMU, Packages
 from tests.orchestrator.vm import qemus
 from tests.orchestrator.vm.qemus import CACHE, running, shell, spec
 from tests.support import eventually, is_gone, kill, run_python
@@ -218,6 +218,27 @@ async def test_a_qemu_that_refuses_says_why(tmp_path: Path) -> None:
             spec(tmp_path, memory_mb=1 << 40), None
         )
     assert failed.value.reason == "qemu"
+
+
+async def test_a_qemu_that_is_too_old_or_none_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "qemu"
+    old.write_text("#!/bin/sh\necho QEMU emulator version 6.2.0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv(QEMU, str(old))
+    with pytest.raises(HubError, match=r"QEMU 6\.2\.0; VMs need 7\.2") as refused:
+        await QemuBackend(str(CACHE)).prepare(spec(tmp_path), qemus.quiet)
+    assert refused.value.reason == "qemu-version"
+    monkeypatch.setenv(QEMU, "/bin/echo")
+    with pytest.raises(HubError, match="/bin/echo is no QEMU"):
+        await QemuBackend(str(CACHE)).prepare(spec(tmp_path), qemus.quiet)
+
+
+async def test_a_vm_may_start_no_program(tmp_path: Path) -> None:
+    async with running(spec(tmp_path)) as machine:
+        told = qemus.content(f"/proc/{machine.pid}/status").decode()
+        assert "Seccomp:\t2" in told
 
 
 async def test_kvm_is_used_only_if_a_boot_of_it_ends_in_time(

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import tarfile
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -69,8 +70,12 @@ def test_a_holder_that_dies_at_once_is_told_with_its_last_words(store: Store, bo
     dying = config("web", bound=bound).replace(
         program=(holders.PROGRAM[0], "-c", "raise SystemExit('no luck')")
     )
+    former = Path(store.place("web").pidfile)
+    former.parent.mkdir(parents=True)
+    former.write_text("of a holder that was killed")
     with pytest.raises(HubError, match="no luck") as caught:
         control.spawn(store, dying)
+    assert not former.exists()
     assert caught.value.reason == "holder-died"
     assert not control.is_running(store, "web")
 
@@ -246,6 +251,22 @@ def test_a_boot_can_be_stopped_wherever_it_is(store: Store, tmp_path: Path, gate
     assert control.get_status(store, "web").state == protocol.STOPPED
 
 
+def test_a_vm_that_starts_while_it_is_stopped_is_ended_too(store: Store, tmp_path: Path) -> None:
+    gate = tmp_path / "gate"
+    go_wrong(store, "web-2", start_gate=str(gate))
+    with control.spawn(store, config("web-1", "web-2", bound=True)) as session:
+        sibling = control.wait_members(store, ["web-1"], 30)["web-1"]
+        stopping = threading.Thread(target=control.stop, args=(store, "web-2"))
+        stopping.start()
+        eventually(lambda: control.get_status(store, "web-2").state == protocol.STOPPING)
+        gate.touch()
+        stopping.join()
+        children = children_of(session.pid)
+        for pidfd in children.values():
+            os.close(pidfd)
+        assert set(children) == {sibling.pid}
+
+
 def test_one_signal_stops_all_members_side_by_side(store: Store) -> None:
     names = [f"web-{number}" for number in range(1, 6)]
     for name in names:
@@ -386,7 +407,10 @@ def test_of_several_that_bring_up_one_cluster_all_get_the_same_vms(store: Store)
     pids = {name: control.get_status(store, name).pid for name in ("web-1", "web-2")}
     one, two = f"up {pids['web-1']}", f"up {pids['web-2']}"
     assert said == [one, one, f"{one} {pids['web-2']}", two]
-    assert len(children_of(holders.holder_pid(store, "web-1"))) == 2
+    children = children_of(holders.holder_pid(store, "web-1"))
+    assert set(children) == set(pids.values())
+    for pidfd in children.values():
+        os.close(pidfd)
 
 
 def test_an_up_during_a_stop_waits_for_that_and_boots_again(store: Store) -> None:

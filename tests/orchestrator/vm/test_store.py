@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
 from pathlib import Path
@@ -179,6 +180,25 @@ def test_a_forked_child_does_not_hold_what_its_parent_lets_go(store: Store) -> N
     os.waitpid(child, 0)
     assert again is not None
     private.close(again)
+
+
+def test_a_lock_on_what_was_just_destroyed_counts_for_nothing(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    created(store, "web-1")
+    flock = fcntl.flock
+    moved = f"{store.directory}/elsewhere"
+
+    def late(fd: int, operation: int) -> None:
+        if not os.path.exists(moved):  # between the opening and the lock
+            os.rename(store.place("web-1").directory, moved)
+        flock(fd, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    lock = store.take("web-1")
+    assert lock is not None
+    assert os.path.samestat(os.fstat(lock), os.stat(store.place("web-1").lock))
+    private.close(lock)
 
 
 # --- destroying ----------------------------------------------------------------------------

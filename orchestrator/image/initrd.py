@@ -6,7 +6,7 @@ import os
 
 from orchestrator.image import reseed
 from orchestrator.image.cpio import Archive
-from orchestrator.image.modules import EARLY, LATE, Modules
+from orchestrator.image.modules import NEEDED, Modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -64,13 +64,10 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
         archive.file(f"etc/{name}", _own(name), 0o755)
     for name, text in (_ETC | {"inittab": _inittab()}).items():
         archive.file(f"etc/{name}", text.encode())
-    late = modules.in_order((*EARLY, *LATE))
-    early = modules.in_order(EARLY)
-    for name, content in late:
+    found = modules.in_order(NEEDED)
+    for name, content in found:
         archive.file(f"lib/modules/{name}.ko", content)
-    names = {name for name, _content in early}
-    archive.file("lib/modules/early", _lines(name for name, _content in early))
-    archive.file("lib/modules/late", _lines(name for name, _ in late if name not in names))
+    archive.file("lib/modules/order", _lines(name for name, _content in found))
     return archive.to_bytes()
 
 

@@ -12,10 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
-EARLY = ("virtio_pci", "virtio_net", "virtio_console")
+NEEDED = ("virtio_pci", "virtio_net", "virtio_console", "virtio_blk")
 """Loaded at boot."""
-LATE = ("virtio_blk",)
-"""Loaded when the guest learns who it is: a template's guest must not have looked at a disk."""
 
 _PACKED: dict[str, Callable[[bytes], bytes]] = {
     ".ko": bytes,

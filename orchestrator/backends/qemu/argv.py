@@ -37,6 +37,9 @@ class Shape(Record):
     """``kvm`` or ``tcg``."""
     cpus: int
     memory_mb: int
+    disk_bytes: int
+    """0: none. A template has one as large, of zeros, which its guest does not open: how large a
+    disk is a guest is told but once."""
     image: Image
 
 
@@ -88,7 +91,7 @@ def arguments(shape: Shape, parts: Parts) -> list[str]:
     made += ["-chardev", f"socket,id=qmp,fd={QMP_FD}", "-mon", "chardev=qmp,mode=control"]
     made += ["-chardev", f"file,id=console,path={_value(parts.console)},append=on"]
     made += ["-serial", "chardev:console"]
-    made += _network(parts) + _disk(parts) + _channels()
+    made += _network(parts) + _disk(shape, parts) + _channels()
     if parts.incoming:
         made += ["-incoming", "defer"]
     return made
@@ -108,13 +111,13 @@ def _network(parts: Parts) -> list[str]:
     ]
 
 
-def _disk(parts: Parts) -> list[str]:
-    behind = (
-        f"file,id=disk,if=none,format=raw,cache=writeback,discard=unmap,file={_value(parts.disk)}"
-        if parts.disk
-        else f"null-co,id=disk,if=none,size={_NO_DISK_BYTES}"
-    )
-    drive = behind.removeprefix("file,") if parts.disk else f"driver={behind}"
+def _disk(shape: Shape, parts: Parts) -> list[str]:
+    drive = "if=none,id=disk,"
+    if parts.disk:
+        drive += f"format=raw,cache=writeback,discard=unmap,file={_value(parts.disk)}"
+    else:
+        size = shape.disk_bytes or _NO_DISK_BYTES
+        drive += f"driver=null-co,read-zeroes=on,size={size}"
     return ["-drive", drive, "-device", "virtio-blk-pci,drive=disk,addr=5"]
 
 

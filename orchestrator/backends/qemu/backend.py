@@ -38,10 +38,12 @@ class _Had(Record):
     templates: Templates
 
     def shape(self, spec: Spec) -> Shape:
+        """Return what *spec* has in common with its template."""
         return Shape(
             accel=self.accel,
             cpus=spec.cpus,
             memory_mb=spec.memory_mb,
+            disk_bytes=disk.size(spec),
             image=self.image,
         )
 
@@ -97,12 +99,13 @@ class QemuBackend:
             if had is None:
                 async with self._preparing:
                     had = await self._have(_silent)
+            path = await disk.have(spec)
             shape = had.shape(spec)
             parts = Parts(
                 name=spec.name,
                 mac=spec.mac,
                 console=f"{spec.directory}/{CONSOLE}",
-                disk=await disk.have(spec),
+                disk=path,
                 network=port is not None,
                 memory=None,
                 incoming=False,

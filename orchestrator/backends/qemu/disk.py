@@ -62,5 +62,15 @@ async def have(spec: Spec) -> str:
     return path
 
 
+def size(spec: Spec) -> int:
+    """Return how many bytes the member's disk has, or will have; 0: it has none."""
+    if not spec.disk_mb:
+        return 0
+    try:
+        return os.stat(f"{spec.directory}/{NAME}").st_size
+    except FileNotFoundError:
+        return spec.disk_mb << 20
+
+
 def _is_there(path: str) -> bool:
     return os.path.lexists(path)

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from orchestrator.backends.qemu.argv import Shape
     from orchestrator.packages import Qemu
 
-_KEPT = 4
+_KEPT = 6
 _BOOT_S = 180.0
 _STATE_S = 60.0
 _ANSWER_S = 20.0

@@ -9,7 +9,7 @@ import pytest
 from foundation.errors import HubError
 from orchestrator.image import images, initrd, kernel
 from orchestrator.image.cpio import Archive
-from orchestrator.image.modules import EARLY, LATE, Modules, needs
+from orchestrator.image.modules import NEEDED, Modules, needs
 from tests.orchestrator.vm import qemus
 
 
@@ -55,7 +55,7 @@ async def test_debians_kernel_is_unpacked_and_anything_else_is_left_alone() -> N
 
 
 async def test_a_module_comes_after_what_it_needs() -> None:
-    modules = Modules((await qemus.guest()).modules).in_order((*EARLY, *LATE))
+    modules = Modules((await qemus.guest()).modules).in_order(NEEDED)
     names = [name for name, _content in modules]
     assert set(names) >= {"virtio_net", "virtio_console", "virtio_blk"}
     assert len(set(names)) == len(names)

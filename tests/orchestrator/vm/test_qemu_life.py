@@ -35,16 +35,16 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_what_is_on_the_disk_is_there_after_a_stop_and_after_a_kill(tmp_path: Path) -> None:
-    wanted = spec(tmp_path, disk_mb=300)
+    wanted = spec(tmp_path, disk_mb=40)
     async with running(wanted) as machine:
         assert "/dev/vda /data ext4 rw" in await shell(machine, "cat /proc/mounts")
         size_kib = int((await shell(machine, "df -k /data | tail -1")).split()[1])
-        assert 250_000 < size_kib <= 300 * 1024
+        assert 30 * 1024 < size_kib <= 40 * 1024
         await shell(machine, "echo one >/data/one")  # not synced: a stop does that
         assert await machine.stop(20) == "agent"
         assert (await machine.wait()).reason == "it was stopped"
     disk_bytes = os.stat(f"{wanted.directory}/{disk.NAME}").st_blocks * 512
-    assert disk_bytes < 100 << 20, "it is sparse"
+    assert disk_bytes < 20 << 20, "it is sparse"
     async with running(wanted) as machine:
         assert await shell(machine, "cat /data/one") == "one\n"
         await shell(machine, "echo two >/data/two; sync")
@@ -54,14 +54,23 @@ async def test_what_is_on_the_disk_is_there_after_a_stop_and_after_a_kill(tmp_pa
         assert await shell(machine, "cat /data/one /data/two") == "one\ntwo\n"
 
 
+async def test_a_disk_keeps_its_size_whatever_is_asked_for_later(tmp_path: Path) -> None:
+    async with running(spec(tmp_path, disk_mb=40)):
+        pass
+    async with running(spec(tmp_path, disk_mb=80)) as machine:
+        assert await shell(machine, "cat /sys/block/vda/size") == f"{40 * 2048}\n"
+        await shell(machine, "grep -q ' /data ext4 rw' /proc/mounts")
+        await shell(machine, "dd if=/dev/zero of=/data/full bs=1M count=25 2>&1; sync")
+
+
 async def test_a_disk_that_does_not_mount_is_left_as_it_is(tmp_path: Path) -> None:
-    wanted = spec(tmp_path, disk_mb=16)
+    wanted = spec(tmp_path, disk_mb=40)
     path = f"{wanted.directory}/{disk.NAME}"
-    write_file(path, b"precious" * (1 << 17))
+    write_file(path, b"precious" * (5 << 20))
     with pytest.raises(HubError, match="could not become web-1"):
         async with running(wanted):
             pass
-    assert qemus.content(path) == b"precious" * (1 << 17)
+    assert qemus.content(path) == b"precious" * (5 << 20)
 
 
 @pytest.mark.faults

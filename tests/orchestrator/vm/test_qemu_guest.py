@@ -211,7 +211,7 @@ async def test_when_memory_runs_out_what_runs_is_killed_and_not_the_agent(tmp_pa
 async def test_a_vm_that_ends_by_itself_says_so_to_all_who_wait(tmp_path: Path) -> None:
     async with running(spec(tmp_path)) as machine:
         waiting = [asyncio.ensure_future(machine.wait()) for _ in range(2)]
-        script = "echo my last words >/dev/console; sleep 0.1; poweroff -f"
+        script = "echo my last words >/dev/console; sleep 0.1; ip link set eth0 down; poweroff -f"
         commands = [["sh", "-c", script], ["sleep", "1000"]]
         for said in await asyncio.gather(
             *(machine.execute(argv) for argv in commands), return_exceptions=True

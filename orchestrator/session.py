@@ -69,7 +69,8 @@ class Session:
         try:
             if self.bound and not wait_exit(self._pidfd, timeout_s):
                 terminate(self._pidfd, grace_s=0.0, kill_wait_s=_KILLED_WITHIN_S)
-            _reap(self.pid)
+            _LIVING.add(self.pid)
+            reap()
         finally:
             private.close(self._pidfd)
             self._pidfd = -1
@@ -80,9 +81,15 @@ class Session:
         self.close(timeout_s=0.0)
 
 
-def _reap(pid: int) -> None:
-    """Collect our child if it has ended; a detached one may well live on."""
-    try:
-        os.waitpid(pid, os.WNOHANG)
-    except ChildProcessError:
-        pass  # the caller ignores SIGCHLD, or was faster
+_LIVING: set[int] = set()
+"""Our children that lived on when their session was closed: detached holders."""
+
+
+def reap() -> None:
+    """Collect the detached holders that have ended meanwhile, so that none stays a zombie."""
+    for pid in list(_LIVING):
+        try:
+            if os.waitpid(pid, os.WNOHANG) != (0, 0):
+                _LIVING.discard(pid)
+        except ChildProcessError:  # we are a fork, or ignore SIGCHLD, or another was faster
+            _LIVING.discard(pid)

@@ -17,7 +17,7 @@ from foundation.record import Record
 from foundation.spawn import spawn_daemon, spawn_filter
 from foundation.workspace import MARK, SLOT_MARK
 from orchestrator import protocol
-from orchestrator.session import Session
+from orchestrator.session import Session, reap
 from orchestrator.store import Options, cluster_of
 from orchestrator.wire import Wire
 from owner import private
@@ -65,6 +65,7 @@ def spawn(store: Store, config: SpawnConfig) -> Session:
         HubError: the holder did not begin; the message has its last words (``holder-died``), or
             its files cannot be written (``store``).
     """
+    reap()
     if not config.names or len(set(config.names)) != len(config.names):
         raise Refused(f"{config.names!r}: names are needed, each once", reason="bad-name")
     for name in config.names:

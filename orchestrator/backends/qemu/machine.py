@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 _QUIT_S = 1.0
 _LEAST_S = 0.05
+_SHUTS_DOWN_S = 1.0
 _NO_SUCH_PATH = 66
 _PUT = 'mkdir -p "$1" && tar -xof - -C "$1"'
 _GET = f'[ -e "$1" ] || [ -L "$1" ] || exit {_NO_SUCH_PATH}; tar -cf - -C "$2" "./$3"'
@@ -143,7 +144,11 @@ class QemuMachine:
 
     async def _explained(self, error: HubError) -> HubError:
         """Return *error*, and how the VM ended if that is what is wrong."""
-        if error.reason != "vm-ended":
+        if error.reason == "agent":
+            # Its agents are the first to go when a guest shuts down.
+            if not await self._running.child.ends_within(_SHUTS_DOWN_S):
+                return error
+        elif error.reason != "vm-ended":
             return error
         ended = await self.wait()
         return HubError(f"{self._spec.name} ended: {ended.reason}", reason="vm-ended")

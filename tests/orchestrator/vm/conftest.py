@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from orchestrator.session import reap
 from orchestrator.store import Store
 from tests.orchestrator.vm.holders import end_holders
 from tests.orchestrator.vm.qemus import CACHE
@@ -21,6 +22,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
     made = Store(tmp_path / "vms")
     yield made
     end_holders(made)
+    reap()
 
 
 @pytest.fixture(autouse=True)

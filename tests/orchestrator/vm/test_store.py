@@ -168,12 +168,17 @@ def test_a_forked_child_does_not_hold_what_its_parent_lets_go(store: Store) -> N
     lock = store.take("web-1")
     assert lock is not None
     read, write = os.pipe()
+    forked, told = os.pipe()
     child = os.fork()
     if child == 0:
         os.close(write)
+        os.write(told, b"it runs, and has let go of what is not its own")
         os.read(read, 1)
         os._exit(0)
     os.close(read)
+    os.read(forked, 1)
+    os.close(forked)
+    os.close(told)
     private.close(lock)
     again = store.take("web-1")
     os.close(write)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import HubError, Refused, Usage
+from foundation.errors import HubError, NotRunning, Refused, Usage
 from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
 from hub.wording import several
 from orchestrator import control, protocol, requests, targets
-from orchestrator.store import Options, Store, cluster_of
+from orchestrator.store import Options, Store
+from owner import private
 from slotgc.treepath import to_json
 
 TYPE_CHECKING = False
@@ -321,13 +322,18 @@ def prune(*, root: str | None = None, as_json: bool = False) -> int:
     """Remove what killed holders, and removals that were killed, have left."""
     store = _store(root)
     cleared = []
-    clusters = {cluster_of(name) for name in store.members()}
-    for cluster in sorted(clusters):
+    for cluster in store.clusters():
         store.sweep(cluster)
-        for name in store.members(cluster):
-            if store.holder_of(name) is not None and not control.is_running(store, name):
-                _clear(store, name)
-                cleared.append(name)
+        killed = [
+            name
+            for name in store.members(cluster)
+            if store.holder_of(name) is not None and not control.is_running(store, name)
+        ]
+        for name in killed:
+            _clear(store, name)
+        if killed:
+            _forget(store, root_or_default(root), cluster)
+        cleared += killed
     if as_json:
         output.print_data("bones.vm.prune", {"cleared": cleared})
     elif cleared:
@@ -335,6 +341,23 @@ def prune(*, root: str | None = None, as_json: bool = False) -> int:
     else:
         _say("nothing to clear up")
     return 0
+
+
+def _forget(store: Store, root: str | None, cluster: str) -> None:
+    """Have the hub revoke what a killed holder and its guests could log in with, if one runs."""
+    import asyncio  # noqa: PLC0415 - of this verb alone, as is what it loads
+
+    from orchestrator.forgetting import forget  # noqa: PLC0415
+
+    lock = store.take_cluster(cluster)
+    if lock is None:
+        return  # a new holder has it, whose logins have replaced them
+    try:
+        asyncio.run(forget(Workspace.find(root).root, cluster))
+    except NotRunning:
+        pass
+    finally:
+        private.close(lock)
 
 
 def _clear(store: Store, name: str) -> None:
@@ -348,7 +371,7 @@ def _clear(store: Store, name: str) -> None:
         remove(place.socket)
         remove(place.pidfile)
     finally:
-        os.close(lock)
+        private.close(lock)
 
 
 @output.verb("bones.vm.doctor")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import urllib.request
@@ -12,10 +13,12 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from foundation.workspace import Workspace
-from orchestrator import holders
+from hub.logins import of_cluster
+from hub.trunk import registry
+from orchestrator import control, holders
 from orchestrator.store import Options, Store
-from tests.orchestrator.vm.holders import end_holders
-from tests.support import CODE, eventually, git, is_gone
+from tests.orchestrator.vm.holders import end_holders, holder_pid, up
+from tests.support import CODE, Hub, eventually, git, is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -132,3 +135,32 @@ def test_what_rm_would_delete_is_asked_and_nobody_here_is_no_yes(repo: Path, vms
     assert vms.exists("web")
     assert bones(repo, "vm", "rm", "web", "--yes").stdout == b"web removed\n"
     assert not vms.exists("web")
+
+
+def has_login(hub: Hub) -> bool:
+    login = registry.read(hub.workspace).logins.get(of_cluster("web"))
+    return login is not None and bool(login.public)
+
+
+@pytest.mark.faults
+def test_what_a_killed_holder_left_is_seen_by_doctor_and_cleared_by_prune(
+    repo: Path, vms: Store
+) -> None:
+    hub = Hub(repo)
+    hub.start()
+    hub.wait_ready()
+    try:
+        up(vms, "web-1", "web-2", settings={"workspace": str(repo)})
+        eventually(lambda: has_login(hub))
+        os.kill(holder_pid(vms, "web-1"), signal.SIGKILL)
+        eventually(lambda: not control.running_members(vms))
+        found = told(repo, "vm", "doctor")
+        assert [one["fix"] for one in found["findings"] if one["name"] == "members"] == [
+            "bones vm prune"
+        ]
+        assert told(repo, "vm", "prune")["cleared"] == ["web-1", "web-2"]
+        assert told(repo, "vm", "doctor")["warnings"] == 0
+        assert not has_login(hub)
+        assert b"nothing to clear up" in bones(repo, "vm", "prune").stderr
+    finally:
+        hub.stop("--force")

@@ -17,6 +17,7 @@ from hub.logins import of_cluster
 from hub.trunk import registry
 from orchestrator import control, holders
 from orchestrator.store import Options, Store
+from owner import private
 from tests.orchestrator.vm.holders import end_holders, holder_pid, up
 from tests.support import CODE, Hub, eventually, git, is_gone
 
@@ -128,7 +129,7 @@ def test_what_rm_would_delete_is_asked_and_nobody_here_is_no_yes(repo: Path, vms
     lock = vms.take("web")
     assert lock is not None
     vms.create("web", Options())
-    os.close(lock)
+    private.close(lock)
     done = bones(repo, "vm", "rm", "web")
     assert done.returncode == 2
     assert b"--yes" in done.stderr

@@ -118,8 +118,8 @@ def bring_up(
 ) -> tuple[Session | None, dict[str, Status]]:
     """Have all of *config*'s members up, whoever else wants the same at this moment.
 
-    Those that a holder has are left to it, and the others join it; with no holder one is spawned,
-    and its :class:`Session` returned.
+    Those that a holder has are left to it, and the others join it; with no holder one is spawned.
+    The :class:`Session` of a bound one is returned, for the caller to close.
 
     Raises:
         Refused: the members that are up are on several networks (``several-holders``).
@@ -136,10 +136,13 @@ def bring_up(
             if not passing or attempt == _UP_ATTEMPTS - 1:
                 raise
             time.sleep(_AGAIN_S)
+    if session is not None and not config.bound:
+        session.close()
+        session = None
     try:
         return session, wait_members(store, config.names, timeout_s, announce)
     except BaseException:
-        if session is not None and config.bound:
+        if session is not None:
             session.close()
         raise
 

@@ -66,14 +66,12 @@ def up(
         config = control.SpawnConfig(
             names=tuple(members), bound=False, options=options, settings=_settings(root)
         )
-        session, statuses = control.bring_up(
+        _session, statuses = control.bring_up(
             store,
             config,
             timeout_s=protocol.BOOT_WITHIN_S if timeout_s is None else timeout_s,
             announce=_say,
         )
-        if session is not None:
-            session.close()
         found.update(statuses)
     if as_json:
         told = [found[name].as_dict() for name in wanted]

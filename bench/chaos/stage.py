@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 import uuid
 from collections.abc import Callable
 from pathlib import Path
@@ -19,6 +20,7 @@ MARK = "BENCH_CHAOS"
 """In the environment of every program that a campaign executes: which campaign."""
 
 _GOES_WITHIN_S = 5.0
+_AGAIN_S = 0.01
 
 
 class Stage:
@@ -102,8 +104,16 @@ class Stage:
         finally:
             _sweep(self.mark, str(self.place))
             if not keep:
-                shutil.rmtree(self.place, ignore_errors=True)
+                _remove(self.place)
             os._exit(0)
+
+
+def _remove(place: Path) -> None:
+    """Remove *place*, also where the last of our forks is still writing into it as it dies."""
+    deadline_s = time.monotonic() + _GOES_WITHIN_S
+    while place.exists() and time.monotonic() < deadline_s:
+        shutil.rmtree(place, ignore_errors=True)
+        time.sleep(_AGAIN_S)
 
 
 def _as_exception(number: int, _frame: object) -> None:

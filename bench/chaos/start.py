@@ -148,7 +148,7 @@ class Campaign:
         living = {(r.role, r.pid): r for r in residents}
         pairs = {}
         for one, other in combinations(sorted(living), 2):
-            if one[0] != other[0]:
+            if one[0] != other[0] or _is_fork(one[1], other[1]):
                 continue
             pair = (Resident(*one, 0), Resident(*other, 0))
             pairs[pair] = since = self._pairs.get(pair, now)
@@ -264,6 +264,11 @@ class Campaign:
         log = (Path(self.workspace.logs) / "hub.log").read_text(errors="replace")
         if "Traceback" in log:
             self.verdict.wrong(f"a traceback in hub.log: {log.partition('Traceback')[2][:1500]}")
+
+
+def _is_fork(one: int, other: int) -> bool:
+    """Tell whether one was forked by the other: it has its command line until it names itself."""
+    return one in procfs.ancestors_of(other) or other in procfs.ancestors_of(one)
 
 
 class Client:

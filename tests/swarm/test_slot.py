@@ -413,6 +413,12 @@ def test_a_close_that_is_killed_can_be_done_again(lone_hub: Hub, step: str) -> N
     assert swarm.join(lone_hub.root, "alpha").close(artifact=False).outcome == "removed"
 
 
+def leaf_is_gone(hub: Hub) -> None:
+    """Wait for the end of slot alpha's leaf: its connections end a moment before it does."""
+    pid = int((hub.root / ".bones/swarm/alpha/leaf.pid").read_text())
+    eventually(lambda: is_gone(pid))
+
+
 @pytest.mark.faults
 def test_what_landed_while_its_leaf_was_killed_is_not_landed_again_over_what_came_since(
     lone_hub: Hub,
@@ -424,6 +430,7 @@ def test_what_landed_while_its_leaf_was_killed_is_not_landed_again_over_what_cam
         slot.commit("one")
     revert(lone_hub.workspace, "tip")
     (Path(slot.worktree) / "mine").write_text("mine\n")
+    leaf_is_gone(lone_hub)
     lone_hub.stop()
     lone_hub.start()
     again = swarm.join(lone_hub.root, "alpha")
@@ -447,6 +454,7 @@ def test_a_commit_whose_leaf_was_killed_before_it_knew_is_answered_by_the_next(
     (Path(slot.worktree) / "one").write_text("1\n")
     with pytest.raises(Unavailable):
         slot.commit("one")
+    leaf_is_gone(lone_hub)
     lone_hub.stop()
     lone_hub.start()
     again = swarm.join(lone_hub.root, "alpha")

@@ -145,7 +145,9 @@ def _seeded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def seeded(tmp_path: Path, _seeded_once: Path) -> Path:
     """Return a git repository whose trunk has been seeded; no hub has run in it."""
-    return Path(shutil.copytree(_seeded_once, tmp_path / "repo", symlinks=True))
+    sockets = shutil.ignore_patterns("*.sock")  # a nursery that was killed leaves its own
+    copied = shutil.copytree(_seeded_once, tmp_path / "repo", symlinks=True, ignore=sockets)
+    return Path(copied)
 
 
 @pytest.fixture

@@ -446,7 +446,6 @@ async def test_what_is_served_is_served_again_after_the_server_was_killed(server
                 b"%d" % turn,
                 headers={"K": "v: w"},
                 within_s=20.0,
-                per_try_s=2.0,
             )
             assert asked.data.decode() == f"trunk.request.echo.a {turn} v: w"
             await service.send("trunk.started", b"%d" % turn)

@@ -78,7 +78,8 @@ class QemuBackend:
                 progress(f"no template: {error}; VMs are booted instead")
 
     async def _have(self, progress: Progress) -> _Had:
-        if self._had is None:
+        # What is in the cache may go at any time, as when another version makes its own.
+        if self._had is None or not cache.has(os.path.dirname(self._had.image.kernel)):
             packages = Packages(self._directory)
             qemu = await packages.qemu(progress)
             able = await ability.ask(qemu)

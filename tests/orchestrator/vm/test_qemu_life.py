@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import socket
 import time
@@ -17,7 +18,7 @@ from orchestrator.backends.qemu import disk, kvm
 from orchestrator.backends.qemu.backend import QemuBackend
 from orchestrator.packages import QEMU, Packages
 from tests.orchestrator.vm import qemus
-from tests.orchestrator.vm.qemus import CACHE, running, shell, spec
+from tests.orchestrator.vm.qemus import CACHE, quiet, running, shell, spec
 from tests.support import eventually, is_gone, kill, run_python
 
 pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
@@ -277,3 +278,15 @@ async def test_kvm_is_used_only_if_a_boot_of_it_ends_in_time(
     monkeypatch.setenv(kvm.ACCEL, "hvf")
     with pytest.raises(Refused, match="kvm or tcg"):
         await kvm.accel(str(tmp_path), qemu, verdicts.append)
+
+
+async def test_an_image_that_went_from_the_cache_is_made_again_for_the_next_vm(
+    tmp_path: Path, cache: Path
+) -> None:
+    (cache / "images").unlink()
+    backend = QemuBackend(str(cache), templates=False)
+    await backend.prepare(spec(tmp_path), quiet)
+    shutil.rmtree(cache / "images")
+    await backend.prepare(spec(tmp_path), quiet)
+    (image,) = (entry for entry in (cache / "images").iterdir() if entry.is_dir())
+    assert sorted(os.listdir(image)) == ["initrd", "kernel"]

@@ -67,7 +67,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones vm cp | `{name, remote, local, to_guest}` |
 | bones vm logs | `{name, lines}` |
 | bones vm forward | `{name, host_port, guest_port}` |
-| bones vm prune | `{cleared: [name]}` |
+| bones vm prune | `{cleared: [name], removed: [name]}`: after killed holders, after killed removals |
 | bones vm doctor | as doctor |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed, histories}`; with `--dry-run` `{dry_run, root, plan}`, as gc |
 

@@ -229,8 +229,9 @@ class Store:
     def destroy(self, name: str) -> bool:
         """Delete member *name* with its disk; return False if there was none.
 
-        One rename takes it away; killed after that, the next destroy or boot in its cluster
-        removes the rest. The cluster's directory goes if nothing is left in it.
+        One rename takes it away; killed after that, :meth:`half_removed` names it until the next
+        destroy or boot in its cluster removes the rest. The cluster's directory goes if nothing
+        is left in it.
 
         Raises:
             OwnedByAnother: a holder has it (``running``).
@@ -247,29 +248,47 @@ class Store:
             raise OwnedByAnother(
                 f"VM {name} has a holder: stop it before it is removed", reason="running"
             )
+        hit("destroy.locked")
         try:
             gone = f"{cluster}/{_GONE}{name}.{os.getpid()}.{time.monotonic_ns()}"
             os.rename(place.directory, gone)
+            hit("destroy.renamed")
             fd = os.open(cluster, os.O_RDONLY | os.O_DIRECTORY)
             try:  # or a power cut could bring it back without its disk
                 os.fsync(fd)
             finally:
                 os.close(fd)
-            hit("destroy.renamed")
+            hit("destroy.synced")
             remove_tree(gone)
             hit("destroy.removed")
         finally:
             private.close(lock)
+        hit("destroy.unlocked")
         _remove_if_empty(cluster)
         return existed
 
-    def sweep(self, cluster: str) -> None:
-        """Remove what destroys that were killed have left of *cluster*."""
-        path = self._cluster(cluster)
-        for name in _names_in(path, hidden=True):
-            if name.startswith(_GONE):
-                remove_tree(f"{path}/{name}")
-        _remove_if_empty(path)
+    def half_removed(self) -> list[str]:
+        """Return whom destroys have taken away but not removed; they were killed, or go on."""
+        found = set()
+        for cluster in _names_in(self.directory):
+            for name in _names_in(self._cluster(cluster), hidden=True):
+                if name.startswith(_GONE):
+                    found.add(name.removeprefix(_GONE).partition(".")[0])
+        return in_order(found)
+
+    def sweep(self, cluster: str = "") -> None:
+        """Remove what destroys that were killed have left, of *cluster* or of all.
+
+        Raises:
+            OSError: it cannot be removed.
+        """
+        for each in [cluster] if cluster else _names_in(self.directory):
+            path = self._cluster(each)
+            for name in _names_in(path, hidden=True):
+                if name.startswith(_GONE):
+                    remove_tree(f"{path}/{name}")
+                    hit("sweep.removed")
+            _remove_if_empty(path)
 
 
 def no_such(name: str) -> Refused:

@@ -4,39 +4,27 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import HubError, NotRunning, Refused, Usage
+from foundation.errors import HubError, Refused
 from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
-from hub.wording import several
 from orchestrator import control, protocol, requests, targets
 from orchestrator.store import Options, Store
-from owner import private
+from orchestrator.vm_removal import prune, rm
+from orchestrator.vm_shared import PROGRAM, for_each, meant, say, store_of, tell
 from slotgc.treepath import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from typing import Any
 
     from orchestrator.protocol import Status
 
-_PROGRAM = "bones"
+__all__ = ["cp", "doctor", "down", "execute", "forward", "logs", "ls", "prune", "rm", "up"]
+
 _BLOCK = 1 << 16
-
-
-def _store(root: str | None, *, make: bool = False) -> Store:
-    """Return the store of the workspace around *root*, the current directory by default."""
-    workspace = Workspace.find(root_or_default(root))
-    if make:
-        workspace.make_state()
-        workspace.hide_from_git()
-    return Store.of_workspace(workspace)
-
-
-def _say(words: str) -> None:
-    output.say(printable(words), program=_PROGRAM)
 
 
 @output.verb("bones.vm.up", interrupted="what was begun goes on: `bones vm ls`")
@@ -53,7 +41,7 @@ def up(
 ) -> int:
     """Have VMs run; those that do already are left alone."""
     wanted = targets.to_start(names, count)
-    store = _store(root, make=True)
+    store = store_of(root, make=True)
     asked = {"cpus": cpus, "memory_mb": memory_mb, "disk_mb": disk_mb}
     given = {name: value for name, value in asked.items() if value is not None}
     options = Options(**given).check()
@@ -62,7 +50,7 @@ def up(
         kept = [name for name in members if given and store.exists(name)]
         for name in kept:
             if store.config(name).options != options:
-                _say(f"{name} exists, and keeps what it was created with")
+                say(f"{name} exists, and keeps what it was created with")
         config = control.SpawnConfig(
             names=tuple(members), bound=False, options=options, settings=_settings(root)
         )
@@ -70,7 +58,7 @@ def up(
             store,
             config,
             timeout_s=protocol.BOOT_WITHIN_S if timeout_s is None else timeout_s,
-            announce=_say,
+            announce=say,
         )
         found.update(statuses)
     if as_json:
@@ -89,7 +77,7 @@ def _settings(root: str | None) -> dict[str, Any]:
 @output.verb("bones.vm.ls")
 def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -> int:
     """List the VMs of the workspace."""
-    store = _store(root)
+    store = store_of(root)
     names = store.members()
     if quiet:
         for name in names:
@@ -99,7 +87,7 @@ def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -
     if as_json:
         output.print_data("bones.vm.ls", {"store": store.directory, "vms": rows})
         return 0
-    output.lines(_table(rows), "no VMs; `bones vm up` makes one", program=_PROGRAM)
+    output.lines(_table(rows), "no VMs; `bones vm up` makes one", program=PROGRAM)
     return 0
 
 
@@ -135,10 +123,10 @@ def down(
     as_json: bool = False,
 ) -> int:
     """Stop VMs; their disks stay. One that is not running is no failure."""
-    store = _store(root)
-    found, failed = _meant(store, names, everything=everything, verb="down")
-    how = _for_each(found, lambda name: control.stop(store, name), failed)
-    return _told(
+    store = store_of(root)
+    found, failed = meant(store.members(), names, everything=everything, verb="down")
+    how = for_each(found, lambda name: control.stop(store, name), failed)
+    return tell(
         "bones.vm.down",
         {name: word for name, word in how.items() if word != "not-running"},
         failed,
@@ -146,91 +134,6 @@ def down(
         as_json=as_json,
         nothing="nothing was running",
     )
-
-
-@output.verb("bones.vm.rm", interrupted="`bones vm rm` again removes the rest")
-def rm(
-    names: Sequence[str] = (),
-    *,
-    everything: bool = False,
-    yes: bool = False,
-    root: str | None = None,
-    as_json: bool = False,
-) -> int:
-    """Stop VMs and delete them with their disks; without *yes* only after asking."""
-    from swarm.asking import agreed  # noqa: PLC0415
-
-    store = _store(root)
-    found, failed = _meant(store, names, everything=everything, verb="rm")
-    if found and not (
-        yes or agreed([f"would be deleted with their disks: {', '.join(found)}"], as_json=as_json)
-    ):
-        _say("nothing was removed")
-        return 1
-
-    def remove(name: str) -> str:
-        control.stop(store, name)  # what cannot be stopped keeps its files
-        store.destroy(name)
-        return "removed"
-
-    done = _for_each(found, remove, failed)
-    return _told(
-        "bones.vm.rm", done, failed, "removed", as_json=as_json, nothing="there are no VMs"
-    )
-
-
-def _meant(
-    store: Store, names: Sequence[str], *, everything: bool, verb: str
-) -> tuple[list[str], dict[str, str]]:
-    """Return the members that *names* mean, and by name why one is none."""
-    if everything and names:
-        raise Usage(f"--all and {names[0]}: one or the other", reason="usage")
-    if not everything and not names:
-        raise Usage(f"which? `bones vm {verb} NAME…`, or --all", reason="usage")
-    members = store.members()
-    found, unknown = (members, []) if everything else targets.resolve(names, members)
-    return list(found), dict.fromkeys(unknown, "there is no such VM")
-
-
-def _for_each(
-    names: Sequence[str], act: Callable[[str], str], failed: dict[str, str]
-) -> dict[str, str]:
-    """Do *act* for all *names* side by side; whose fails is put into *failed*."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
-
-    def attempt(name: str) -> tuple[str, str]:
-        try:
-            return act(name), ""
-        except (HubError, OSError) as error:
-            return "", str(error)
-
-    if not names:
-        return {}
-    with ThreadPoolExecutor(min(len(names), 32)) as pool:
-        outcomes = dict(zip(names, pool.map(attempt, names), strict=True))
-    failed.update({name: why for name, (_done, why) in outcomes.items() if why})
-    return {name: done for name, (done, why) in outcomes.items() if not why}
-
-
-def _told(
-    verb: str,
-    done: dict[str, str],
-    failed: dict[str, str],
-    word: str,
-    *,
-    as_json: bool,
-    nothing: str,
-) -> int:
-    if as_json:
-        output.print_data(verb, {word: done, "failed": failed})
-    else:
-        for name, how in done.items():
-            output.line(f"{name} {word}" + ("" if how in (word, "agent") else f" ({how})"))
-        for name, why in failed.items():
-            _say(f"{name}: {why}")
-        if not done and not failed:
-            _say(nothing)
-    return 1 if failed else 0
 
 
 @output.verb("bones.vm.exec")
@@ -245,7 +148,7 @@ def execute(
 ) -> int:
     """Run a command in a VM; its output is ours, and so is its exit code."""
     done = requests.execute(
-        _store(root),
+        store_of(root),
         name,
         argv,
         stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
@@ -270,7 +173,7 @@ def cp(source: str, target: str, *, root: str | None = None, as_json: bool = Fal
     from orchestrator.cluster import VM  # noqa: PLC0415
 
     plan = targets.copy(source, target)
-    vm = VM(_store(root), plan.name)
+    vm = VM(store_of(root), plan.name)
     local, remote = plan.local, plan.remote
     try:
         if plan.to_guest:
@@ -292,7 +195,7 @@ def cp(source: str, target: str, *, root: str | None = None, as_json: bool = Fal
 @output.verb("bones.vm.logs")
 def logs(name: str, *, follow: bool = False, root: str | None = None, as_json: bool = False) -> int:
     """Print what a VM's console has said since its last start."""
-    said = requests.logs(_store(root), name, follow=follow and not as_json)
+    said = requests.logs(store_of(root), name, follow=follow and not as_json)
     if as_json:
         lines = b"".join(said).decode(errors="replace").splitlines()
         output.print_data("bones.vm.logs", {"name": name, "lines": lines})
@@ -306,7 +209,7 @@ def logs(name: str, *, follow: bool = False, root: str | None = None, as_json: b
 def forward(name: str, port: str, *, root: str | None = None, as_json: bool = False) -> int:
     """Have a port of 127.0.0.1 lead into a VM; print it."""
     host_port, guest_port = targets.ports(port)
-    host_port = requests.forward(_store(root), name, guest_port, host_port)
+    host_port = requests.forward(store_of(root), name, guest_port, host_port)
     if as_json:
         told = {"name": name, "host_port": host_port, "guest_port": guest_port}
         output.print_data("bones.vm.forward", told)
@@ -315,66 +218,9 @@ def forward(name: str, port: str, *, root: str | None = None, as_json: bool = Fa
     return 0
 
 
-@output.verb("bones.vm.prune")
-def prune(*, root: str | None = None, as_json: bool = False) -> int:
-    """Remove what killed holders, and removals that were killed, have left."""
-    store = _store(root)
-    cleared = []
-    for cluster in store.clusters():
-        store.sweep(cluster)
-        killed = [
-            name
-            for name in store.members(cluster)
-            if store.holder_of(name) is not None and not control.is_running(store, name)
-        ]
-        for name in killed:
-            _clear(store, name)
-        if killed:
-            _forget(store, root_or_default(root), cluster)
-        cleared += killed
-    if as_json:
-        output.print_data("bones.vm.prune", {"cleared": cleared})
-    elif cleared:
-        output.line(f"cleared up after killed holders: {several(cleared)}")
-    else:
-        _say("nothing to clear up")
-    return 0
-
-
-def _forget(store: Store, root: str | None, cluster: str) -> None:
-    """Have the hub revoke what a killed holder and its guests could log in with, if one runs."""
-    import asyncio  # noqa: PLC0415 - of this verb alone, as is what it loads
-
-    from orchestrator.forgetting import forget  # noqa: PLC0415
-
-    lock = store.take_cluster(cluster)
-    if lock is None:
-        return  # a new holder has it, whose logins have replaced them
-    try:
-        asyncio.run(forget(Workspace.find(root).root, cluster))
-    except NotRunning:
-        pass
-    finally:
-        private.close(lock)
-
-
-def _clear(store: Store, name: str) -> None:
-    from foundation.atomic import remove  # noqa: PLC0415
-
-    lock = store.take(name)
-    if lock is None:
-        return  # somebody has it by now
-    try:
-        place = store.place(name)
-        remove(place.socket)
-        remove(place.pidfile)
-    finally:
-        private.close(lock)
-
-
 @output.verb("bones.vm.doctor")
 def doctor(*, root: str | None = None, as_json: bool = False) -> int:
     """Print what VMs need on this machine, and what is wrong with those here."""
     from orchestrator import vm_doctor  # noqa: PLC0415 - it loads the backend
 
-    return vm_doctor.doctor(_store(root), as_json=as_json)
+    return vm_doctor.doctor(store_of(root), as_json=as_json)

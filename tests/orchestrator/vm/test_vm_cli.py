@@ -144,7 +144,7 @@ def has_login(hub: Hub) -> bool:
 
 
 @pytest.mark.faults
-def test_what_a_killed_holder_left_is_seen_by_doctor_and_cleared_by_prune(
+def test_what_a_killed_holder_left_is_seen_by_doctor_and_cleared_by_prune_or_rm(
     repo: Path, vms: Store
 ) -> None:
     hub = Hub(repo)
@@ -163,5 +163,11 @@ def test_what_a_killed_holder_left_is_seen_by_doctor_and_cleared_by_prune(
         assert told(repo, "vm", "doctor")["warnings"] == 0
         assert not has_login(hub)
         assert b"nothing to clear up" in bones(repo, "vm", "prune").stderr
+        up(vms, "web-1", settings={"workspace": str(repo)})
+        eventually(lambda: has_login(hub))
+        os.kill(holder_pid(vms, "web-1"), signal.SIGKILL)
+        eventually(lambda: not control.running_members(vms))
+        assert bones(repo, "vm", "rm", "web-1", "--yes").returncode == 0
+        assert not has_login(hub), "nothing that prune could find is left of it"
     finally:
         hub.stop("--force")

@@ -1,0 +1,134 @@
+"""The verbs ``bones vm rm`` and ``bones vm prune``: VMs go, and what was killed leaves nothing."""
+
+from __future__ import annotations
+
+from foundation.errors import HubError, NotRunning
+from foundation.failpoint import hit
+from foundation.workspace import Workspace
+from hub import output
+from hub.verbs import root_or_default
+from hub.wording import several
+from orchestrator import control, targets
+from orchestrator.store import cluster_of, in_order
+from orchestrator.vm_shared import for_each, meant, say, store_of, tell
+from owner import private
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from orchestrator.store import Store
+
+
+@output.verb("bones.vm.rm", interrupted="`bones vm rm` again removes the rest")
+def rm(
+    names: Sequence[str] = (),
+    *,
+    everything: bool = False,
+    yes: bool = False,
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Stop VMs and delete them with their disks; without *yes* only after asking."""
+    from swarm.asking import agreed  # noqa: PLC0415
+
+    store = store_of(root)
+    there = in_order({*store.members(), *store.half_removed()})
+    found, failed = meant(there, names, everything=everything, verb="rm")
+    if found and not (
+        yes or agreed([f"would be deleted with their disks: {', '.join(found)}"], as_json=as_json)
+    ):
+        say("nothing was removed")
+        return 1
+
+    def remove(name: str) -> str:
+        hit("rm.asked")
+        if store.exists(name):  # else it is half removed already
+            control.stop(store, name)  # what cannot be stopped keeps its files
+        hit("rm.stopped")
+        store.destroy(name)
+        hit("rm.destroyed")
+        return "removed"
+
+    done = for_each(_forgotten(store, root, found, failed), remove, failed)
+    return tell("bones.vm.rm", done, failed, "removed", as_json=as_json, nothing="there are no VMs")
+
+
+@output.verb("bones.vm.prune")
+def prune(*, root: str | None = None, as_json: bool = False) -> int:
+    """Remove what killed holders, and removals that were killed, have left."""
+    store = store_of(root)
+    removed = store.half_removed()
+    try:
+        store.sweep()
+    except OSError as error:
+        raise HubError(f"{several(removed)}: {error}", reason="store") from None
+    cleared = [name for name in store.members() if _was_killed(store, name)]
+    for cluster, names in targets.clusters(cleared).items():
+        _forget(store, root_or_default(root), cluster)  # first: a pidfile tells that it is to be
+        for name in names:
+            _clear(store, name)
+    if as_json:
+        output.print_data("bones.vm.prune", {"cleared": cleared, "removed": removed})
+        return 0
+    if removed:
+        output.line(f"removed what was half removed: {several(removed)}")
+    if cleared:
+        output.line(f"cleared up after killed holders: {several(cleared)}")
+    if not removed and not cleared:
+        say("nothing to clear up")
+    return 0
+
+
+def _was_killed(store: Store, name: str) -> bool:
+    """Tell whether the last holder of *name* was killed, and nobody has seen to that yet."""
+    return store.holder_of(name) is not None and not control.is_running(store, name)
+
+
+def _forgotten(
+    store: Store, root: str | None, names: list[str], failed: dict[str, str]
+) -> list[str]:
+    """Return those of *names* that nobody can log in as any more; why not is put into *failed*.
+
+    A holder that ends in order has seen to it itself. Of one that was killed only the members'
+    pidfiles tell, which go with them.
+    """
+    gone = {}
+    for cluster in targets.clusters(name for name in names if _was_killed(store, name)):
+        try:
+            _forget(store, root_or_default(root), cluster)
+        except HubError as error:
+            gone[cluster] = str(error)
+    failed.update({name: gone[cluster_of(name)] for name in names if cluster_of(name) in gone})
+    return [name for name in names if name not in failed]
+
+
+def _forget(store: Store, root: str | None, cluster: str) -> None:
+    """Have the hub revoke what a killed holder and its guests could log in with, if one runs."""
+    import asyncio  # noqa: PLC0415 - of this verb alone, as is what it loads
+
+    from orchestrator.forgetting import forget  # noqa: PLC0415
+
+    lock = store.take_cluster(cluster)
+    if lock is None:
+        return  # a new holder has it, whose logins have replaced them
+    try:
+        asyncio.run(forget(Workspace.find(root).root, cluster))
+    except NotRunning:
+        pass
+    finally:
+        private.close(lock)
+
+
+def _clear(store: Store, name: str) -> None:
+    from foundation.atomic import remove  # noqa: PLC0415
+
+    lock = store.take(name)
+    if lock is None:
+        return  # somebody has it by now
+    try:
+        place = store.place(name)
+        remove(place.socket)
+        remove(place.pidfile)
+    finally:
+        private.close(lock)

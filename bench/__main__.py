@@ -5,7 +5,19 @@ from __future__ import annotations
 import importlib
 import sys
 
-_BENCHES = ("start", "seed", "setup", "owner", "kill", "herd", "commit", "join", "vm", "chaos")
+_BENCHES = (
+    "start",
+    "seed",
+    "setup",
+    "owner",
+    "kill",
+    "herd",
+    "commit",
+    "join",
+    "vm",
+    "vm-cycles",
+    "chaos",
+)
 
 
 def main() -> None:
@@ -17,7 +29,7 @@ def main() -> None:
             f"usage: bin/bench {'|'.join(_BENCHES)} [--help]\n"
         )
         sys.exit(0 if asked else 2)
-    sys.exit(importlib.import_module(f"bench.{name}").main(sys.argv[2:]))
+    sys.exit(importlib.import_module(f"bench.{name.replace('-', '_')}").main(sys.argv[2:]))
 
 
 if __name__ == "__main__":

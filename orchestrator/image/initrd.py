@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from orchestrator.image import reseed
+from orchestrator.image import caller
 from orchestrator.image.cpio import Archive
 from orchestrator.image.modules import NEEDED, Modules
 
@@ -12,8 +12,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-CHANNELS = 5
-"""Agents, each with a channel of its own; the first is the host's own."""
+CHANNELS = 4
+"""Agents, each with a channel of its own."""
+TERMINALS = 2
+"""The guest's hvc0 and hvc1."""
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _DIRECTORIES = (
@@ -32,13 +34,13 @@ def sources() -> list[str]:
     """Return the files of ours that an image is made of, this one among them."""
     names = (
         "rc",
+        "call",
         "agent",
-        "identity",
         "initrd.py",
         "modules.py",
         "cpio.py",
         "kernel.py",
-        "reseed.py",
+        "caller.py",
     )
     return [f"{_HERE}/{name}" for name in names]
 
@@ -58,9 +60,9 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
     for applet in applets:
         if applet != "busybox":
             archive.symlink(f"bin/{applet}", "busybox")
-    archive.file(f"bin/{reseed.NAME}", reseed.program(), 0o755)
+    archive.file(f"bin/{caller.NAME}", caller.program(), 0o755)
     archive.symlink("init", "bin/init")
-    for name in ("rc", "agent", "identity"):
+    for name in ("rc", "call", "agent"):
         archive.file(f"etc/{name}", _own(name), 0o755)
     for name, text in (_ETC | {"inittab": _inittab()}).items():
         archive.file(f"etc/{name}", text.encode())
@@ -73,7 +75,7 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
 
 def _inittab() -> str:
     agents = "".join(f"::respawn:/etc/agent {channel}\n" for channel in range(CHANNELS))
-    return f"::sysinit:/etc/rc\n{agents}"
+    return f"::sysinit:/etc/rc\n::respawn:/etc/call\n{agents}"
 
 
 def _lines(names: Iterable[str]) -> bytes:

@@ -1,70 +1,52 @@
-"""What can be asked of a guest's agent: several commands at once, each on a channel of its own."""
+"""What can be asked of a guest's agents: several commands at once, each on a channel of its own."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError
 from orchestrator.backends.base import Execution
-from orchestrator.backends.qemu import shell
+from orchestrator.backends.qemu import calls, shell
 from orchestrator.backends.qemu.channel import Channel, Pair, new_token
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from orchestrator.backends.qemu.caller import Caller
     from orchestrator.backends.qemu.channel import Sink
 
 MOST_COLLECTED = 256 << 20
 """Bytes of output that are collected for who does not take them as they come."""
 _KILL_AGAIN_S = 0.2
+_NOTE_BYTES = 64
 _NONE = -1
 """In place of a channel's number: there will be none any more."""
 
 
 class Agent:
-    """The agents of one guest, one a channel; the first is for our own use alone."""
+    """The agents of one guest, one a channel."""
 
-    def __init__(self, channels: list[Channel]) -> None:
-        """Talk over *channels*, two at least."""
+    def __init__(self, channels: list[Channel], caller: Caller) -> None:
+        """Talk over *channels*, one at least; *caller* kills what runs."""
         self._channels = channels
-        self._own = asyncio.Lock()
+        self._caller = caller
         self._free: asyncio.Queue[int] = asyncio.Queue()
-        for number in range(1, len(channels)):
+        for number in range(len(channels)):
             self._free.put_nowait(number)
-        self._usable = len(channels) - 1
+        self._usable = len(channels)
         self._freeing: set[asyncio.Task[None]] = set()
 
     @classmethod
-    async def over(cls, pairs: list[Pair]) -> Agent:
+    async def over(cls, pairs: list[Pair], caller: Caller) -> Agent:
         """Return the agent behind *pairs*."""
-        return cls([await Channel.of(pair) for pair in pairs])
+        return cls([await Channel.of(pair) for pair in pairs], caller)
 
     def close(self) -> None:
         """Let go: the guest has ended."""
         for channel in self._channels:
             channel.close()
-
-    async def here(self, script: str) -> Execution:
-        """Have the first agent run *script* in itself; it waits for the one before it.
-
-        Raises:
-            HubError: the guest ended (``vm-ended``), or its agent is not ours (``agent``).
-        """
-        token = new_token()
-        async with self._own:
-            collected = _Collected()
-            talking = asyncio.ensure_future(
-                self._channels[0].talk(shell.here(token, script), token, b"", collected.take)
-            )
-            talking.add_done_callback(_retrieved)
-            try:
-                status = await asyncio.shield(talking)
-            except asyncio.CancelledError:
-                # The next one skips what this one still has to say.
-                talking.cancel()
-                raise
-        return Execution(status=status, stdout=collected.of(1), stderr=collected.of(2))
 
     async def execute(
         self,
@@ -105,14 +87,10 @@ class Agent:
         self, number: int, token: str, talking: asyncio.Task[int], *, has_input: bool
     ) -> None:
         """Kill what runs on a channel if it is not over, and have the channel used again."""
-        script = (
-            f"read -r t p </run/channel{number}; "
-            f'[ "$t" = {token} ] && {{ kill -9 -"$p" || kill -9 "$p"; }} 2>/dev/null'
-        )
         in_step = True
         try:
             while not talking.done():
-                await self.here(script)
+                await self._kill(number, token)
                 await asyncio.wait((talking,), timeout=_KILL_AGAIN_S)
             talking.result()
         except HubError as error:
@@ -124,6 +102,14 @@ class Agent:
         self._usable -= 1
         if not self._usable:
             self._free.put_nowait(_NONE)
+
+    async def _kill(self, number: int, token: str) -> None:
+        # A command leaves its number, before it is the leader of a group.
+        said = await self._caller.read(f"/run/channel{number}", _NOTE_BYTES)
+        told, _space, pid = said.decode("ascii", "replace").strip().partition(" ")
+        if told == token and pid.isdecimal() and int(pid) > 1:
+            group = calls.terminate(signal.SIGKILL, -int(pid))
+            await self._caller.make(group + calls.terminate(signal.SIGKILL, int(pid)))
 
     def lost(self, number: int) -> None:
         """Be told that the agent of channel *number* has let go of a port."""

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-import socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from foundation.errors import HubError
 from orchestrator.backends.qemu.marks import Marks
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     Sink = Callable[[int, bytes], None]
@@ -19,27 +19,11 @@ if TYPE_CHECKING:
 _CHUNK = 65_536
 
 
-class Pair:
-    """The sockets of one channel, before QEMU has its ends."""
+class Pair(NamedTuple):
+    """Our ends of one channel's ports."""
 
-    def __init__(self) -> None:
-        """Make them."""
-        self.ours: list[socket.socket] = []
-        self.theirs: list[socket.socket] = []
-        try:
-            for _port in range(2):
-                ours, theirs = socket.socketpair()
-                ours.setblocking(False)
-                self.ours.append(ours)
-                self.theirs.append(theirs)
-        except BaseException:
-            self.close()
-            raise
-
-    def close(self) -> None:
-        """Close both ends of both; what was detached or closed is left alone."""
-        for end in (*self.ours, *self.theirs):
-            end.close()
+    a: socket.socket
+    b: socket.socket
 
 
 class Channel:
@@ -58,10 +42,9 @@ class Channel:
     @classmethod
     async def of(cls, pair: Pair) -> Channel:
         """Return a channel over our ends of *pair*."""
-        first, second = pair.ours
         return cls(
-            await asyncio.open_unix_connection(sock=first, limit=_CHUNK),
-            await asyncio.open_unix_connection(sock=second, limit=_CHUNK),
+            await asyncio.open_unix_connection(sock=pair.a, limit=_CHUNK),
+            await asyncio.open_unix_connection(sock=pair.b, limit=_CHUNK),
         )
 
     def close(self) -> None:

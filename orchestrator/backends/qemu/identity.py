@@ -1,4 +1,4 @@
-"""Telling a guest who it is: the same after a boot and after a start from a template. Pure.
+"""Who a guest is: system calls, the same after a boot and after a start from a template. Pure.
 
 A template's VMs all wake as the template: with its clock, its randomness, its address, and with
 their network card down, so that nothing of that can get out.
@@ -8,30 +8,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.backends.qemu.shell import quoted
+from orchestrator.backends.qemu import calls
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Spec
+    from orchestrator.backends.qemu.calls import Call
 
-POWEROFF = "leave"
-"""What the agent runs to end its guest."""
+CARD = "eth0"
+DISK = "/dev/vda"
+DISK_PLACE = "/data"
 
 
-def script(spec: Spec, now_s: int, seed: bytes) -> str:
-    """Return what the agent runs; it fails if any of it does.
-
-    *now_s* is the time in seconds since the epoch, *seed* 32 random bytes.
-    """
-    words = [spec.name, str(now_s), seed.hex()]
+def become(spec: Spec, now_s: float, seed: bytes) -> list[Call]:
+    """Return the calls; *now_s*: the time in seconds since the epoch, *seed*: 32 random bytes."""
+    hosts = ["127.0.0.1 localhost"]
+    made = calls.host_name(spec.name) + calls.clock(now_s) + calls.reseed(seed)
     if spec.ip:
-        words += [spec.mac, spec.ip]
+        hosts.append(f"{spec.ip.partition('/')[0]} {spec.name}")
+        made += calls.network(CARD, spec.mac, spec.ip, spec.gateway)
         if spec.gateway:
-            words += [spec.gateway, spec.name_server or spec.gateway]
-    said = f"become {_words(words)}"
-    if spec.neighbours:
-        said += f" && know {_words([word for one in spec.neighbours for word in one])}"
-    return said + (" && have_disk" if spec.disk_mb else "")
-
-
-def _words(words: list[str]) -> str:
-    return b" ".join(map(quoted, words)).decode("utf-8", "surrogateescape")
+            server = f"nameserver {spec.name_server or spec.gateway}\n"
+            made += calls.file("/etc/resolv.conf", server.encode())
+    hosts += [f"{address} {name}" for name, address in spec.neighbours]
+    made += calls.file("/etc/hosts", "".join(f"{line}\n" for line in hosts).encode())
+    return made + (calls.mount(DISK, DISK_PLACE) if spec.disk_mb else [])

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError, Refused
 from orchestrator.backends.base import Execution, Exit
-from orchestrator.backends.qemu import identity
+from orchestrator.backends.qemu import calls, identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -36,7 +37,7 @@ class QemuMachine:
         self._running = running
         self._asked_to_end = False
         self._over = asyncio.ensure_future(self._until_over())
-        self._identified: asyncio.Future[Execution] | None = None
+        self._identified: asyncio.Future[None] | None = None
 
     async def _until_over(self) -> Exit:
         status = await self._running.child.wait()
@@ -47,19 +48,24 @@ class QemuMachine:
     async def ready(self) -> None:
         """Return when the agent answers and the guest is who its spec says; see the interface."""
         if self._identified is None:
-            now_s = int(time.clock_gettime(time.CLOCK_REALTIME))
-            script = identity.script(self._spec, now_s, os.urandom(32))
-            self._identified = asyncio.ensure_future(self._running.agent.here(script))
+            self._identified = asyncio.ensure_future(self._identify())
         try:
-            done = await asyncio.shield(self._identified)
+            await asyncio.shield(self._identified)
         except HubError as error:
             raise await self._explained(error) from error
-        if done.status:
+
+    async def _identify(self) -> None:
+        caller = self._running.caller
+        await caller.make([])  # once it answers: the time is what it is then
+        now_s = time.clock_gettime(time.CLOCK_REALTIME)
+        try:
+            await caller.make(identity.become(self._spec, now_s, os.urandom(32)))
+        except HubError as error:
+            if error.reason != "guest":
+                raise
             raise HubError(
-                f"the guest could not become {self._spec.name}: "
-                f"{done.stderr.decode('utf-8', 'replace').strip()}",
-                reason="guest",
-            )
+                f"the guest could not become {self._spec.name}: {error}", reason="guest"
+            ) from error
 
     async def execute(
         self,
@@ -115,7 +121,7 @@ class QemuMachine:
         if child.has_ended:
             return "agent"
         self._asked_to_end = True
-        asking = asyncio.ensure_future(self._running.agent.here(identity.POWEROFF))
+        asking = asyncio.ensure_future(self._leave(timeout_s / 4))
         try:
             if await child.ends_within(timeout_s / 2):
                 return "agent"
@@ -132,6 +138,21 @@ class QemuMachine:
             asking.cancel()
             with suppress(HubError, asyncio.CancelledError):
                 await asking
+
+    async def _leave(self, grace_s: float) -> None:
+        """Have the guest end; who uses its disk has *grace_s* to let go of it."""
+        caller = self._running.caller
+        until = time.monotonic() + grace_s
+        unmount = calls.unmount(identity.DISK_PLACE)
+        (_sent, result) = await caller.make(calls.terminate(signal.SIGTERM) + unmount)
+        while calls.is_in_use(result) and time.monotonic() < until:
+            await asyncio.sleep(_LEAST_S)
+            (result,) = await caller.make(unmount)
+        if calls.is_in_use(result):
+            killed = await caller.make(calls.terminate(signal.SIGKILL) + unmount)
+            if calls.is_in_use(killed[-1]):
+                await caller.make(calls.freeze(identity.DISK_PLACE))
+        await caller.make(calls.reset())
 
     def kill(self) -> None:
         """End it at once; see the interface."""

@@ -12,9 +12,10 @@ from foundation.errors import HubError
 from foundation.spawn import describe_exit
 from orchestrator.backends.qemu import argv, console
 from orchestrator.backends.qemu.agent import Agent
+from orchestrator.backends.qemu.caller import Caller
 from orchestrator.backends.qemu.channel import Pair
 from orchestrator.child import Child
-from orchestrator.image.initrd import CHANNELS
+from orchestrator.image.initrd import CHANNELS, TERMINALS
 from orchestrator.qmp import Qmp
 
 if TYPE_CHECKING:
@@ -42,7 +43,10 @@ class Running:
         self._console = console_log
         self._why = ""
         self.qmp: Qmp
+        self.caller: Caller
         self.agent: Agent
+        self.terminals: list[socket.socket] = []
+        """Our ends of the guest's hvc0 and on."""
         self._watching = asyncio.get_running_loop().call_later(_CUT_EVERY_S, self._cut)
 
     @classmethod
@@ -63,16 +67,19 @@ class Running:
             HubError: it cannot be started (``qemu``), in its own words.
         """
         console.begin(parts.console)
-        pairs: list[Pair] = []
-        ours, theirs = socket.socketpair()
+        ours: list[socket.socket] = []
+        theirs: list[socket.socket] = []
         said = os.memfd_create("qemu")
         null = os.open(os.devnull, os.O_RDWR)
         try:
-            pairs += [Pair() for _ in range(CHANNELS)]
-            given = {0: null, 1: said, 2: said, argv.QMP_FD: theirs.fileno(), **(files or {})}
+            for _ in ("qmp", *argv.PORTS):
+                for end, ends in zip(socket.socketpair(), (ours, theirs), strict=True):
+                    ends.append(end)
+                    end.setblocking(False)
+            qmp, *ports = [end.fileno() for end in theirs]
+            given = {0: null, 1: said, 2: said, argv.QMP_FD: qmp, **(files or {})}
             given[argv.NET_FD] = null if port is None else port.fileno()
-            ports = [end for pair in pairs for end in pair.theirs]
-            given |= {argv.FIRST_PORT_FD + n: end.fileno() for n, end in enumerate(ports)}
+            given |= {argv.FIRST_PORT_FD + number: fd for number, fd in enumerate(ports)}
             child = Child(
                 qemu.argv(*argv.arguments(shape, parts)),
                 files=given,
@@ -80,25 +87,27 @@ class Running:
                 env=qemu.environment(),
             )
         except BaseException as error:
-            ours.close()
-            for pair in pairs:
-                pair.close()
+            for end in ours:
+                end.close()
             os.close(said)
             if isinstance(error, OSError):
                 raise HubError(f"QEMU cannot be started: {error}", reason="qemu") from error
             raise
         finally:
             os.close(null)
-            theirs.close()
-            for pair in pairs:
-                for end in pair.theirs:
-                    end.close()
+            for end in theirs:
+                end.close()
         running = cls(child, said, parts.console)
+        monitor, port_of = ours[0], dict(zip(argv.PORTS, ours[1:], strict=True))
         try:
-            running.agent = await Agent.over(pairs)
-            running.qmp = await Qmp.open(ours, on_event=running._event, timeout_s=_GREETING_S)
+            running.terminals = [port_of[f"hvc{number}"] for number in range(TERMINALS)]
+            running.caller = await Caller.over(port_of[argv.CALLER])
+            pairs = [Pair(port_of[f"a{n}"], port_of[f"b{n}"]) for n in range(CHANNELS)]
+            running.agent = await Agent.over(pairs, running.caller)
+            running.qmp = await Qmp.open(monitor, on_event=running._event, timeout_s=_GREETING_S)
         except BaseException as error:
-            ours.close()
+            for end in ours:
+                end.close()
             await running.child.end()
             words = running.words()
             await running.release()
@@ -111,9 +120,11 @@ class Running:
         if name == "SHUTDOWN":
             self._why = str(data.get("reason", ""))
         elif name == "VSERPORT_CHANGE" and not data.get("open", True):
-            channel = argv.channel_of(str(data.get("id")))
-            if channel is not None:  # of the two of a channel the first speaks for both
-                self.agent.lost(channel)
+            port = str(data.get("id"))
+            if port == argv.CALLER:
+                self.caller.lost()
+            elif port.startswith("a"):  # of the two of a channel the first speaks for both
+                self.agent.lost(int(port[1:]))
 
     def _cut(self) -> None:
         console.cut(self._console)
@@ -153,7 +164,10 @@ class Running:
         if self._said >= 0:
             os.close(self._said)
             self._said = -1
-        if hasattr(self, "agent"):
-            self.agent.close()
+        for terminal in self.terminals:
+            terminal.close()
+        for had in ("caller", "agent"):
+            if hasattr(self, had):
+                getattr(self, had).close()
         if hasattr(self, "qmp"):
             await self.qmp.close()

@@ -35,11 +35,6 @@ def quoted(text: str) -> bytes:
     return b"$'" + escaped + b"'"
 
 
-def here(token: str, script: str) -> bytes:
-    """Return the line that has the agent itself run *script*."""
-    return b"here " + token.encode() + b" " + quoted(script)
-
-
 def run(token: str, argv: list[str], stdin: int, env: Mapping[str, str], cwd: str) -> bytes:
     """Return the line that runs *argv* on *stdin* bytes of input.
 

@@ -85,9 +85,10 @@ async def test_an_image_is_made_once_and_anew_when_something_changes(tmp_path: P
     assert (await images.have(str(tmp_path), guest, qemus.quiet)).key != first.key
 
 
-async def test_an_initramfs_starts_an_agent_for_every_channel() -> None:
+async def test_an_initramfs_starts_the_caller_and_an_agent_for_every_channel() -> None:
     guest = await qemus.guest()
     root = initrd.build(b"", ["sh", "init"], Modules(guest.modules))
     assert [line for line in root.splitlines() if line.startswith(b"::respawn:")] == [
-        b"::respawn:/etc/agent %d" % channel for channel in range(initrd.CHANNELS)
+        b"::respawn:/etc/call",
+        *(b"::respawn:/etc/agent %d" % channel for channel in range(initrd.CHANNELS)),
     ]

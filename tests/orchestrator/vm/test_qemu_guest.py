@@ -183,6 +183,8 @@ async def test_an_agent_that_is_killed_is_missed_and_another_takes_its_place(
                     reasons.add(error.reason)
                     in_a_row = 0
         assert reasons == {"agent"}
+        await machine._running.caller.make([])
+        assert int(await shell(machine, "pidof caller")) > 0
 
 
 async def test_who_asks_when_all_channels_were_busy_at_the_end_is_told_of_it(
@@ -204,8 +206,8 @@ async def test_who_asks_when_all_channels_were_busy_at_the_end_is_told_of_it(
 async def test_when_memory_runs_out_what_runs_is_killed_and_not_the_agent(tmp_path: Path) -> None:
     async with running(spec(tmp_path)) as machine:
         first = "$(set -- $(pidof agent); echo $1)"
-        scores = f"cat /proc/self/oom_score_adj /proc/{first}/oom_score_adj"
-        assert await shell(machine, scores) == "0\n-1000\n"
+        ours = f"/proc/{first}/oom_score_adj /proc/$(pidof caller)/oom_score_adj"
+        assert await shell(machine, f"cat /proc/self/oom_score_adj {ours}") == "0\n-1000\n-1000\n"
 
 
 async def test_a_vm_that_ends_by_itself_says_so_to_all_who_wait(tmp_path: Path) -> None:

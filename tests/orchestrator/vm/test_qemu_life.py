@@ -55,6 +55,23 @@ async def test_what_is_on_the_disk_is_there_after_a_stop_and_after_a_kill(tmp_pa
         assert await shell(machine, "cat /data/one /data/two") == "one\ntwo\n"
 
 
+async def test_who_uses_the_disk_has_time_to_save_its_work_before_a_stop(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, disk_mb=40)
+    saver = (
+        "cd /data; trap 'sleep 0.5; echo saved >work; exit' TERM; echo >/tmp/on; sleep 1000 & wait"
+    )
+    async with running(wanted) as machine:
+        await shell(machine, f'mkfifo /tmp/on; (setsid sh -c "{saver}" &); cat /tmp/on')
+        assert await machine.stop(20) == "agent"
+    async with running(wanted) as machine:
+        assert await shell(machine, "cat /data/work") == "saved\n"
+        await shell(
+            machine,
+            "mkfifo /tmp/on; (cd /data; trap '' TERM; echo >/tmp/on; sleep 1000) & cat /tmp/on",
+        )
+        assert await machine.stop(4) == "agent", "who does not let go is killed"
+
+
 async def test_a_disk_keeps_its_size_whatever_is_asked_for_later(tmp_path: Path) -> None:
     async with running(spec(tmp_path, disk_mb=40)):
         pass

@@ -42,7 +42,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | doctor | `{findings: [{name, level, evidence, fix}], problems, warnings}`, the last two as counts |
 | doctor --all | the same of this machine, and `workspaces: [{root, findings, problems, warnings}]` |
 | bones up | `{hub (as start), tip: CHECKIN}` |
-| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, project, needs}`; `rescues` by name, `project`: why bones.toml stops every commit, `unapplied` counts check-ins, `needs`: what needs a person, in words |
+| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, project, clusters: [{name, members: [{name, state, ip, pid, error, reason}]}], half_removed, needs}`; `clusters` of VMs, `rescues` by name, `project`: why bones.toml stops every commit, `unapplied` counts check-ins, `needs`: what needs a person, in words |
 | bones log | `{root, checkins: [{hash, parent, time, slot, message}]}` |
 | bones diff | `{root, from, to, files: [{path, old_kind, old_hash, new_kind, new_hash, diff}]}` |
 | bones revert | `{checkin, parent, time, slot, message, merged: [[path, kind, hash]], new}` |

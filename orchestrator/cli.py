@@ -55,7 +55,7 @@ def up(
 
 @app.command()
 def status(*, root: Root = None, as_json: Json = False) -> NoReturn:
-    """Show hub, trunk and slots, and what needs a person.
+    """Show hub, trunk, slots and VMs, and what needs a person.
 
     Exit code, of the hub: 0 healthy, 3 not running, 4 unknown, 5 degraded.
 

@@ -1,4 +1,4 @@
-"""`bones status`: hub, trunk, slots, and what needs a person, on one screen."""
+"""`bones status`: hub, trunk, slots, VMs, and what needs a person, on one screen."""
 
 from __future__ import annotations
 
@@ -26,9 +26,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from hub.repository import CheckinRow
+    from orchestrator.clusters import ClusterView
 
 VERB = "bones.status"
 SLOTS_SHOWN = 20
+VMS_SHOWN = 20
 
 
 class Status(Record):
@@ -49,6 +51,10 @@ class Status(Record):
     """Why some of this could not be seen."""
     project: str = ""
     """Why bones.toml keeps every commit from landing."""
+    clusters: tuple[ClusterView, ...] = ()
+    """Of VMs."""
+    half_removed: tuple[str, ...] = ()
+    """VMs whose removal was killed, or goes on."""
 
     def needs(self) -> Iterator[str]:
         """Yield what needs a person, a line each, with the command that sees to it."""
@@ -71,6 +77,10 @@ class Status(Record):
                 )
             elif slot.state in ("live", "unknown", "junk", "lost"):
                 yield f"slot {slot.name}: {slot.reason}"
+        for cluster in self.clusters:
+            yield from filter(None, (member.need() for member in cluster.members))
+        for name in self.half_removed:
+            yield f"VM {name} is half removed: `bones vm rm {name}` finishes that"
         if self.rescues:
             words = (
                 "a rescue waits" if len(self.rescues) == 1 else f"{len(self.rescues)} rescues wait"
@@ -98,6 +108,7 @@ def look(root: str | None = None) -> Status:
             slots = overview.look(workspace, None)
     except HubError as error:
         trouble = str(error)
+    vms, half_removed = _vms(workspace)
     return Status(
         hub=status_of(workspace),
         tip=tip,
@@ -108,7 +119,17 @@ def look(root: str | None = None) -> Status:
         unapplied=unapplied,
         trouble=trouble,
         project=_refusal(workspace),
+        clusters=vms,
+        half_removed=half_removed,
     )
+
+
+def _vms(workspace: Workspace) -> tuple[tuple[ClusterView, ...], tuple[str, ...]]:
+    if not os.path.isdir(f"{workspace.state}/vms"):
+        return (), ()
+    from orchestrator import clusters  # noqa: PLC0415 - most have no VMs
+
+    return clusters.look(workspace)
 
 
 def _refusal(workspace: Workspace) -> str:
@@ -157,7 +178,20 @@ def _lines(now: Status, needs: list[str]) -> Iterator[str]:
         yield f"  {line}"
     if len(now.slots) > SLOTS_SHOWN:
         yield f"  and {len(now.slots) - SLOTS_SHOWN} more: `bones swarm status`"
+    if now.clusters:
+        yield from _of_vms(now.clusters)
     if needs:
         yield "needs you"
     for line in needs:
         yield f"  {line}"
+
+
+def _of_vms(views: tuple[ClusterView, ...]) -> Iterator[str]:
+    from orchestrator import clusters  # noqa: PLC0415 - most have no VMs
+
+    yield f"vms       {clusters.summary(views)}"
+    lines = list(clusters.lines(views))
+    for line in lines[:VMS_SHOWN]:
+        yield f"  {line}"
+    if len(lines) > VMS_SHOWN:
+        yield f"  and {len(lines) - VMS_SHOWN} more: `bones vm ls`"

@@ -39,10 +39,11 @@ def get_status(store: Store, name: str) -> Status:
                     raise
     if not store.exists(name):
         raise no_such(name)
-    return _from_disk(store, name)
+    return from_disk(store, name)
 
 
-def _from_disk(store: Store, name: str) -> Status:
+def from_disk(store: Store, name: str) -> Status:
+    """Return the state of member *name*, which no holder has, as its files tell it."""
     ended = store.ended(name)
     holder = store.holder_of(name)
     if ended:

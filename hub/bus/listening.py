@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from foundation.errors import Refused, Unavailable
@@ -146,5 +147,12 @@ class Listening(Watcher):
             self._denied.add(what.subject)
 
     async def _answer(self, inbox: str, payload: bytes) -> None:
-        """Send an answer; without a connection nobody waits for it: who asks will ask again."""
-        await self._connection.publish(inbox, payload, "", checked(inbox, payload, None))
+        """Send an answer, once there is a connection; where there will not be one, drop it.
+
+        What is asked arrives before our own return is known, and who asks has a connection of
+        their own: it was not lost, so they will not ask again.
+        """
+        labels = checked(inbox, payload, None)
+        with suppress(Unavailable):
+            await self._connection.until_connected()
+            await self._connection.publish(inbox, payload, "", labels)

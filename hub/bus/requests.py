@@ -88,12 +88,15 @@ class Requests(Watcher):
         sent = False
         try:
             while True:
-                if not (sent and self._connection.is_congested):
+                put_off = sent and self._connection.is_congested
+                if not put_off:
                     sent |= await self._connection.publish(
                         subject, payload, self.inbox + token, labels
                     )
                 left_s = asked.deadline_s - loop.time()
                 wait_s = left_s if per_try_s is None or left_s < per_try_s else per_try_s
+                if put_off and wait_s > RECONNECT_WAIT_S:
+                    wait_s = RECONNECT_WAIT_S  # nobody tells when there is room again
                 asked.again = loop.call_later(wait_s, asked.wake)
                 await asked.woken
                 asked.again.cancel()

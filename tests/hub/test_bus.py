@@ -452,6 +452,63 @@ async def test_what_is_served_is_served_again_after_the_server_was_killed(server
             assert await asyncio.wait_for(heard.get(), 10) == b"%d" % turn
 
 
+@pytest.mark.faults
+async def test_what_arrives_before_the_return_is_known_is_answered(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The server delivers as soon as it has our subscriptions: a round trip before we know it."""
+    served = asyncio.Event()
+
+    async def echo(_subject: str, payload: bytes, _headers: object) -> bytes:
+        served.set()
+        return payload
+
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "hub") as bus,
+    ):
+        await service.serve("trunk.request.x", echo)
+        client = service._connection.client
+        flush = client.flush
+
+        async def flush_once_served(*timeout_s: int) -> None:
+            await served.wait()
+            await flush(*timeout_s)
+
+        monkeypatch.setattr(client, "flush", flush_once_served)
+        server.kill()
+        await asyncio.to_thread(server.start)
+        assert (await bus.request("trunk.request.x", b"!", within_s=10.0)).data == b"!"
+
+
+@pytest.mark.faults
+async def test_an_answer_that_is_ready_while_the_connection_is_away_is_sent_on_its_return(
+    server: Server,
+) -> None:
+    """Who asks has not lost theirs, so does not ask again."""
+    begun, gate = asyncio.Event(), asyncio.Event()
+    got: list[bytes] = []
+
+    async def answer(_subject: str, payload: bytes, _headers: object) -> bytes:
+        got.append(payload)
+        begun.set()
+        await gate.wait()
+        return payload
+
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "hub") as bus,
+    ):
+        await service.serve("trunk.request.x", answer)
+        asking = asyncio.ensure_future(bus.request("trunk.request.x", b"!", within_s=10.0))
+        await asyncio.wait_for(begun.wait(), 10)
+        service._connection.client.drop_transport()
+        await service.until_lost()
+        gate.set()
+        assert (await asking).data == b"!"
+        assert got == [b"!"]
+
+
 async def test_an_answer_goes_to_an_inbox_and_nowhere_else(server: Server) -> None:
     async def answer(_subject: str, payload: bytes, _headers: object) -> bytes | None:
         return payload or None
@@ -612,6 +669,38 @@ async def test_a_request_made_while_the_server_is_away_is_answered_when_it_is_ba
         await asyncio.to_thread(server.start)
         for answer in await asyncio.gather(*asking):
             assert "limits" in answer
+
+
+@pytest.mark.faults
+async def test_requests_that_are_large_together_are_all_sent_again_after_a_loss(
+    server: Server,
+) -> None:
+    """So many that all at once congest the connection that has come back."""
+    got: list[bytes] = []
+    all_got = asyncio.Event()
+
+    async def deaf_at_first(_subject: str, payload: bytes, _headers: object) -> bytes | None:
+        got.append(payload)
+        if len(got) == 10:
+            all_got.set()
+        return payload[-1:] if len(got) > 10 else None
+
+    async with (
+        await connect(server.workspace, "hub") as service,
+        await connect(server.workspace, "hub") as bus,
+    ):
+        await service.serve("trunk.request.x", deaf_at_first)
+        asking = [
+            asyncio.ensure_future(
+                bus.request("trunk.request.x", b"%100000d" % number, within_s=20.0)
+            )
+            for number in range(10)
+        ]
+        await asyncio.wait_for(all_got.wait(), 10)
+        server.kill()
+        await asyncio.to_thread(server.start)
+        answers = await asyncio.gather(*asking)
+        assert [one.data for one in answers] == [b"%d" % number for number in range(10)]
 
 
 @pytest.mark.faults

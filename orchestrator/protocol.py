@@ -15,7 +15,7 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
     ``{"status": STATUS, "note": TEXT}``, *note* what takes long, "" if nothing does.
 ``list {}``
     → ``{"members": [STATUS, …]}``, of the whole holder.
-``add {"name", "options": {"cpus", "memory_mb", "disk_mb"}}``
+``add {"name", "options": {"cpus", "memory_mb", "disk_mb", "egress"}}``
     → STATUS of *name*, which boots on the same network; the answer does not wait for that. One
     that is a member already is not touched.
 ``stop {"timeout_s"}``
@@ -24,6 +24,10 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
 ``exec {"argv", "env", "cwd", "stdin": BOOL}``
     → ``{"status"}``; progress ``{"out": 1 | 2, "bytes": BASE64}``. The end of the connection ends
     what runs.
+``terminal {"argv", "env", "rows", "columns"}``
+    → ``{"status"}``; progress ``{"bytes": BASE64}``: runs it on a terminal of the guest's. Follow
+    may, at any time, ``{"v", "bytes": BASE64}``, what is typed, and ``{"v", "rows", "columns"}``,
+    a new size.
 ``put {"directory"}``
     → ``{}``. Unpacks the tar archive that follows.
 ``get {"path"}``
@@ -74,6 +78,7 @@ LIST = "list"
 ADD_MEMBER = "add"
 STOP = "stop"
 EXEC = "exec"
+TERMINAL = "terminal"
 PUT = "put"
 GET = "get"
 LOGS = "logs"

@@ -35,6 +35,14 @@ def up(
         int | None,
         typer.Option("--disk", metavar="MB", help="Of a new VM, at /data. [default: 1024]"),
     ] = None,
+    no_egress: Annotated[
+        bool,
+        typer.Option(
+            "--no-egress",
+            help="Of a new cluster: no internet and no names from outside; each other and the hub "
+            "only.",
+        ),
+    ] = False,
     root: Root = None,
     as_json: Json = False,
     timeout: Annotated[
@@ -44,7 +52,7 @@ def up(
     """Have VMs run, and print their addresses.
 
     What runs already is left alone; a VM that exists keeps its CPUs, memory and
-    disk. QEMU and a kernel are fetched the first time, if they are not here.
+    disk, a cluster its way out. QEMU and a kernel are fetched the first time, if they are not here.
 
     Example:  bones vm up web -n 3 --mem 256
     """
@@ -55,6 +63,7 @@ def up(
             cpus=cpus,
             memory_mb=mem,
             disk_mb=disk,
+            no_egress=no_egress,
             root=root,
             timeout_s=timeout,
             as_json=as_json,
@@ -108,6 +117,26 @@ def execute(
     Example:  bones vm exec web-1 -- uname -a
     """
     sys.exit(vm_verbs.execute(name, command, stdin=stdin, cwd=cwd, root=root, as_json=as_json))
+
+
+@app.command(name="shell", hidden=True)
+@app.command(context_settings={"ignore_unknown_options": True})
+def ssh(
+    name: One,
+    command: Annotated[
+        list[str] | None, typer.Argument(metavar="-- CMD...", show_default=False)
+    ] = None,
+    *,
+    root: Root = None,
+) -> NoReturn:
+    """Have a shell in a VM, on this terminal; or run CMD on it.
+
+    No SSH is needed in the guest. `~.` at the beginning of a line leaves. Without a
+    terminal, the shell reads our input.
+
+    Example:  bones vm ssh web-1
+    """
+    sys.exit(vm_verbs.ssh(name, command or (), root=root))
 
 
 @app.command()

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
     from orchestrator.protocol import Status
 
-__all__ = ["cp", "doctor", "down", "execute", "forward", "logs", "ls", "prune", "rm", "up"]
+__all__ = ["cp", "doctor", "down", "execute", "forward", "logs", "ls", "prune", "rm", "ssh", "up"]
 
 _BLOCK = 1 << 16
+_SHELL = ("sh", "-l")
 
 
 @output.verb("bones.vm.up", interrupted="what was begun goes on: `bones vm ls`")
@@ -35,6 +36,7 @@ def up(
     cpus: int | None = None,
     memory_mb: int | None = None,
     disk_mb: int | None = None,
+    no_egress: bool = False,
     root: str | None = None,
     timeout_s: float | None = None,
     as_json: bool = False,
@@ -44,12 +46,13 @@ def up(
     store = store_of(root, make=True)
     asked = {"cpus": cpus, "memory_mb": memory_mb, "disk_mb": disk_mb}
     given = {name: value for name, value in asked.items() if value is not None}
-    options = Options(**given).check()
+    options = Options(**given, egress=not no_egress).check()
     found: dict[str, Status] = {}
     for members in targets.clusters(wanted).values():
         kept = [name for name in members if given and store.exists(name)]
         for name in kept:
-            if store.config(name).options != options:
+            had = store.config(name).options.as_dict()
+            if any(had[option] != value for option, value in given.items()):
                 say(f"{name} exists, and keeps what it was created with")
         config = control.SpawnConfig(
             names=tuple(members), bound=False, options=options, settings=_settings(root)
@@ -111,7 +114,8 @@ def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
             f"{row['name']:16} {row['state']:11} {row['ip'] or '-':12} "
             f"{row['cpus']} CPU  {row['memory_mb']} MB"
         )
-        yield printable(f"{line}  {row['error']}".rstrip())
+        egress = "" if row["egress"] else "  no egress"
+        yield printable(f"{line}{egress}  {row['error']}".rstrip())
 
 
 @output.verb("bones.vm.down", interrupted="`bones vm down` again ends the rest")
@@ -159,6 +163,16 @@ def execute(
         said = {"stdout": to_json(done.stdout), "stderr": to_json(done.stderr)}
         output.print_data("bones.vm.exec", {"name": name, "status": done.status, **said})
     return done.status
+
+
+@output.verb("bones.vm.ssh")
+def ssh(name: str, argv: Sequence[str] = (), *, root: str | None = None) -> int:
+    """Run a shell, or a command, in a VM: on our terminal if we have one; its exit code is ours."""
+    if os.isatty(0) and os.isatty(1):
+        from orchestrator import terminal  # noqa: PLC0415 - a quarter of a start, for this verb alone
+
+        return terminal.attach(store_of(root), name, list(argv or _SHELL))
+    return execute(name, argv or _SHELL, stdin=not argv, root=root)
 
 
 def _pass_on(stream: int, chunk: bytes) -> None:

@@ -86,6 +86,10 @@ class Wire:
                 self._write({"bytes": protocol.pack(piece)}, within_s)
         self._write({"end": True}, within_s)
 
+    def follow(self, message: Message) -> None:
+        """Send one line of what follows a request."""
+        self._write(message, protocol.ANSWER_WITHIN_S)
+
     def _write(self, message: Message, within_s: float) -> None:
         rest = memoryview(protocol.encode(message))
         deadline_s = time.monotonic() + within_s

@@ -6,13 +6,13 @@ main thread (PR_SET_PDEATHSIG goes by thread), so that they die with the holder.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from foundation.record import Record
 
 if TYPE_CHECKING:
     import socket
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
     Progress = Callable[[str], None]
     """Told what is under way that takes long, in words: "downloading the kernel"."""
@@ -47,6 +47,13 @@ class Execution(Record):
     """0 to 255, as a shell tells it."""
     stdout: bytes
     stderr: bytes
+
+
+class Window(NamedTuple):
+    """How large a terminal is, in characters."""
+
+    rows: int
+    columns: int
 
 
 class Exit(Record):
@@ -86,6 +93,24 @@ class Machine(Protocol):
 
         Raises:
             HubError: the guest ended, or does not answer (``vm-ended``, ``agent``).
+        """
+
+    async def terminal(
+        self,
+        argv: list[str],
+        *,
+        window: Window,
+        keys: AsyncIterator[bytes | Window],
+        output: Callable[[bytes], None],
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Run *argv* on a terminal of the guest's to its end; return its exit status.
+
+        *keys*: what is typed, and the window's new sizes. Cancelled: what runs is killed.
+
+        Raises:
+            Refused: all its terminals are in use (``no-terminal``).
+            HubError: as :meth:`execute`.
         """
 
     async def put(self, tar: bytes, directory: str) -> None:

@@ -184,6 +184,10 @@ class FakeMachine:
             stderr=collected[2],
         )
 
+    async def terminal(self, argv: list[str], **_wanted: object) -> int:
+        """Refuse: it has none."""
+        raise Refused(f"a fake has no terminal for {argv[0]}", reason="no-terminal")
+
     async def put(self, tar: bytes, directory: str) -> None:
         """Unpack *tar* below the fake's own directory."""
         with tarfile.open(fileobj=io.BytesIO(tar)) as archive:

@@ -70,7 +70,11 @@ class Client:
         """
         within_s = None if self.bound else self._request_within_s
         async with asyncio.timeout(within_s):
-            line = await self._lines.get()
+            return await self.next_line()
+
+    async def next_line(self) -> bytes:
+        """Return the next line, however long it takes."""
+        line = await self._lines.get()
         assert line is not None
         return line
 

@@ -6,13 +6,15 @@ import asyncio
 import os
 from typing import TYPE_CHECKING, Any
 
+from foundation import codec
 from foundation.errors import Refused
 from orchestrator import protocol
+from orchestrator.backends.base import Window
 from orchestrator.protocol import OVER
 from orchestrator.store import Options, check_name
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable
+    from collections.abc import AsyncIterator, Awaitable, Callable
 
     from orchestrator.holder.holder import Holder
     from orchestrator.holder.member import Member
@@ -24,6 +26,7 @@ OUTLIVE = frozenset({protocol.STOP, protocol.ADD_MEMBER})
 """What is begun is finished, whether its client waits or not."""
 _PORTS = 65536
 _BLOCK = 1 << 16
+_LARGEST = 10_000
 _LOG_EVERY_S = 0.05
 
 
@@ -40,6 +43,7 @@ class Verbs:
             protocol.ADD_MEMBER: self._add,
             protocol.STOP: self._stop,
             protocol.EXEC: self._exec,
+            protocol.TERMINAL: self._terminal,
             protocol.PUT: self._put,
             protocol.GET: self._get,
             protocol.LOGS: self._logs,
@@ -89,12 +93,7 @@ class Verbs:
     # --- a guest ---------------------------------------------------------------------------
 
     async def _exec(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
-        argv = _texts(request["argv"])
-        if not argv:
-            raise Refused("a command is needed", reason="protocol")
-        env = request.get("env") or {}
-        if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
-            raise Refused("env: names and texts are needed", reason="protocol")
+        argv, env = _command(request), _environment(request)
         cwd = _text(request.get("cwd", ""))
         stdin = await client.upload() if request.get("stdin") else b""
         behind: list[BaseException] = []
@@ -119,6 +118,20 @@ class Verbs:
             running.cancel()
             raise
         return {"status": done.status}
+
+    async def _terminal(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        status = await (
+            self._member(client)
+            .running()
+            .terminal(
+                _command(request),
+                env=_environment(request),
+                window=_window(request),
+                keys=_typed(client),
+                output=client.output,
+            )
+        )
+        return {"status": status}
 
     async def _put(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         tar = await client.upload()
@@ -188,6 +201,33 @@ class _Console:
             return b""
         self._at += len(chunk)
         return chunk
+
+
+async def _typed(client: Client) -> AsyncIterator[bytes | Window]:
+    while True:
+        message = codec.loads_object(await client.next_line())
+        yield protocol.unpack(message["bytes"]) if "bytes" in message else _window(message)
+
+
+def _window(message: dict[str, Any]) -> Window:
+    rows, columns = message.get("rows"), message.get("columns")
+    if type(rows) is int and type(columns) is int and min(rows, columns) >= 0:
+        return Window(min(rows, _LARGEST), min(columns, _LARGEST))
+    raise Refused(f"{rows!r} times {columns!r} is no window", reason="protocol")
+
+
+def _command(request: dict[str, Any]) -> list[str]:
+    argv = _texts(request["argv"])
+    if not argv:
+        raise Refused("a command is needed", reason="protocol")
+    return argv
+
+
+def _environment(request: dict[str, Any]) -> dict[str, str]:
+    env = request.get("env") or {}
+    if not isinstance(env, dict) or not all(isinstance(v, str) for v in env.values()):
+        raise Refused("env: names and texts are needed", reason="protocol")
+    return env
 
 
 def _port(value: object, *, least: int) -> int:

@@ -26,7 +26,7 @@ _ETC = {
     "passwd": "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n",
     "group": "root:x:0:\nnogroup:x:65534:\n",
     "hosts": "127.0.0.1 localhost\n",
-    "profile": "export PATH=/usr/bin:/bin:/sbin\n",
+    "profile": 'export PATH=/usr/bin:/bin:/sbin\nPS1="$(hostname):\\w# "\n',
 }
 
 

@@ -23,6 +23,7 @@ _SETHOSTNAME, _CLOCK_SETTIME = 170, 227
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
 _SIOCSIFNETMASK, _SIOCSIFHWADDR = 0x891C, 0x8924
+_TIOCSWINSZ = 0x5414
 _IFF_UP, _ARPHRD_ETHER, _RTF_UP, _RTF_GATEWAY = 1, 1, 1, 2
 _MS_RDONLY, _MS_REMOUNT, _MS_NOATIME = 1, 32, 1024
 _EVERYBODY = -1
@@ -120,6 +121,16 @@ def network(card: str, mac: str, address: str, gateway: str) -> list[Call]:
         words = f"have {gateway} as its gateway"
         made.append(Call(number=_IOCTL, arguments=(FIRST_FD, _SIOCADDRT, route), words=words))
     return [*made, _close()]
+
+
+def window(terminal: str, rows: int, columns: int) -> list[Call]:
+    """Tell a terminal how large it is, and whoever runs on it. Source: ioctl_tty(2), TIOCSWINSZ."""
+    size = struct.pack("<HHHH", rows, columns, 0, 0)
+    return [
+        _open(terminal, os.O_RDWR | os.O_NOCTTY, ""),
+        Call(number=_IOCTL, arguments=(FIRST_FD, _TIOCSWINSZ, size)),
+        _close(),
+    ]
 
 
 def mount(device: str, place: str) -> list[Call]:

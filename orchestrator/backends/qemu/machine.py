@@ -7,16 +7,17 @@ import os
 import signal
 import time
 from contextlib import suppress
+from functools import partial
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError, Refused
 from orchestrator.backends.base import Execution, Exit
-from orchestrator.backends.qemu import calls, identity
+from orchestrator.backends.qemu import calls, identity, terminal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import AsyncIterator, Callable, Mapping
 
-    from orchestrator.backends.base import Spec
+    from orchestrator.backends.base import Spec, Window
     from orchestrator.backends.qemu.running import Running
 
 _QUIT_S = 1.0
@@ -83,6 +84,33 @@ class QemuMachine:
             )
         except HubError as error:
             raise await self._explained(error) from error
+
+    async def terminal(
+        self,
+        argv: list[str],
+        *,
+        window: Window,
+        keys: AsyncIterator[bytes | Window],
+        output: Callable[[bytes], None],
+        env: Mapping[str, str] | None = None,
+    ) -> int:
+        """Run *argv* on a terminal of the guest's; see the interface."""
+        failed: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        with (
+            terminal.used(self._running, self._spec.name) as console,
+            console.shown(output, failed),
+        ):
+            on = terminal.on(console.device, window, argv)
+            running = asyncio.ensure_future(self.execute(on, env=env))
+            feeding = asyncio.ensure_future(console.feed(keys))
+            feeding.add_done_callback(partial(_pass_failure, failed))
+            try:
+                await asyncio.wait((running, failed), return_when=asyncio.FIRST_COMPLETED)
+                return running.result().status if running.done() else failed.result()
+            finally:
+                for task in (running, feeding, failed):
+                    task.cancel()
+                await asyncio.gather(running, feeding, return_exceptions=True)
 
     async def put(self, tar: bytes, directory: str) -> None:
         """Unpack *tar* in the guest; see the interface.
@@ -173,6 +201,11 @@ class QemuMachine:
             return error
         ended = await self.wait()
         return HubError(f"{self._spec.name} ended: {ended.reason}", reason="vm-ended")
+
+
+def _pass_failure(to: asyncio.Future[int], done: asyncio.Future[None]) -> None:
+    if not done.cancelled() and (error := done.exception()) is not None and not to.done():
+        to.set_exception(error)
 
 
 def _words(done: Execution) -> str:

@@ -45,8 +45,8 @@ class Running:
         self.qmp: Qmp
         self.caller: Caller
         self.agent: Agent
-        self.terminals: list[socket.socket] = []
-        """Our ends of the guest's hvc0 and on."""
+        self.consoles: dict[str, socket.socket] = {}
+        """Our ends of the guest's terminals that nobody uses, by their device."""
         self._watching = asyncio.get_running_loop().call_later(_CUT_EVERY_S, self._cut)
 
     @classmethod
@@ -100,7 +100,8 @@ class Running:
         running = cls(child, said, parts.console)
         monitor, port_of = ours[0], dict(zip(argv.PORTS, ours[1:], strict=True))
         try:
-            running.terminals = [port_of[f"hvc{number}"] for number in range(TERMINALS)]
+            for name in [f"hvc{number}" for number in range(TERMINALS)]:
+                running.consoles[f"/dev/{name}"] = port_of[name]
             running.caller = await Caller.over(port_of[argv.CALLER])
             pairs = [Pair(port_of[f"a{n}"], port_of[f"b{n}"]) for n in range(CHANNELS)]
             running.agent = await Agent.over(pairs, running.caller)
@@ -164,8 +165,8 @@ class Running:
         if self._said >= 0:
             os.close(self._said)
             self._said = -1
-        for terminal in self.terminals:
-            terminal.close()
+        for console_port in self.consoles.values():
+            console_port.close()
         for had in ("caller", "agent"):
             if hasattr(self, had):
                 getattr(self, had).close()

@@ -35,7 +35,7 @@ def program(place: Path) -> Iterator[tuple[subprocess.Popen[bytes], socket.socke
     path.chmod(0o755)
     ours, theirs = socket.socketpair()
     with theirs, (place / "out").open("wb") as out:
-        started = subprocess.Popen([path], stdin=theirs, stdout=out, stderr=out)
+        started = subprocess.Popen([str(path)], stdin=theirs.fileno(), stdout=out, stderr=out)
     try:
         with ours:
             ours.settimeout(20)

@@ -70,6 +70,10 @@ class Machine(Protocol):
 
     pid: int
 
+    @property
+    def trouble(self) -> str:
+        """Why it does not run on for now, in words; "" if it does."""
+
     async def ready(self) -> None:
         """Return when the agent answers and the guest is who its :class:`Spec` says.
 

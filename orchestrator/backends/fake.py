@@ -107,6 +107,8 @@ class FakeBackend:
 class FakeMachine:
     """A process that sleeps."""
 
+    trouble = ""
+
     def __init__(self, spec: Spec, faults: Faults) -> None:
         """Start it."""
         self._guest = f"{spec.directory}/guest"

@@ -6,14 +6,14 @@ import asyncio
 import os
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Refused
 from foundation.record import Record
 from orchestrator import cache
 from orchestrator.backends.qemu import ability, disk, kvm
 from orchestrator.backends.qemu.argv import Parts, Shape
 from orchestrator.backends.qemu.machine import QemuMachine
 from orchestrator.backends.qemu.running import Running
-from orchestrator.backends.qemu.templates import Templates
+from orchestrator.backends.qemu.templates import SLOW, Templates
 from orchestrator.image import images
 from orchestrator.packages import Packages
 
@@ -53,19 +53,33 @@ class QemuBackend:
 
     name = "qemu"
 
-    def __init__(self, directory: str = "", *, templates: bool = True) -> None:
-        """Use the cache *directory*, the machine's by default; boot each VM if not *templates*."""
+    def __init__(
+        self, directory: str = "", *, templates: bool = True, note: Progress | None = None
+    ) -> None:
+        """Use the cache *directory*, the machine's by default; boot each VM if not *templates*.
+
+        *note* is told why a VM was booted that should have started from a template.
+        """
+        self._note = note or _silent
         self._directory = os.path.abspath(directory or cache.directory())
         self._templates = templates
         self._preparing = asyncio.Lock()
         self._had: _Had | None = None
         self._failed: set[Shape] = set()
+        self._slow: set[Shape] = set()
 
     async def prepare(self, spec: Spec, progress: Progress) -> None:
         """Have what *spec* needs; see the interface.
 
         A template that cannot be made is told, and is no failure: its VMs boot.
         """
+        if spec.memory_mb > (most := _memory_mb()):
+            raise Refused(
+                f"{spec.name} is to have {spec.memory_mb} MB of memory; this machine has {most}",
+                reason="too-large",
+            )
+        if self._preparing.locked():
+            progress("waiting for what another VM of this holder is having made")
         async with self._preparing:
             had = await self._have(progress)
             shape = had.shape(spec)
@@ -75,7 +89,9 @@ class QemuBackend:
                 await had.templates.make(shape, progress)
             except (HubError, OSError, TimeoutError) as error:
                 self._failed.add(shape)
-                progress(f"no template: {error}; VMs are booted instead")
+                words = f"no template: {error}; VMs are booted instead"
+                progress(words)
+                self._note(words)
 
     async def _have(self, progress: Progress) -> _Had:
         # What is in the cache may go at any time, as when another version makes its own.
@@ -112,29 +128,40 @@ class QemuBackend:
                 incoming=False,
                 confined=had.ability.confined,
             )
-            running = await self._from_template(had, shape, parts, port)
-            if running is None:
-                running = await Running.start(had.qemu, shape, parts, port=port)
-            return QemuMachine(spec, running)
+            return QemuMachine(spec, await self._begin(had, shape, parts, port))
         finally:
             if port is not None:
                 port.close()
 
-    async def _from_template(
+    async def _begin(
         self, had: _Had, shape: Shape, parts: Parts, port: socket.socket | None
-    ) -> Running | None:
-        """Start a VM from its template; None if it must be booted."""
+    ) -> Running:
+        """Start a VM from its template, or boot it."""
         template = had.templates.find(shape) if self._templates else None
         if template is None:
-            return None
+            return await Running.start(had.qemu, shape, parts, port=port)
         try:
             return await had.templates.start(shape, template, parts, port)
-        except (HubError, OSError, TimeoutError):
-            had.templates.discard(shape)
-            return None
+        except (HubError, OSError, TimeoutError) as error:
+            # If it cannot be booted either, the fault is not the template's.
+            running = await Running.start(had.qemu, shape, parts, port=port)
+            self._note(f"{parts.name} is booted, its template does not work: {error}")
+            if not self._is_slow(shape, error):
+                had.templates.discard(shape)
+            return running
+
+    def _is_slow(self, shape: Shape, error: Exception) -> bool:
+        """Whether a template had no time to answer, for the first time: the machine may be busy."""
+        slow = isinstance(error, HubError) and error.reason == SLOW and shape not in self._slow
+        self._slow.add(shape)
+        return slow
 
     async def close(self) -> None:
         """Let go of what all VMs shared; see the interface."""
+
+
+def _memory_mb() -> int:
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
 
 
 def _silent(_words: str) -> None:

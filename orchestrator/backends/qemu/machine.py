@@ -10,7 +10,7 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, Refused, Unavailable
 from orchestrator.backends.base import Execution, Exit
 from orchestrator.backends.qemu import calls, identity, terminal
 
@@ -39,6 +39,11 @@ class QemuMachine:
         self._asked_to_end = False
         self._over = asyncio.ensure_future(self._until_over())
         self._identified: asyncio.Future[None] | None = None
+
+    @property
+    def trouble(self) -> str:
+        """Why it does not run on for now; see the interface."""
+        return self._running.trouble
 
     async def _until_over(self) -> Exit:
         status = await self._running.child.wait()
@@ -78,6 +83,8 @@ class QemuMachine:
         output: Callable[[int, bytes], None] | None = None,
     ) -> Execution:
         """Run *argv* in the guest; see the interface."""
+        if self.trouble:
+            raise Unavailable(f"{self._spec.name}: {self.trouble}", reason="paused")
         try:
             return await self._running.agent.execute(
                 argv, stdin=stdin, env=env, cwd=cwd, output=output

@@ -26,6 +26,7 @@ _GREETING_S = 30.0
 _SAID_BYTES = 2000
 _LAST_LINES = 10
 _CUT_EVERY_S = 10.0
+_RESUME_S = 1.0
 _WHY = {
     "guest-shutdown": "the guest shut down",
     "guest-reset": "the guest restarted, or its kernel panicked",
@@ -47,7 +48,11 @@ class Running:
         self.agent: Agent
         self.consoles: dict[str, socket.socket] = {}
         """Our ends of the guest's terminals that nobody uses, by their device."""
-        self._watching = asyncio.get_running_loop().call_later(_CUT_EVERY_S, self._cut)
+        self.trouble = ""
+        """Why the guest does not run on for now, in words; "" if it does."""
+        loop = asyncio.get_running_loop()
+        self._watching = loop.call_later(_CUT_EVERY_S, self._cut)
+        self._resuming = loop.call_later(0, lambda: None)
 
     @classmethod
     async def start(
@@ -120,12 +125,23 @@ class Running:
     def _event(self, name: str, data: dict[str, Any]) -> None:
         if name == "SHUTDOWN":
             self._why = str(data.get("reason", ""))
+        elif name == "BLOCK_IO_ERROR" and data.get("action") == "stop":
+            self.trouble = "this machine has no room for its disk: it is paused until there is some"
+            self._resuming.cancel()
+            self._resuming = asyncio.get_running_loop().call_later(_RESUME_S, self._resume)
+        elif name == "RESUME":
+            self.trouble = ""
         elif name == "VSERPORT_CHANGE" and not data.get("open", True):
             port = str(data.get("id"))
             if port == argv.CALLER:
                 self.caller.lost()
             elif port.startswith("a"):  # of the two of a channel the first speaks for both
                 self.agent.lost(int(port[1:]))
+
+    def _resume(self) -> None:
+        # What could not be written is tried again then; if there is no room yet it stops again.
+        going = asyncio.ensure_future(self.qmp.execute("cont"))
+        going.add_done_callback(lambda done: done.cancelled() or done.exception())
 
     def _cut(self) -> None:
         console.cut(self._console)
@@ -162,6 +178,7 @@ class Running:
     async def release(self) -> None:
         """Let go of what belonged to it; it has ended, and been described. Again is no error."""
         self._watching.cancel()
+        self._resuming.cancel()
         if self._said >= 0:
             os.close(self._said)
             self._said = -1

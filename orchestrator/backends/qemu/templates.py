@@ -30,6 +30,8 @@ if TYPE_CHECKING:
     from orchestrator.backends.qemu.argv import Shape
     from orchestrator.packages import Qemu
 
+SLOW = "template-slow"
+"""The reason of a template that did not answer in time."""
 _KEPT = 6
 _BOOT_S = 180.0
 _STATE_S = 60.0
@@ -107,7 +109,7 @@ class Templates:
         """Start a VM from *template*, with *parts* in place of its own; its agent has answered.
 
         Raises:
-            HubError: that did not work; nothing is left of it.
+            HubError: that did not work (SLOW, or another reason); nothing is left of it.
             OSError: the template cannot be read.
         """
         state = os.open(template.state, os.O_RDONLY)
@@ -192,7 +194,7 @@ async def _within(timeout_s: float, answer: Awaitable[object], words: str) -> No
         async with asyncio.timeout(timeout_s):
             await answer
     except TimeoutError:
-        raise HubError(f"the guest {words} within {timeout_s:g} s", reason="template") from None
+        raise HubError(f"the guest {words} within {timeout_s:g} s", reason=SLOW) from None
 
 
 def _begin(path: str, shape: Shape) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import shutil
 import signal
 import socket
+import subprocess
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -20,6 +23,9 @@ from orchestrator.packages import QEMU, Packages
 from tests.orchestrator.vm import qemus
 from tests.orchestrator.vm.qemus import CACHE, quiet, running, shell, spec
 from tests.support import eventually, is_gone, kill, run_python
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
 
@@ -206,6 +212,61 @@ async def test_a_template_that_does_not_work_is_dropped_and_its_vm_booted(
         assert await shell(machine, "hostname") == "web-1\n"
         assert str(cache / "templates") not in qemus.content(f"/proc/{machine.pid}/maps").decode()
     assert len(broken - set((cache / "templates").iterdir())) == 1
+
+
+@pytest.mark.faults
+async def test_a_vm_that_cannot_start_for_a_reason_of_its_own_costs_nobody_the_template(
+    tmp_path: Path,
+) -> None:
+    backend = QemuBackend(str(CACHE))
+    wanted = spec(tmp_path, 2, disk_mb=40)
+    async with running(wanted, backend):
+        before = sorted((CACHE / "templates").iterdir())
+        with pytest.raises(HubError, match="lock"):
+            await backend.start(wanted, None)  # its disk is in use
+    assert sorted((CACHE / "templates").iterdir()) == before
+
+
+async def test_more_memory_than_this_machine_has_is_refused_before_anything_is_made(
+    tmp_path: Path,
+) -> None:
+    with pytest.raises(Refused, match="999999 MB of memory; this machine has"):
+        await QemuBackend(str(tmp_path)).prepare(spec(tmp_path, memory_mb=999_999), qemus.quiet)
+    assert os.listdir(tmp_path) == ["web-1"]
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """Return a directory on a file system of 24 MB."""
+    place = tmp_path / "small"
+    place.mkdir()
+    options = ["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(place)]
+    if subprocess.run(options, check=False, capture_output=True).returncode:
+        pytest.skip("no tmpfs can be mounted here")
+    yield place
+    subprocess.run(["umount", place], check=True)
+
+
+def _grow(place: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=100m", place], check=True)
+
+
+@pytest.mark.faults
+async def test_a_guest_waits_for_room_on_this_machines_disk_and_loses_nothing(small: Path) -> None:
+    write = "dd if=/dev/urandom of=/data/all bs=1M count=30 2>/dev/null; sync; md5sum /data/all"
+    async with running(spec(small, disk_mb=64)) as machine:
+        writing = asyncio.ensure_future(shell(machine, write))
+        async with asyncio.timeout(60):
+            while not machine.trouble:  # noqa: ASYNC110 - QEMU's own time
+                await asyncio.sleep(0.02)
+        with pytest.raises(HubError, match="web-1: this machine has no room") as refused:
+            await machine.execute(["true"])
+        assert refused.value.reason == "paused"
+        _grow(small)
+        async with asyncio.timeout(60):
+            said = await writing
+        assert machine.trouble == ""
+        assert await shell(machine, "echo 3 >/proc/sys/vm/drop_caches; md5sum /data/all") == said
 
 
 @pytest.mark.faults

@@ -42,7 +42,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | doctor | `{findings: [{name, level, evidence, fix}], problems, warnings}`, the last two as counts |
 | doctor --all | the same of this machine, and `workspaces: [{root, findings, problems, warnings}]` |
 | bones up | `{hub (as start), tip: CHECKIN}` |
-| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, project, clusters: [{name, members: [{name, state, ip, pid, error, reason}]}], half_removed, needs}`; `clusters` of VMs, `rescues` by name, `project`: why bones.toml stops every commit, `unapplied` counts check-ins, `needs`: what needs a person, in words |
+| bones status | `{hub (as status), tip: CHECKIN or null, age_s, forks, slots: [SLOT], rescues, unapplied, trouble, project, clusters: [{name, egress, members: [{name, state, ip, pid, error, reason}]}], half_removed, needs}`; `clusters` of VMs, `rescues` by name, `project`: why bones.toml stops every commit, `unapplied` counts check-ins, `needs`: what needs a person, in words |
 | bones log | `{root, checkins: [{hash, parent, time, slot, message}]}` |
 | bones diff | `{root, from, to, files: [{path, old_kind, old_hash, new_kind, new_hash, diff}]}` |
 | bones revert | `{checkin, parent, time, slot, message, merged: [[path, kind, hash]], new}` |
@@ -61,7 +61,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, history, reason, before}`; `history`: nothing was left but git history, gone or rescued; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
 | bones vm up | `{store, vms: [VM]}` |
-| bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, created_at}]}` |
+| bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, egress, created_at}]}` |
 | bones vm down, rm | `{stopped: {name: how}, failed: {name: reason}}`, of rm `removed`; `how`: `agent`, `quit`, `killed`, `not-booted` |
 | bones vm exec | `{name, status, stdout, stderr}` |
 | bones vm cp | `{name, remote, local, to_guest}` |

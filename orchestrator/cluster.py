@@ -131,14 +131,17 @@ class Cluster:
         cpus: int = 1,
         memory_mb: int = 128,
         disk_mb: int = 1024,
+        egress: bool = True,
         announce: Announce | None = None,
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         """Plan a cluster of *names* below *store*; nothing is started.
 
         *bound*: its VMs end with :meth:`close`, or with this process however that ends; else
-        they go on. *cpus*, *memory_mb* and *disk_mb* are of those that do not exist yet.
-        *announce* is told, in words, what is downloaded once.
+        they go on. *cpus*, *memory_mb* and *disk_mb* are of those that do not exist yet. Without
+        *egress*, of a cluster that does not exist yet, its members reach each other and the hub,
+        but no internet and no name server outside; :attr:`egress` tells what it has. *announce* is
+        told, in words, what is downloaded once.
 
         Raises:
             Refused: the names are not of one cluster, or one is none (``bad-name``), or an option
@@ -146,7 +149,9 @@ class Cluster:
         """
         self.store = store if isinstance(store, Store) else Store(store)
         self.bound = bound
-        self.options = Options(cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb).check()
+        self.options = Options(
+            cpus=cpus, memory_mb=memory_mb, disk_mb=disk_mb, egress=egress
+        ).check()
         self._announce = announce
         self._settings = dict(settings or {})
         self._session: Session | None = None
@@ -181,6 +186,11 @@ class Cluster:
     def name(self) -> str:
         """The cluster's name: that of its members, less their numbers."""
         return cluster_of(self._names[0])
+
+    @property
+    def egress(self) -> bool:
+        """Whether its members reach the internet: what it was created with, or is to be."""
+        return self.store.egress_of(self.name, self.options)
 
     @property
     def vms(self) -> list[VM]:

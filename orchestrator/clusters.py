@@ -57,6 +57,8 @@ class ClusterView(Record):
     """VMs on one network."""
 
     name: str
+    egress: bool
+    """Whether it reaches the internet."""
     members: tuple[MemberView, ...]
 
 
@@ -75,7 +77,10 @@ def look(workspace: Workspace) -> tuple[tuple[ClusterView, ...], tuple[str, ...]
     found: dict[str, list[MemberView]] = {}
     for name in names:
         found.setdefault(cluster_of(name), []).append(_view(store, name, answers.get(name)))
-    views = tuple(ClusterView(name=name, members=tuple(found[name])) for name in found)
+    views = tuple(
+        ClusterView(name=name, egress=store.egress(name) is not False, members=tuple(found[name]))
+        for name in found
+    )
     return views, tuple(store.half_removed())
 
 
@@ -117,5 +122,5 @@ def summary(views: Iterable[ClusterView]) -> str:
         for one in view.members:
             states[one.state] = states.get(one.state, 0) + 1
         counted = ", ".join(f"{number} {state}" for state, number in states.items())
-        told.append(f"{view.name}: {counted}")
+        told.append(f"{view.name}{'' if view.egress else ' (no egress)'}: {counted}")
     return "; ".join(told)

@@ -55,6 +55,8 @@ class Options(Record):
     memory_mb: int = 128
     disk_mb: int = 1024
     """Of its disk, which is sparse; 0: it has none."""
+    egress: bool = True
+    """Whether it reaches the internet and resolves names; all members of a cluster alike."""
 
     def check(self) -> Options:
         """Return these options if a VM can have them.
@@ -73,6 +75,8 @@ class Options(Record):
                     f"{name}={value!r}: a whole number from {least} to {most} is needed",
                     reason="bad-option",
                 )
+        if type(self.egress) is not bool:
+            raise Refused(f"egress={self.egress!r}: yes or no is needed", reason="bad-option")
         return self
 
     @classmethod

@@ -15,7 +15,7 @@ from orchestrator.protocol import Status, status_from_json
 from orchestrator.requests import connect, execute, forward, get, logs, put
 from orchestrator.session import Session
 from orchestrator.spawning import SpawnConfig, spawn
-from orchestrator.store import Options, Store, cluster_of, no_such
+from orchestrator.store import Options, Store, cluster_of, in_order, no_such
 from orchestrator.waiting import get_status, wait_members
 
 TYPE_CHECKING = False
@@ -119,13 +119,21 @@ def bring_up(
     """Have all of *config*'s members up, whoever else wants the same at this moment.
 
     Those that a holder has are left to it, and the others join it; with no holder one is spawned.
-    The :class:`Session` of a bound one is returned, for the caller to close.
+    The :class:`Session` of a bound one is returned, for the caller to close. *announce* is told,
+    in words, what is downloaded, and that a cluster which was to have no egress keeps what it has.
 
     Raises:
         Refused: the members that are up are on several networks (``several-holders``).
         HubError: as :func:`spawn` and :func:`wait_members`.
     """
     session = None
+    if announce is not None and not config.options.egress:
+        for cluster in in_order({cluster_of(name) for name in config.names}):
+            if store.egress(cluster):
+                announce(
+                    f"cluster {cluster} exists, and keeps what it was created with: its VMs reach "
+                    "the internet"
+                )
     for attempt in range(_UP_ATTEMPTS):
         try:
             session = _gather(store, config)

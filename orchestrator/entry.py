@@ -35,6 +35,7 @@ VM_PLAIN: dict[str, Form] = {
         "--cpus": ("cpus", COUNT),
         "--mem": ("memory_mb", COUNT),
         "--disk": ("disk_mb", COUNT),
+        "--no-egress": ("no_egress", FLAG),
     },
     "down": {**_ROOT, FILES: "names", "--all": ("everything", FLAG)},
     "ls": {**_ROOT, "-q": ("quiet", FLAG), "--quiet": ("quiet", FLAG)},

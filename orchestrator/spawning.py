@@ -126,7 +126,17 @@ class _Launch:
         )
 
     def open(self) -> None:
-        """Create what does not exist, and listen."""
+        """Create what does not exist, and listen.
+
+        Raises:
+            Refused: of several clusters, for one network, some have egress (``egress``).
+        """
+        options = self._config.options
+        if len({self._store.egress_of(cluster, options) for cluster in self._clusters}) > 1:
+            raise Refused(
+                f"{', '.join(self._clusters)}: one network cannot both reach the internet and not",
+                reason="egress",
+            )
         for name in self._config.names:
             self._store.create(name, self._config.options)
             hit("spawn.created")

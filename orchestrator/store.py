@@ -140,6 +140,28 @@ class Store:
                 reason="config",
             ) from None
 
+    def egress(self, cluster: str) -> bool | None:
+        """Return whether *cluster* was created to reach the internet; None: it has no members.
+
+        If none of them can say it any more, it was not.
+        """
+        found, is_damaged = [], False
+        for name in self.members(cluster):
+            try:
+                found.append(self.config(name).options.egress)
+            except Refused:  # destroyed meanwhile
+                continue
+            except Corrupt:
+                is_damaged = True
+        if found:
+            return all(found)
+        return False if is_damaged else None
+
+    def egress_of(self, cluster: str, options: Options) -> bool:
+        """Return whether a new member of *cluster*, asked for with *options*, has egress."""
+        created = self.egress(cluster)
+        return options.egress if created is None else created
+
     def holder_of(self, name: str) -> Identity | None:
         """Return who holder.pid of *name* names, None if there is none."""
         try:
@@ -197,6 +219,8 @@ class Store:
     def create(self, name: str, options: Options) -> Config:
         """Create member *name*, durably; one that exists keeps what it has. Its lock is held.
 
+        So is its cluster's, whose ``egress`` a new member has too, whatever *options* say.
+
         Raises:
             Refused: a VM cannot have *options* (``bad-option``).
             OSError: it cannot be written.
@@ -204,6 +228,7 @@ class Store:
         options.check()
         if self.exists(name):
             return self.config(name)
+        options = options.replace(egress=self.egress_of(cluster_of(name), options))
         place = self.place(name)
         config = Config(name=name, options=options, created_at=utc_now())
         record = {"schema": _SCHEMA, "name": name, **options.as_dict()}

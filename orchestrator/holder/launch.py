@@ -10,6 +10,7 @@ from foundation import codec
 from foundation.errors import Refused
 from foundation.record import Record
 from orchestrator import protocol
+from orchestrator.store import Store
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,6 +31,12 @@ class Launch(Record):
     listeners: dict[str, int]
     """By member, its socket, which listens."""
     settings: dict[str, Any]
+
+
+def egress_of(launch: Launch) -> bool:
+    """Return whether the network of what *launch* is of reaches the internet: all of it may."""
+    store = Store(launch.store)
+    return all(store.egress(cluster) for cluster in launch.clusters)
 
 
 def is_runner(argv: Sequence[str] | None = None) -> bool:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from foundation.errors import Refused, Unavailable
 from orchestrator import cache
 from orchestrator.backends.qemu.backend import QemuBackend
+from orchestrator.holder.launch import egress_of
 from orchestrator.holder.log import note
 from orchestrator.holder.onbus import OnBus
 from orchestrator.holder.parts import Parts
@@ -29,7 +30,9 @@ async def assemble(launch: Launch) -> Parts:
     Raises:
         Refused: its settings are not understood (``bad-setting``).
     """
-    network = LateNetwork(cluster_of(launch.names[0]), _ports(launch.settings))
+    network = LateNetwork(
+        cluster_of(launch.names[0]), _ports(launch.settings), egress=egress_of(launch)
+    )
     return join_bus(launch, Parts(backend=QemuBackend(), network=network, announce=announce))
 
 
@@ -60,10 +63,11 @@ class LateNetwork:
     gateway = GATEWAY
     name_server = NAME_SERVER
 
-    def __init__(self, cluster: str, allowed: list[int]) -> None:
-        """Let guests reach the ports *allowed* of this host's loopback."""
+    def __init__(self, cluster: str, allowed: list[int], *, egress: bool) -> None:
+        """Let guests reach the ports *allowed* of this host's loopback; *egress*: and outside."""
         self._cluster = cluster
         self._allowed = allowed
+        self._egress = egress
         self._opening = asyncio.Lock()
         self._network: Network | None = None
 
@@ -73,7 +77,11 @@ class LateNetwork:
             if self._network is None:
                 qemu = await Packages(cache.directory()).qemu(progress)
                 network = Network(
-                    self._cluster, qemu=qemu.program, env=qemu.environment(), told=_told
+                    self._cluster,
+                    qemu=qemu.program,
+                    egress=self._egress,
+                    env=qemu.environment(),
+                    told=_told,
                 )
                 network.allow(*self._allowed)
                 await network.open()

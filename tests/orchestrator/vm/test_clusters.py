@@ -146,7 +146,7 @@ def test_many_vms_are_counted_not_listed(repo: Path) -> None:
         slots=(),
         rescues=(),
         unapplied=0,
-        clusters=(ClusterView(name="web", members=members),),
+        clusters=(ClusterView(name="web", egress=True, members=members),),
     )
     text = render(now, as_json=False).stdout
     assert text.count("  web-") == VMS_SHOWN

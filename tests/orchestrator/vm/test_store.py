@@ -6,6 +6,7 @@ import fcntl
 import os
 import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -27,12 +28,18 @@ def store(tmp_path: Path) -> Store:
     return made
 
 
-def created(store: Store, name: str) -> Path:
-    """Create member *name* with a disk; return the disk."""
+def made(store: Store, name: str, options: Options = OPTIONS) -> Options:
+    """Create member *name*; return the options that it has."""
     lock = store.take(name)
     assert lock is not None
-    store.create(name, OPTIONS)
+    config = store.create(name, options)
     private.close(lock)
+    return config.options
+
+
+def created(store: Store, name: str) -> Path:
+    """Create member *name* with a disk; return the disk."""
+    made(store, name)
     disk = Path(store.place(name).disk)
     disk.write_bytes(b"dear")
     return disk
@@ -112,10 +119,19 @@ def test_a_members_options_are_those_that_it_was_created_with(store: Store) -> N
 
 @pytest.mark.parametrize(
     "options",
-    [{"cpus": 0}, {"cpus": 65}, {"memory_mb": 1}, {"disk_mb": -1}, {"cpus": "2"}, {"cpus": True}],
+    [
+        {"cpus": 0},
+        {"cpus": 65},
+        {"memory_mb": 1},
+        {"disk_mb": -1},
+        {"cpus": "2"},
+        {"cpus": True},
+        {"egress": 0},
+        {"egress": "no"},
+    ],
 )
 def test_options_that_no_vm_can_have_are_refused_by_name_and_value(
-    store: Store, options: dict[str, int]
+    store: Store, options: dict[str, Any]
 ) -> None:
     ((name, value),) = options.items()
     with pytest.raises(Refused, match=f"{name}={value!r}") as caught:
@@ -148,6 +164,39 @@ def test_a_directory_without_a_config_is_no_member(store: Store) -> None:
     assert not store.exists("web-1")
     assert store.members() == []
     private.close(lock)
+
+
+def test_a_cluster_keeps_the_egress_that_its_first_member_was_created_with(store: Store) -> None:
+    assert store.egress("web") is None
+    closed = Options(egress=False)
+    assert not made(store, "web-1", closed).egress
+    assert store.egress("web") is False
+    assert not made(store, "web-2").egress, "nobody else there is a way out"
+    assert made(store, "db").egress
+    assert made(store, "db-1", closed).egress
+    assert (store.egress("web"), store.egress("db")) == (False, True)
+    store.destroy("web-1")
+    assert store.egress_of("web", Options()) is False
+    store.destroy("web-2")
+    assert store.egress("web") is None
+    assert made(store, "web-1").egress, "another cluster of that name"
+
+
+def test_a_vm_of_before_there_was_a_choice_has_egress_and_a_damaged_one_has_none(
+    store: Store,
+) -> None:
+    created(store, "web-1")
+    path = Path(store.place("web-1").config)
+    before = path.read_text()
+    assert '"egress":true' in before
+    path.write_text(before.replace('"egress":true,', "").replace(',"egress":true', ""))
+    assert store.egress("web") is True
+    path.write_text("{")
+    assert store.egress("web") is False, "if nobody can say"
+    path.write_text(before)
+    created(store, "web-2")
+    path.write_text("{")
+    assert store.egress("web") is True, "its sibling says it"
 
 
 # --- locks ---------------------------------------------------------------------------------

@@ -33,6 +33,8 @@ settings.load_profile("ours")
 
 _DYING_FOR_S = 1.0
 """A process that was killed by the test's last line may still be on its way out."""
+_HOSTS = Path("/etc/hosts")
+"""A guest's has another content: whoever writes there for a guest must not write here."""
 
 
 @pytest.fixture(autouse=True)
@@ -46,6 +48,7 @@ def _nothing_survives(
     monkeypatch.setenv("TMPDIR", str(scratch))
     monkeypatch.setattr(tempfile, "tempdir", None)
     _isolate(tmp_path_factory.mktemp("home"), monkeypatch)
+    hosts = _HOSTS.read_bytes()
     yield
     left: list[str] = []
     try:
@@ -57,6 +60,7 @@ def _nothing_survives(
     _collect_children()
     left += [f"temporary file {name}" for name in os.listdir(scratch)]
     assert not left, "left behind: " + "; ".join(left)
+    assert _HOSTS.read_bytes() == hosts, f"{_HOSTS} of this very machine was written"
 
 
 def _collect_children() -> None:

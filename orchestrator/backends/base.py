@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
     Progress = Callable[[str], None]
     """Told what is under way that takes long, in words: "downloading the kernel"."""
+    Neighbours = tuple[tuple[str, str], ...]
+    """(name, address) of members."""
 
 
 class Spec(Record):
@@ -36,8 +38,8 @@ class Spec(Record):
     """The address of the gateway, "" if there is none."""
     name_server: str = ""
     """Of the name server; "": the gateway is one."""
-    neighbours: tuple[tuple[str, str], ...] = ()
-    """(name, address) of the other members that there are by now: the guest knows them by name."""
+    neighbours: Neighbours = ()
+    """The other members that there are by now: the guest knows them by name."""
 
 
 class Execution(Record):
@@ -115,6 +117,13 @@ class Machine(Protocol):
         Raises:
             Refused: all its terminals are in use (``no-terminal``).
             HubError: as :meth:`execute`.
+        """
+
+    async def introduce(self, neighbours: Neighbours) -> None:
+        """Have the guest know *neighbours*, all other members, by name; nobody else any more.
+
+        Raises:
+            HubError: it could not be told.
         """
 
     async def put(self, tar: bytes, directory: str) -> None:

@@ -10,6 +10,8 @@ one is said by ``faults.json`` in its member's directory, read at each boot:
     its readiness.
 ``{"fail": "prepare" | "start" | "ready"}``
     that fails.
+``{"unsociable": PATH}``
+    it cannot be told who the others are until there is such a file.
 ``{"stays": true}``
     it goes by SIGKILL alone.
 """
@@ -34,7 +36,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
     from foundation.spawn import SpawnedChild
-    from orchestrator.backends.base import Progress, Spec
+    from orchestrator.backends.base import Neighbours, Progress, Spec
 
 _GATE_EVERY_S = 0.002
 _BLOCK = 1 << 16
@@ -48,6 +50,7 @@ class Faults(Record):
     start_gate: str = ""
     ready_gate: str = ""
     fail: str = ""
+    unsociable: str = ""
     stays: bool = False
 
 
@@ -114,6 +117,7 @@ class FakeMachine:
         self._guest = f"{spec.directory}/guest"
         os.makedirs(self._guest, exist_ok=True)
         self._faults = faults
+        self._note(spec.neighbours)
         sleep = "trap '' TERM; exec sleep 10000" if faults.stays else "exec sleep 10000"
         self._child = _spawn(["/bin/sh", "-c", sleep], self._guest, {}, {})
         self.pid = self._child.pid
@@ -189,6 +193,16 @@ class FakeMachine:
     async def terminal(self, argv: list[str], **_wanted: object) -> int:
         """Refuse: it has none."""
         raise Refused(f"a fake has no terminal for {argv[0]}", reason="no-terminal")
+
+    async def introduce(self, neighbours: Neighbours) -> None:
+        """Note them in ``neighbours``, a line each, as the faults have it."""
+        if _is_shut(self._faults.unsociable):
+            raise HubError("the fake was told to know nobody", reason="fake-introduce")
+        self._note(neighbours)
+
+    def _note(self, neighbours: Neighbours) -> None:
+        with open(f"{self._guest}/neighbours", "w", encoding="ascii") as file:
+            file.writelines(f"{address} {name}\n" for name, address in neighbours)
 
     async def put(self, tar: bytes, directory: str) -> None:
         """Unpack *tar* below the fake's own directory."""

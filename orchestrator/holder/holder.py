@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation import control
 from foundation.atomic import remove
-from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
+from foundation.errors import OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
 from orchestrator import protocol
 from orchestrator.holder.bound import ParentWatch
@@ -17,6 +17,7 @@ from orchestrator.holder.launch import egress_of
 from orchestrator.holder.member import Member
 from orchestrator.holder.pidfile import remove_pidfile, write_pidfile
 from orchestrator.holder.server import REQUEST_WITHIN_S, Server
+from orchestrator.holder.telling import Telling
 from orchestrator.holder.verbs import OUTLIVE, Verbs
 from orchestrator.spawning import taken
 from orchestrator.store import Store, cluster_of
@@ -30,8 +31,6 @@ if TYPE_CHECKING:
     from orchestrator.protocol import Status
     from orchestrator.store import Options
 
-_INTRODUCE = 'h=$(grep -v " $1\\$" /etc/hosts); printf "%s\\n" "$h" "$2 $1" >/etc/hosts'
-"""What a guest runs to call member $1 by its name, at address $2 from now on."""
 _DRAIN_WITHIN_S = 1.0
 _RESERVE_S = 5.0
 """Of a client's deadline, what is left for the end after the gentle part."""
@@ -57,7 +56,8 @@ class Holder:
         self._egress = egress_of(launch)
         self._locks: dict[str, int] = dict(launch.locks)
         self._clusters: dict[str, int] = dict(launch.clusters)
-        self._introducing: set[asyncio.Task[None]] = set()
+        self._introductions: dict[str, Telling] = {}
+        """Of the members that are up."""
         self._ended = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
         self._boot_within_s = self._setting("boot_within_s", protocol.BOOT_WITHIN_S)
@@ -198,23 +198,16 @@ class Holder:
         )
 
     def _up(self, member: Member) -> None:
-        """Have the others, who were there before it, call *member* by its name."""
-        known = member.name, member.status().ip
-        for other in self._members.values():
-            if other is not member and other.state == protocol.RUNNING and known not in other.knows:
-                task = asyncio.get_running_loop().create_task(self._introduce(other, known))
-                self._introducing.add(task)
-                task.add_done_callback(self._introducing.discard)
+        """Have all that are up know all others by name, and no name that is another's by now."""
 
-    async def _introduce(self, other: Member, known: tuple[str, str]) -> None:
-        name, ip = known
-        try:
-            await other.running().execute(["sh", "-c", _INTRODUCE, "sh", name, ip])
-        except HubError as error:
-            self._complain(f"{other.name} does not know {name} by name", error)
-        else:
-            stay = [one for one in other.knows if one[0] != name]
-            other.knows = (*stay, known)
+        async def introduce() -> None:
+            await member.introduce(self._neighbours(member))
+
+        self._introductions[member.name] = Telling(
+            f"{member.name} does not know the others by name", introduce, self._complain
+        )
+        for telling in self._introductions.values():
+            telling.change()
 
     # --- leaving ---------------------------------------------------------------------------
 
@@ -239,6 +232,8 @@ class Holder:
             self._complain(f"the files of {name}", error)
         hit("stop.pidfile-removed")
         del self._members[name]
+        if (introduction := self._introductions.pop(name, None)) is not None:
+            introduction.close()
         private.close(self._locks.pop(name))
         self._let_clusters_go()
         if not self._members:

@@ -15,14 +15,11 @@ from orchestrator.protocol import OVER, Status
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from orchestrator.backends.base import Machine
+    from orchestrator.backends.base import Machine, Neighbours
     from orchestrator.holder.life import Event
     from orchestrator.holder.parts import Parts
     from orchestrator.protocol import State, Stopped
     from orchestrator.store import Options
-
-    Neighbours = tuple[tuple[str, str], ...]
-    """(name, address) of members."""
 
 _BEGUN_WITHIN_S = 5.0
 """A start that is given up may go on for this long: what it makes is to be ended, not lost."""
@@ -54,8 +51,8 @@ class Member:
         self.how: Stopped = "not-booted"
         self.error: HubError | None = None
         self.machine: Machine | None = None
-        self.knows: Neighbours = ()
-        """The members that its guest can call by name."""
+        self._knows: Neighbours | None = ()
+        """Whom its guest can call by name; None while that is not certain."""
         self._directory = directory
         self._options = options
         self._parts = parts
@@ -154,7 +151,7 @@ class Member:
             async with asyncio.timeout(protocol.DOWNLOAD_WITHIN_S):
                 await parts.network.open(self._takes_long)
                 mac, self._ip = parts.network.reserve(self.name)
-                self.knows = self._neighbours(self)
+                self._knows = neighbours = self._neighbours(self)
                 spec = Spec(
                     name=self.name,
                     directory=self._directory,
@@ -165,7 +162,7 @@ class Member:
                     ip=self._ip,
                     gateway=parts.network.gateway,
                     name_server=parts.network.name_server,
-                    neighbours=self.knows,
+                    neighbours=neighbours,
                 )
                 await parts.backend.prepare(spec, self._takes_long)
         except TimeoutError:
@@ -194,6 +191,18 @@ class Member:
         hit("member.ready")
         self._on_up(self)
         return self.machine
+
+    async def introduce(self, neighbours: Neighbours) -> None:
+        """Have its guest know *neighbours*, all others, by name; one that is not up needs not.
+
+        Raises:
+            HubError: it could not be told.
+        """
+        if self.state != protocol.RUNNING or neighbours == self._knows:
+            return
+        self._knows = None
+        await self.running().introduce(neighbours)
+        self._knows = neighbours
 
     def _takes_long(self, words: str) -> None:
         self._note = words

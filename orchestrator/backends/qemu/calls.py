@@ -19,7 +19,7 @@ FIRST_FD = 3
 
 _READ, _WRITE, _OPEN, _CLOSE, _IOCTL = 0, 1, 2, 3, 16
 _SOCKET, _KILL, _SYNC, _MOUNT, _UMOUNT = 41, 62, 162, 165, 166
-_SETHOSTNAME, _CLOCK_SETTIME = 170, 227
+_RENAME, _SETHOSTNAME, _CLOCK_SETTIME = 82, 170, 227
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
 _SIOCSIFNETMASK, _SIOCSIFHWADDR = 0x891C, 0x8924
@@ -86,6 +86,14 @@ def file(path: str, content: bytes, flags: int = os.O_TRUNC) -> list[Call]:
         Call(number=_WRITE, arguments=(FIRST_FD, content, len(content)), words=words),
         _close(),
     ]
+
+
+def replacement(path: str, content: bytes) -> list[Call]:
+    """Put a file in the place of another: who reads it sees one or the other."""
+    new = f"{path}.new"
+    arguments = (_path(new), _path(path))
+    rename = Call(number=_RENAME, arguments=arguments, words=f"replace {path}")
+    return [*file(new, content), rename]
 
 
 def reading(path: str, most: int) -> list[Call]:

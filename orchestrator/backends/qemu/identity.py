@@ -11,24 +11,31 @@ from typing import TYPE_CHECKING
 from orchestrator.backends.qemu import calls
 
 if TYPE_CHECKING:
-    from orchestrator.backends.base import Spec
+    from orchestrator.backends.base import Neighbours, Spec
     from orchestrator.backends.qemu.calls import Call
 
 CARD = "eth0"
 DISK = "/dev/vda"
 DISK_PLACE = "/data"
+HOSTS = "/etc/hosts"
 
 
 def become(spec: Spec, now_s: float, seed: bytes) -> list[Call]:
     """Return the calls; *now_s*: the time in seconds since the epoch, *seed*: 32 random bytes."""
-    hosts = ["127.0.0.1 localhost"]
     made = calls.host_name(spec.name) + calls.clock(now_s) + calls.reseed(seed)
     if spec.ip:
-        hosts.append(f"{spec.ip.partition('/')[0]} {spec.name}")
         made += calls.network(CARD, spec.mac, spec.ip, spec.gateway)
         if spec.gateway:
             server = f"nameserver {spec.name_server or spec.gateway}\n"
             made += calls.file("/etc/resolv.conf", server.encode())
-    hosts += [f"{address} {name}" for name, address in spec.neighbours]
-    made += calls.file("/etc/hosts", "".join(f"{line}\n" for line in hosts).encode())
+    made += calls.file(HOSTS, hosts(spec, spec.neighbours))
     return made + (calls.mount(DISK, DISK_PLACE) if spec.disk_mb else [])
+
+
+def hosts(spec: Spec, neighbours: Neighbours) -> bytes:
+    """Return the file of the names that a guest knows: itself and *neighbours*."""
+    lines = ["127.0.0.1 localhost"]
+    if spec.ip:
+        lines.append(f"{spec.ip.partition('/')[0]} {spec.name}")
+    lines += [f"{address} {name}" for name, address in neighbours]
+    return "".join(f"{line}\n" for line in lines).encode()

@@ -17,7 +17,7 @@ from orchestrator.backends.qemu import calls, identity, terminal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
 
-    from orchestrator.backends.base import Spec, Window
+    from orchestrator.backends.base import Neighbours, Spec, Window
     from orchestrator.backends.qemu.running import Running
 
 _QUIT_S = 1.0
@@ -118,6 +118,14 @@ class QemuMachine:
                 for task in (running, feeding, failed):
                     task.cancel()
                 await asyncio.gather(running, feeding, return_exceptions=True)
+
+    async def introduce(self, neighbours: Neighbours) -> None:
+        """Have the guest know *neighbours* by name; see the interface."""
+        hosts = identity.hosts(self._spec, neighbours)
+        try:
+            await self._running.caller.make(calls.replacement(identity.HOSTS, hosts))
+        except HubError as error:
+            raise await self._explained(error) from error
 
     async def put(self, tar: bytes, directory: str) -> None:
         """Unpack *tar* in the guest; see the interface.

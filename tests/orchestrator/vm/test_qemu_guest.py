@@ -26,7 +26,13 @@ async def test_a_guest_is_who_its_spec_says(tmp_path: Path) -> None:
         assert "inet 10.77.0.17/24 " in await shell(machine, "ip addr show eth0")
         assert "default via 10.77.0.1 dev eth0" in await shell(machine, "ip route")
         assert await shell(machine, "cat /etc/resolv.conf") == "nameserver 10.77.0.3\n"
-        assert "10.77.0.17 web-7\n" in await shell(machine, "cat /etc/hosts")
+        own = "127.0.0.1 localhost\n10.77.0.17 web-7\n"
+        assert await shell(machine, "cat /etc/hosts") == own
+        await machine.introduce((("web-2", "10.77.0.12"),))
+        assert await shell(machine, "cat /etc/hosts") == f"{own}10.77.0.12 web-2\n"
+        await machine.introduce((("web-9", "10.77.0.12"),))
+        assert await shell(machine, "cat /etc/hosts") == f"{own}10.77.0.12 web-9\n"
+        assert await shell(machine, "ls /etc/hosts.new || true") == ""
         now_s = time.clock_gettime(time.CLOCK_REALTIME)
         assert abs(int(await shell(machine, "date +%s")) - now_s) < 20
         assert await shell(machine, "ls /data; pwd; echo $HOME") == "/root\n/root\n"

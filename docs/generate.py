@@ -101,7 +101,7 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | 3 | no hub runs here, no leaf serves the slot, or this machine is not set up |
 | 4 | `status`: something holds the hub's socket and does not answer |
 | 5 | `status`: starting, stopping, degraded or failed; `status --all`: one is not healthy |
-| 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version |
+| 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version; `vm exec --timeout`: the command was killed |
 | 100 | `run`: a hub runs here already; of a slot: another has it; `swarm run`: it is joined already |
 | 130 | interrupted |
 | any | `swarm run`: that of the agent, `vm exec`: that of the command; 128 and the number of the signal that ended it |

@@ -61,11 +61,23 @@ class VM:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         output: Callable[[int, bytes], None] | None = None,
+        timeout_s: float | None = None,
     ) -> Ran:
-        """Run *argv* in it; see :func:`orchestrator.requests.execute`."""
+        """Run *argv* in it; see :func:`orchestrator.requests.execute`.
+
+        Raises:
+            Unavailable: it was not over after *timeout_s*, and was killed (``timed-out``).
+        """
         pieces = [stdin] if isinstance(stdin, bytes) else stdin
         return requests.execute(
-            self.store, self.name, argv, stdin=pieces, env=env, cwd=cwd, output=output
+            self.store,
+            self.name,
+            argv,
+            stdin=pieces,
+            env=env,
+            cwd=cwd,
+            output=output,
+            timeout_s=timeout_s,
         )
 
     def put(self, local: str | os.PathLike[str], remote: str) -> None:

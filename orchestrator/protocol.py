@@ -21,9 +21,9 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
 ``stop {"timeout_s"}``
     → ``{"how", "last", "pid"}`` after the fact: ``how`` as :class:`Stopped` has it, ``last`` if
     the holder, process ``pid``, ends now.
-``exec {"argv", "env", "cwd", "stdin": BOOL}``
+``exec {"argv", "env", "cwd", "stdin": BOOL, "timeout_s": SECONDS or null}``
     → ``{"status"}``; progress ``{"out": 1 | 2, "bytes": BASE64}``. The end of the connection ends
-    what runs.
+    what runs, and so does the time, which counts from the end of its input: ``timed-out``.
 ``terminal {"argv", "env", "rows", "columns"}``
     → ``{"status"}``; progress ``{"bytes": BASE64}``: runs it on a terminal of the guest's. Follow
     may, at any time, ``{"v", "bytes": BASE64}``, what is typed, and ``{"v", "rows", "columns"}``,
@@ -109,6 +109,8 @@ BIND_WITHIN_S = 30.0
 BOOT_WITHIN_S = 120.0
 """From a VM's start to its agent's answer; the holder gives it up then."""
 DOWNLOAD_WITHIN_S = 1800.0
+RUN_AT_MOST_S = 1e6
+"""The longest time limit of a command; without one it may run for ever."""
 STOP_WITHIN_S = 30.0
 """From a client's request to the outcome, however many members there are."""
 GENTLE_FOR_S = 15.0
@@ -171,14 +173,14 @@ def mismatch(who: str, version: object) -> Unavailable:
     )
 
 
-def seconds(value: object) -> float:
+def seconds(value: object, *, at_most_s: float = DOWNLOAD_WITHIN_S) -> float:
     """Return *value*, a time limit that was asked for.
 
     Raises:
         Refused: it is none.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
-    if number and 0 <= value <= DOWNLOAD_WITHIN_S:  # type: ignore[operator] # a number
+    if number and 0 <= value <= at_most_s:  # type: ignore[operator] # a number
         return float(value)  # type: ignore[arg-type] # a number
     raise Refused(f"timeout_s={value!r}: seconds are needed", reason="protocol")
 

@@ -71,14 +71,19 @@ def execute(
     env: Mapping[str, str] | None = None,
     cwd: str = "",
     output: Output | None = None,
+    timeout_s: float | None = None,
 ) -> Ran:
     """Run *argv* in the guest to its end; with *output*, that gets what it writes, as it comes.
 
-    Interrupted, it is ended.
+    Interrupted, or not over after *timeout_s*, it is killed with all that it has started.
 
     Raises:
+        Unavailable: it was not over in time (``timed-out``).
         HubError: the guest ended, or its holder (``vm-ended``, ``gone``, ``not-running``).
     """
+    if timeout_s is not None and not 0 < timeout_s <= protocol.RUN_AT_MOST_S:
+        raise ValueError(f"timeout_s={timeout_s!r}: a positive number of seconds is needed")
+    within_s = _FOR_EVER_S if timeout_s is None else timeout_s + protocol.STOP_WITHIN_S
     collected: dict[int, list[bytes]] = {1: [], 2: []}
 
     def take(progress: Message) -> None:
@@ -92,10 +97,10 @@ def execute(
 
     with reach(store, name) as wire:
         asked = {"argv": list(argv), "env": dict(env or {}), "cwd": cwd}
-        wire.send(protocol.EXEC, **asked, stdin=stdin is not None)
+        wire.send(protocol.EXEC, **asked, stdin=stdin is not None, timeout_s=timeout_s)
         if stdin is not None:
             wire.upload(stdin, protocol.STOP_WITHIN_S)
-        answer = wire.answer(within_s=_FOR_EVER_S, progress=take)
+        answer = wire.answer(within_s=within_s, progress=take)
     return Ran(
         status=answer["status"], stdout=b"".join(collected[1]), stderr=b"".join(collected[2])
     )

@@ -111,12 +111,19 @@ def execute(
     cwd: Annotated[str, typer.Option("--cwd", metavar="DIR", help="Where in the guest.")] = "",
     root: Root = None,
     as_json: Json = False,
+    timeout: Annotated[
+        float | None, seconds_option("Kill it after this long. [exit code: 75]")
+    ] = None,
 ) -> NoReturn:
     """Run a command in a VM; output and exit code are the command's.
 
     Example:  bones vm exec web-1 -- uname -a
     """
-    sys.exit(vm_verbs.execute(name, command, stdin=stdin, cwd=cwd, root=root, as_json=as_json))
+    sys.exit(
+        vm_verbs.execute(
+            name, command, stdin=stdin, cwd=cwd, root=root, timeout_s=timeout, as_json=as_json
+        )
+    )
 
 
 @app.command(name="shell", hidden=True)

@@ -148,6 +148,7 @@ def execute(
     stdin: bool = False,
     cwd: str = "",
     root: str | None = None,
+    timeout_s: float | None = None,
     as_json: bool = False,
 ) -> int:
     """Run a command in a VM; its output is ours, and so is its exit code."""
@@ -158,6 +159,7 @@ def execute(
         stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
         cwd=cwd,
         output=None if as_json else _pass_on,
+        timeout_s=timeout_s,
     )
     if as_json:
         said = {"stdout": to_json(done.stdout), "stderr": to_json(done.stderr)}

@@ -7,7 +7,7 @@ import os
 from typing import TYPE_CHECKING, Any
 
 from foundation import codec
-from foundation.errors import Refused
+from foundation.errors import Refused, Unavailable
 from orchestrator import protocol
 from orchestrator.backends.base import Window
 from orchestrator.protocol import OVER
@@ -95,6 +95,7 @@ class Verbs:
     async def _exec(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         argv, env = _command(request), _environment(request)
         cwd = _text(request.get("cwd", ""))
+        within_s = _limit(request.get("timeout_s"))
         stdin = await client.upload() if request.get("stdin") else b""
         behind: list[BaseException] = []
 
@@ -110,8 +111,16 @@ class Verbs:
             .running()
             .execute(argv, stdin=stdin, env=env, cwd=cwd, output=output)
         )
+        limit = asyncio.timeout(within_s)
         try:
-            done = await running
+            async with limit:
+                done = await running
+        except TimeoutError:
+            if not limit.expired():
+                raise
+            raise Unavailable(
+                f"{argv[0]} had not ended after {within_s:g} s, and was killed", reason="timed-out"
+            ) from None
         except asyncio.CancelledError:
             if behind:
                 raise behind[0] from None
@@ -234,6 +243,13 @@ def _port(value: object, *, least: int) -> int:
     if type(value) is not int or not least <= value < _PORTS:
         raise Refused(f"{value!r} is no port", reason="protocol")
     return value
+
+
+def _limit(value: object) -> float | None:
+    """Return the time that a command has, None if that is not limited."""
+    if value is None:
+        return None
+    return protocol.seconds(value, at_most_s=protocol.RUN_AT_MOST_S)
 
 
 def _text(value: object) -> str:

@@ -15,12 +15,15 @@ import pytest
 
 from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.process import Identity, children_of, wait_exit
-from orchestrator import control, protocol
+from orchestrator import control, protocol, requests
+from orchestrator.cluster import VM
 from tests.orchestrator.vm import holders
 from tests.orchestrator.vm.holders import config, go_wrong, up
 from tests.support import CODE, eventually, is_gone, kill, stranger
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from orchestrator.store import Store
 
 pytestmark = pytest.mark.faults
@@ -470,6 +473,48 @@ from orchestrator.store import Store
 control.execute(Store(sys.argv[1]), "web", ["sh", "-c", "echo $$; exec sleep 1000"],
                 output=lambda which, content: print(content.decode(), end="", flush=True))
 """
+
+
+def test_a_command_that_takes_too_long_is_killed_and_the_next_one_runs(store: Store) -> None:
+    up(store, "web")
+    vm = VM(store, "web")
+    said: dict[int, bytes] = {}
+    script = "cat >&2; echo $$; exec sleep 1000"
+    with pytest.raises(Unavailable, match=r"sh had not ended after 1 s, and was killed") as late:
+        vm.execute(
+            ["sh", "-c", script],
+            stdin=b"in",
+            output=lambda which, content: said.update({which: content}),
+            timeout_s=1,
+        )
+    assert (late.value.reason, late.value.exit_code) == ("timed-out", 75)
+    assert said[2] == b"in", "what it wrote until then has been told"
+    holders.gone(int(said[1]))
+    assert vm.execute(["echo", "fine"], timeout_s=30).stdout == b"fine\n"
+    assert vm.execute(["sh", "-c", "exit 7"], timeout_s=protocol.RUN_AT_MOST_S).status == 7
+    for wrong in (0, -1, float("nan"), 1e7):
+        with pytest.raises(ValueError, match="timeout_s="):
+            vm.execute(["true"], timeout_s=wrong)
+    with requests.reach(store, "web") as wire, pytest.raises(Refused, match="timeout_s"):
+        wire.ask(protocol.EXEC, within_s=10, argv=["true"], timeout_s="soon")
+
+
+def test_what_a_command_is_given_to_read_does_not_cost_it_its_time(
+    store: Store, tmp_path: Path
+) -> None:
+    up(store, "web")
+    gate = tmp_path / "gate"
+
+    def slow() -> Iterator[bytes]:
+        yield b"first "
+        eventually(gate.exists)
+        yield b"second"
+
+    opening = threading.Timer(1.1, gate.touch)
+    opening.start()
+    ran = control.execute(store, "web", ["cat"], stdin=slow(), timeout_s=1)
+    opening.join()
+    assert ran.stdout == b"first second"
 
 
 def test_a_command_ends_with_the_client_that_wanted_it(store: Store) -> None:

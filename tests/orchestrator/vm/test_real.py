@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from foundation.errors import Unavailable
 from orchestrator import control
 from orchestrator.control import SpawnConfig
 from orchestrator.store import Options, Store
@@ -29,6 +30,13 @@ def test_a_vm_boots_runs_a_command_and_stops(store: Store) -> None:
         assert (ran.status, ran.stdout, ran.stderr) == (7, b"web-1\nin", b"")
         assert status.ip == "10.77.0.11"
         assert os.path.getsize(store.place("web-1").disk) == 16 << 20
+        endless = ["sh", "-c", "sleep 999 & exec sleep 999"]
+        for _ in range(9):  # more than a guest has channels
+            with pytest.raises(Unavailable, match="was killed") as late:
+                control.execute(store, "web-1", endless, timeout_s=0.05)
+            assert late.value.reason == "timed-out"
+        left = ["sh", "-c", "ps | grep 'sleep [9]99'"]
+        eventually(lambda: control.execute(store, "web-1", left).stdout == b"")
         joined = control.add_member(store, "web-1", "web-2", options=Options(disk_mb=0))
         ran = control.execute(store, "web-1", ["ping", "-c", "1", "-W", "5", joined.ip])
         assert ran.status == 0, ran.stdout + ran.stderr

@@ -106,6 +106,20 @@ def test_vms_come_up_work_and_go_again(repo: Path, vms: Store, tmp_path: Path) -
     assert told(repo, "vm", "ls")["vms"][0]["state"] == "stopped"
 
 
+def test_a_command_that_takes_too_long_is_said_to_have_been_killed(repo: Path, vms: Store) -> None:
+    Workspace(str(repo)).make_state()
+    up(vms, "web")
+    late = bones(repo, "vm", "exec", "--timeout", "0.5", "web", "--", "sleep", "1000")
+    assert (late.returncode, late.stdout) == (75, b""), late
+    assert late.stderr == b"bones: sleep had not ended after 0.5 s, and was killed\n"
+    words = ("vm", "exec", "--timeout=0.5", "--json", "web", "--", "sleep", "1000")
+    error = json.loads(bones(repo, *words).stdout)["error"]
+    assert (error["reason"], error["exit_code"]) == ("timed-out", 75)
+    assert bones(repo, "vm", "exec", "--timeout", "-1", "web", "--", "true").returncode == 2
+    done = bones(repo, "vm", "exec", "--timeout", "30", "web", "--", "echo", "fine")
+    assert (done.returncode, done.stdout) == (0, b"fine\n")
+
+
 def test_what_is_not_there_is_named_with_its_way_out(repo: Path) -> None:
     none = bones(repo, "vm", "ls")
     assert (none.returncode, none.stdout) == (0, b"")

@@ -167,7 +167,6 @@ class Cluster:
         self._announce = announce
         self._settings = dict(settings or {})
         self._session: Session | None = None
-        self._created: list[str] = []
         self._names: list[str] = []
         for name in names:
             self._take(name)
@@ -222,71 +221,60 @@ class Cluster:
     def start(self, timeout_s: float = protocol.BOOT_WITHIN_S) -> list[VM]:
         """Have all members up; return them. Those that run already are left alone.
 
-        If one does not come up, what this call has created is deleted again where the cluster is
-        bound, and what it has started is stopped; no disk of before is touched.
+        If one does not come up, a bound cluster that this call has started is stopped, and those
+        of its members that did not exist before are deleted; what ran before is not touched. Of a
+        detached one that is late, the others and the late one go on.
 
         Raises:
-            OwnedByAnother: another holder has one of them (``taken``).
+            OwnedByAnother: another holder has one of them (``taken``, ``running-elsewhere``): its
+                VMs would not end with this process.
             HubError: one will not be up; the message names it and says why.
             Unavailable: not in time (``boot-timeout``).
         """
-        new = [name for name in self._names if not self.store.exists(name)]
-        running = set(control.running_members(self.store, self.name))
         config = control.SpawnConfig(
             names=tuple(self._names),
             bound=self.bound,
             options=self.options,
             settings=self._settings,
         )
-        try:
-            session, _statuses = control.bring_up(
-                self.store, config, timeout_s=timeout_s, announce=self._announce
-            )
-        except BaseException:
-            self._take_back([name for name in self._names if name not in running], new)
-            raise
-        self._session = session or self._session
-        self._created += new
+        session, _statuses = control.bring_up(
+            self.store,
+            config,
+            timeout_s=timeout_s,
+            announce=self._announce,
+            own=0 if self._session is None else self._session.pid,
+        )
+        if session is not None:
+            self.close()  # of one whose members have all ended
+            self._session = session
         return self.vms
-
-    def _take_back(self, started: list[str], created: list[str]) -> None:
-        for name in started:
-            try:
-                if self.store.exists(name):
-                    control.stop(self.store, name)
-                if name in created:
-                    self.store.destroy(name)
-            except HubError:
-                continue  # what is told is why it did not start
 
     def add(self, name: str, timeout_s: float = protocol.BOOT_WITHIN_S) -> VM:
         """Have *name* join the running cluster's network; return it when it is up.
 
-        Raises: as :meth:`start`.
+        Raises: as :meth:`start`; Unavailable too if no member is running (``not-running``).
         """
+        known = name in self._names
         self._take(name)
-        new = not self.store.exists(name)
-        sibling = next((one for one in self._names if one != name), name)
+        running = control.running_members(self.store, self.name)
         try:
             control.add_member(
                 self.store,
-                sibling,
+                running[0] if running else self._names[0],
                 name,
                 options=self.options,
                 timeout_s=timeout_s,
                 announce=self._announce,
             )
-        except BaseException:
-            self._names.remove(name)
-            self._take_back([name], [name] if new else [])
+        except HubError:
+            if not known and not self.store.exists(name):
+                self._names.remove(name)
             raise
         return VM(self.store, name)
 
     def stop(self) -> None:
-        """Stop every member; their disks stay."""
-        for vm in self.vms:
-            if self.store.exists(vm.name):
-                vm.stop()
+        """Stop every member, side by side; their disks stay."""
+        control.stop_all(self.store, [vm.name for vm in self.vms if self.store.exists(vm.name)])
         self.close()
 
     def destroy(self) -> None:

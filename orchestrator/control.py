@@ -8,19 +8,21 @@ from __future__ import annotations
 import os
 import time
 
-from foundation.errors import OwnedByAnother, Refused, Unavailable
-from foundation.process import GONE, holds_open, open_pidfd, terminate, wait_exit
-from orchestrator import protocol
+from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
+from foundation.process import open_pidfd, terminate, wait_exit
+from orchestrator import holding, protocol
 from orchestrator.protocol import Status, status_from_json
 from orchestrator.requests import connect, execute, forward, get, logs, put
 from orchestrator.session import Session
-from orchestrator.spawning import SpawnConfig, spawn
+from orchestrator.spawning import SpawnConfig, spawn, take_back
 from orchestrator.store import Options, Store, cluster_of, in_order, no_such
 from orchestrator.waiting import get_status, wait_members
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+
+    from foundation.process import Identity
 
     Announce = Callable[[str], None]
 
@@ -42,11 +44,12 @@ __all__ = [
     "running_members",
     "spawn",
     "stop",
+    "stop_all",
     "wait_members",
 ]
 
 _AGAIN_S = 0.02
-_UP_ATTEMPTS = 50
+_SIDE_BY_SIDE = 32
 _ENDING_S = 2.0
 """A holder that has answered its last request ends within this."""
 
@@ -55,14 +58,13 @@ def is_running(store: Store, name: str) -> bool:
     """Tell whether a holder has member *name*: booting, up or being stopped.
 
     Its socket tells, which listens from before the holder's start to its end; a holder whose socket
-    was deleted is known by holder.pid, which names that very process.
+    was deleted is known by its pidfile and its open lock.
     """
     wire = connect(store, name)
     if wire is not None:
         wire.close()
         return True
-    identity = store.holder_of(name)
-    return identity is not None and identity.state() != GONE
+    return holding.holder(store, name) is not None
 
 
 def running_members(store: Store, cluster: str = "") -> list[str]:
@@ -81,23 +83,35 @@ def add_member(
 ) -> Status:
     """Have the holder of *sibling* boot *name* on its network; return when it is up.
 
-    One that is a member already is waited for. *options* are those of a VM that does not exist.
+    One that is a member already is waited for. *options* are those of a VM that does not exist;
+    it does not exist afterwards if its boot failed. One that is late goes on booting.
 
     Raises:
         Unavailable: *sibling* has no holder, or that one is ending (``not-running``).
         OwnedByAnother: another holder has *name* (``taken``).
         HubError: it will not be up; see :func:`wait_members`.
     """
-    request_member(store, sibling, name, options=options)
-    return wait_members(store, [name], timeout_s, announce)[name]
+    _status, created = request_member(store, sibling, name, options=options)
+    try:
+        return wait_members(store, [name], timeout_s, announce)[name]
+    except HubError:
+        if created and not is_running(store, name):
+            take_back(store, [name])
+        raise
 
 
 def request_member(
     store: Store, sibling: str, name: str, *, options: Options | None = None
-) -> Status:
-    """Have the holder of *sibling* take *name* in, as :func:`add_member`, without waiting."""
+) -> tuple[Status, bool]:
+    """Have the holder of *sibling* take *name* in, as :func:`add_member`, without waiting.
+
+    Return its state, and whether it did not exist before.
+    """
     wire = connect(store, sibling)
     if wire is None:
+        has = holding.holder(store, sibling)
+        if has is not None and not _ends_within(has, _ENDING_S):
+            raise holding.silent(sibling, has)
         raise Unavailable(
             f"VM {sibling} has no holder that {name} could join", reason="not-running"
         )
@@ -106,7 +120,7 @@ def request_member(
         answer = wire.ask(
             protocol.ADD_MEMBER, within_s=protocol.STOP_WITHIN_S, name=name, options=wanted
         )
-        return status_from_json(answer)
+        return status_from_json(answer), answer.get("created") is True
 
 
 def bring_up(
@@ -115,18 +129,22 @@ def bring_up(
     *,
     timeout_s: float = protocol.BOOT_WITHIN_S,
     announce: Announce | None = None,
+    own: int = 0,
 ) -> tuple[Session | None, dict[str, Status]]:
     """Have all of *config*'s members up, whoever else wants the same at this moment.
 
     Those that a holder has are left to it, and the others join it; with no holder one is spawned.
-    The :class:`Session` of a bound one is returned, for the caller to close. *announce* is told,
-    in words, what is downloaded, and that a cluster which was to have no egress keeps what it has.
+    The :class:`Session` of a bound one is returned, for the caller to close. *own*: the process of
+    a bound one that the caller has already. *announce* is told, in words, what is downloaded, and
+    that a cluster which was to have no egress keeps what it has.
+
+    If they do not come up, a bound holder that was spawned is ended again; nothing else is.
 
     Raises:
         Refused: the members that are up are on several networks (``several-holders``).
+        OwnedByAnother: they are to be bound, and another's holder has some (``running-elsewhere``).
         HubError: as :func:`spawn` and :func:`wait_members`.
     """
-    session = None
     if announce is not None and not config.options.egress:
         for cluster in in_order({cluster_of(name) for name in config.names}):
             if store.egress(cluster):
@@ -134,14 +152,15 @@ def bring_up(
                     f"cluster {cluster} exists, and keeps what it was created with: its VMs reach "
                     "the internet"
                 )
-    for attempt in range(_UP_ATTEMPTS):
+    deadline_s = time.monotonic() + timeout_s
+    while True:
         try:
-            session = _gather(store, config)
+            session = _gather(store, config, own)
             break
         except (OwnedByAnother, Unavailable) as error:
-            # Somebody was faster, or is just ending: by now the picture is another.
+            # Somebody was faster, or is just ending: soon the picture is another.
             passing = error.reason in ("cluster-running", "taken", "not-running", "gone")
-            if not passing or attempt == _UP_ATTEMPTS - 1:
+            if not passing or time.monotonic() > deadline_s:
                 raise
             time.sleep(_AGAIN_S)
     if session is not None and not config.bound:
@@ -152,15 +171,22 @@ def bring_up(
     except BaseException:
         if session is not None:
             session.close()
+            take_back(store, session.created)
         raise
 
 
-def _gather(store: Store, config: SpawnConfig) -> Session | None:
+def _gather(store: Store, config: SpawnConfig, own: int) -> Session | None:
     clusters = {cluster_of(name) for name in config.names}
     around = [name for cluster in clusters for name in running_members(store, cluster)]
     if not around:
         return spawn(store, config)
     holders = {identity.pid for name in around if (identity := store.holder_of(name))}
+    if config.bound and holders != {own}:
+        raise OwnedByAnother(
+            f"{', '.join(around)} would not end with this process, whose they are not: attach to "
+            "them (bound=False), or stop them first",
+            reason="running-elsewhere",
+        )
     if len(holders) > 1:
         raise Refused(
             f"{', '.join(around)} are on several networks: stop some of them first",
@@ -182,22 +208,56 @@ def stop(store: Store, name: str, *, timeout_s: float = protocol.STOP_WITHIN_S) 
         Unavailable: its holder did not answer in time (``no-answer``); :func:`end_holder`.
     """
     wire = connect(store, name)
-    if wire is None:
-        if not store.exists(name):
-            raise no_such(name)
-        return "not-running"
-    with wire:
-        try:
-            wire.send(protocol.STOP, timeout_s=timeout_s)
-            answer = wire.answer(within_s=timeout_s + protocol.ANSWER_WITHIN_S)
-        except Unavailable as error:
-            if error.reason != "gone":
-                raise
-            return "not-running"  # it ended by another's hand
-        if answer.get("last") and isinstance(answer.get("pid"), int):
-            _await_end(answer["pid"])
-    how: protocol.Stopped = answer["how"]
-    return how
+    lets_go_s = _ENDING_S if wire is None else timeout_s
+    if wire is not None:
+        with wire:
+            try:
+                wire.send(protocol.STOP, timeout_s=timeout_s)
+                answer = wire.answer(within_s=timeout_s + protocol.ANSWER_WITHIN_S)
+            except Unavailable as error:
+                if error.reason == "no-answer" and (has := holding.holder(store, name)):
+                    raise holding.silent(name, has) from None
+                if error.reason != "gone":
+                    raise
+            else:
+                if answer.get("last") and isinstance(answer.get("pid"), int):
+                    _await_end(answer["pid"])
+                how: protocol.Stopped = answer["how"]
+                return how
+    # By another's hand it may be ending just now.
+    has = holding.holder(store, name)
+    if has is not None and not _lets_go_within(store, name, lets_go_s):
+        raise holding.silent(name, has)
+    if not store.exists(name):
+        raise no_such(name)
+    return "not-running"
+
+
+def stop_all(store: Store, names: Sequence[str]) -> dict[str, protocol.Stopped]:
+    """Stop *names* side by side, as :func:`stop`; return how it went."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - of this verb alone
+
+    with ThreadPoolExecutor(max(1, min(len(names), _SIDE_BY_SIDE))) as pool:
+        return dict(zip(names, pool.map(lambda name: stop(store, name), names), strict=True))
+
+
+def _lets_go_within(store: Store, name: str, timeout_s: float) -> bool:
+    deadline_s = time.monotonic() + timeout_s
+    while holding.holder(store, name) is not None:
+        if time.monotonic() > deadline_s:
+            return False
+        time.sleep(_AGAIN_S)
+    return True
+
+
+def _ends_within(identity: Identity, timeout_s: float) -> bool:
+    pidfd = identity.open()
+    if pidfd is None:
+        return True
+    try:
+        return wait_exit(pidfd, timeout_s)
+    finally:
+        os.close(pidfd)
 
 
 def _await_end(pid: int) -> None:
@@ -219,12 +279,10 @@ def end_holder(store: Store, name: str, *, grace_s: float = protocol.STOP_WITHIN
         Unavailable: it is there still (``holder-stays``).
     """
     identity = store.holder_of(name)
-    pidfd = identity.open() if identity is not None else None
+    pidfd = holding.opened(store, name, identity) if identity is not None else None
     if identity is None or pidfd is None:
         return False
     try:
-        if not holds_open(identity.pid, os.path.realpath(store.place(name).lock)):
-            return False
         if not terminate(pidfd, grace_s=grace_s):
             raise Unavailable(f"process {identity.pid} cannot be ended", reason="holder-stays")
     finally:

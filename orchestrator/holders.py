@@ -6,9 +6,9 @@ import os
 
 from foundation.process import has_exited, terminate_all
 from foundation.record import Record
+from orchestrator import holding
 from orchestrator.protocol import STOP_WITHIN_S
 from orchestrator.store import Store
-from slotgc.mark import is_marked
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -23,10 +23,7 @@ class Holder(Record):
 
 
 def find(workspace: Workspace) -> list[Holder]:
-    """Return the holders of *workspace*: whom pidfiles of members name, and our mark proves.
-
-    A pidfile alone is no proof: it may name a process that is none of ours.
-    """
+    """Return the holders of *workspace*, whoever launched them: they have its members' locks."""
     held = _held(workspace)
     for _holder, pidfd in held:
         os.close(pidfd)
@@ -59,10 +56,7 @@ def _held(workspace: Workspace) -> list[tuple[Holder, int]]:
         members.setdefault(identity.pid, []).append(name)
         if identity.pid in pidfds:
             continue
-        pidfd = identity.open()
+        pidfd = holding.opened(store, name, identity)
         if pidfd is not None:
-            if is_marked(identity.pid, workspace.root) and not has_exited(pidfd):
-                pidfds[identity.pid] = pidfd
-            else:
-                os.close(pidfd)
+            pidfds[identity.pid] = pidfd
     return [(Holder(pid=pid, members=tuple(members[pid])), fd) for pid, fd in pidfds.items()]

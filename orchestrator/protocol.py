@@ -16,8 +16,8 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
 ``list {}``
     → ``{"members": [STATUS, …]}``, of the whole holder.
 ``add {"name", "options": {"cpus", "memory_mb", "disk_mb", "egress"}}``
-    → STATUS of *name*, which boots on the same network; the answer does not wait for that. One
-    that is a member already is not touched.
+    → STATUS of *name*, and ``"created"``, whether it did not exist; it boots on the same network,
+    and the answer does not wait for that. One that is a member already is not touched.
 ``stop {"timeout_s"}``
     → ``{"how", "last", "pid"}`` after the fact: ``how`` as :class:`Stopped` has it, ``last`` if
     the holder, process ``pid``, ends now.

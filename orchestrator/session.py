@@ -24,6 +24,8 @@ class Session:
     def __init__(self, names: tuple[str, ...], pid: int, pidfd: int, *, bound: bool) -> None:
         """Own the child *pid* and *pidfd*."""
         self.names = names
+        self.created: tuple[str, ...] = ()
+        """Those of them that did not exist before."""
         self.pid = pid
         self.bound = bound
         self._process = private.process()

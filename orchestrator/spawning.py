@@ -7,6 +7,7 @@ being launched is taken, can be asked, and the holder's death at any moment is n
 from __future__ import annotations
 
 import os
+import signal
 import sys
 
 from foundation import codec, control
@@ -24,6 +25,7 @@ from owner import private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from typing import Any
 
     from orchestrator.store import Store
@@ -80,9 +82,23 @@ def spawn(store: Store, config: SpawnConfig) -> Session:
         except OSError as error:
             raise HubError(f"no holder can be started: {error}", reason="store") from None
         _greet(session, launch)
-        return session
+    except BaseException:
+        launch.close()
+        if config.bound:  # else what it has said is kept
+            take_back(store, launch.created)
+        raise
     finally:
         launch.close()
+    return session
+
+
+def take_back(store: Store, created: Sequence[str]) -> None:
+    """Delete what was created for a start that has failed, unless another has it by now."""
+    for name in created:
+        try:
+            store.destroy(name)
+        except (HubError, OSError):
+            continue  # what is told is why it did not start
 
 
 class _Launch:
@@ -94,6 +110,8 @@ class _Launch:
         self._clusters: dict[str, int] = {}
         self._locks: dict[str, int] = {}
         self._listeners: dict[str, int] = {}
+        self.created: list[str] = []
+        """Those that did not exist before."""
         self.wire: Wire | None = None
         self.log = store.place(config.names[0]).log
         self.log_start = 0
@@ -138,6 +156,8 @@ class _Launch:
                 reason="egress",
             )
         for name in self._config.names:
+            if not self._store.exists(name):
+                self.created.append(name)
             self._store.create(name, self._config.options)
             hit("spawn.created")
             self._store.forget_end(name)
@@ -166,12 +186,18 @@ class _Launch:
                 pid, pidfd = child.pid, private.opened(lambda: child.pidfd)
             else:
                 pid = spawn_daemon(argv, env=environment, files=files)
-                pidfd = private.opened(lambda: os.pidfd_open(pid))
+                try:
+                    pidfd = private.opened(lambda: os.pidfd_open(pid))
+                except OSError:  # or it would run, and be told as one that does not
+                    os.kill(pid, signal.SIGKILL)  # noqa: TID251 - our child, which nobody has reaped
+                    raise
         finally:
             for fd in opened:
                 os.close(fd)
         hit("spawn.launched")
-        return Session(config.names, pid, pidfd, bound=config.bound)
+        session = Session(config.names, pid, pidfd, bound=config.bound)
+        session.created = tuple(self.created)
+        return session
 
     def _environment(self, files: dict[int, int]) -> dict[str, str]:
         """Return the holder's environment; the descriptors it names are added to *files*."""

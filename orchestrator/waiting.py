@@ -6,7 +6,7 @@ import select
 import time
 
 from foundation.errors import HubError, Unavailable
-from orchestrator import protocol
+from orchestrator import holding, protocol
 from orchestrator.protocol import OVER, Status, status_from_json
 from orchestrator.requests import connect
 from orchestrator.store import no_such
@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     Announce = Callable[[str], None]
 
 
+_AGAIN_S = 0.02
+
+
 def get_status(store: Store, name: str) -> Status:
     """Return the state of member *name*, as its holder says; without one, as the disk does.
 
@@ -28,15 +31,23 @@ def get_status(store: Store, name: str) -> Status:
         Refused: no holder has it, and it does not exist (``no-such-vm``).
         Unavailable: its holder does not answer (``no-answer``).
     """
-    wire = connect(store, name)
-    if wire is not None:
-        with wire:
-            try:
-                answer = wire.ask(protocol.STATUS, within_s=protocol.ANSWER_WITHIN_S)
-                return status_from_json(answer)
-            except Unavailable as error:
-                if error.reason != "gone":  # it ended just now: then the disk tells
-                    raise
+    deadline_s = time.monotonic() + protocol.ANSWER_WITHIN_S
+    while True:
+        wire = connect(store, name)
+        if wire is not None:
+            with wire:
+                try:
+                    answer = wire.ask(protocol.STATUS, within_s=protocol.ANSWER_WITHIN_S)
+                    return status_from_json(answer)
+                except Unavailable as error:
+                    if error.reason != "gone":  # it ended just now, or has let go of it
+                        raise
+        has = holding.holder(store, name)
+        if has is None:
+            break
+        if time.monotonic() > deadline_s:  # no longer just about to end
+            raise holding.silent(name, has)
+        time.sleep(_AGAIN_S)
     if not store.exists(name):
         raise no_such(name)
     return from_disk(store, name)

@@ -85,7 +85,9 @@ class Verbs:
     async def _add(self, request: dict[str, Any], _client: Client) -> dict[str, Any]:
         name = check_name(_text(request["name"]))
         options = Options.from_json(request.get("options", {}))
-        return (await self._holder.add(name, options)).status().as_dict()
+        created = not self._holder.store.exists(name)
+        member = await self._holder.add(name, options)
+        return {**member.status().as_dict(), "created": created}
 
     async def _stop(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         return await self._holder.stop(client.member, protocol.seconds(request.get("timeout_s")))

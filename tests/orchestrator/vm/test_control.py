@@ -88,19 +88,24 @@ import json, os, socket, sys, time
 fd = json.loads(os.environ["BONES_VM_OPTIONS"])["members"]["web"][1]
 client = socket.socket(fileno=fd).accept()[0]
 client.recv(65536)
-print(os.getpid(), flush=True)
+with open(os.environ["PID_FILE"], "w") as file:
+    file.write(str(os.getpid()))
 client.sendall(b'{"v":1,"data":{"version":99}}\\n')
 time.sleep(1000)
 """
 
 
 @pytest.mark.parametrize("bound", [True, False])
-def test_a_holder_of_another_version_is_refused_loudly_and_ended(store: Store, bound: bool) -> None:
+def test_a_holder_of_another_version_is_refused_loudly_and_ended(
+    store: Store, bound: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PID_FILE", str(tmp_path / "pid"))
     other = config("web", bound=bound).replace(program=(holders.PROGRAM[0], "-c", _OTHER_VERSION))
     with pytest.raises(Unavailable, match=r"version 99, which does not match") as caught:
         control.spawn(store, other)
     assert caught.value.reason == "protocol-version"
-    assert is_gone(int(holders.log_of(store, "web").split()[0]))
+    assert is_gone(int((tmp_path / "pid").read_text()))
+    assert store.exists("web") != bound, "what a detached one said is kept"
 
 
 # --- waiting -------------------------------------------------------------------------------

@@ -74,6 +74,10 @@ async def _reached(faults: Faults, step: str, gate: str) -> None:
         raise HubError(f"the fake was told to fail at {step}", reason=f"fake-{step}")
 
 
+def _as_it_is(entry: tarfile.TarInfo, _path: str) -> tarfile.TarInfo:
+    return entry
+
+
 def _begin_files(spec: Spec) -> None:
     with open(f"{spec.directory}/console.log", "a", encoding="ascii") as console:
         console.write(f"{spec.name} boots\n")
@@ -206,10 +210,13 @@ class FakeMachine:
 
     async def put(self, tar: bytes, directory: str) -> None:
         """Unpack *tar* below the fake's own directory."""
-        with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-            # Python 3.11 has no filter before 3.11.4; the archive is a test's own.
-            archive.extraction_filter = getattr(tarfile, "data_filter", lambda entry, _path: entry)
-            archive.extractall(f"{self._guest}/{directory}")  # noqa: S202
+        try:
+            with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
+                # Python 3.11 has no filter before 3.11.4; the archive is a test's own.
+                archive.extraction_filter = getattr(tarfile, "data_filter", _as_it_is)
+                archive.extractall(f"{self._guest}/{directory}")  # noqa: S202
+        except tarfile.TarError as error:
+            raise HubError(f"the fake could not unpack: {error}", reason="put") from None
 
     async def get(self, path: str) -> bytes:
         """Return *path* of the fake's own directory."""

@@ -172,7 +172,7 @@ ANYTHING = st.recursive(
     max_leaves=6,
 )
 ARGUMENTS = ("name", "options", "argv", "env", "cwd", "stdin", "directory", "path", "follow",
-             "guest_port", "host_port", "bytes", "end")  # fmt: skip
+             "guest_port", "host_port", "bytes", "end", "timeout_s")  # fmt: skip
 VERBS = ("status", "wait", "list", "add", "exec", "put", "get", "forward", "bind", "ack")
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 from foundation.errors import HubError
 from foundation.record import Record
 from hub.render import printable
-from orchestrator import protocol
+from orchestrator import holding, protocol
 from orchestrator.protocol import status_from_json
 from orchestrator.requests import connect
 from orchestrator.store import Store, cluster_of
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ANSWER_WITHIN_S = 1.0
 """How long all holders together may take; who takes longer is shown as not answering."""
 SILENT = "unknown"
-"""In place of a state: its holder does not answer, or not yet."""
+"""In place of a state: its holder does not answer."""
 
 
 class MemberView(Record):
@@ -45,11 +45,13 @@ class MemberView(Record):
         """Return what a person may want to do about it, "" if nothing is wrong."""
         if not self.error:
             return ""
+        if self.reason == "no-answer":
+            return self.error  # it names the VM, and the way out
         said = f"VM {self.name}: {self.error.splitlines()[0]}"
         if self.reason == "holder-killed":
             return f"{said}; `bones vm up {self.name}` boots it again, `bones vm prune` clears up"
         if self.state == SILENT:
-            return f"{said}; `bones vm doctor` looks again"
+            return f"{said}; `bones vm doctor` says more"
         return f"{said}; `bones vm logs {self.name}` has more, `bones vm up {self.name}` boots it"
 
 
@@ -88,9 +90,10 @@ def _view(store: Store, name: str, answer: Mapping[str, Any] | None) -> MemberVi
     try:
         if answer:
             status = status_from_json(answer)
-        elif _is_held(store, name):
-            why = "its holder does not answer"
-            return MemberView(name=name, state=SILENT, error=why, reason="no-answer")
+        elif (has := holding.holder(store, name)) is not None:
+            raise holding.silent(name, has)
+        elif _is_being_launched(store, name):
+            return MemberView(name=name, state=protocol.STARTING)
         else:
             status = from_disk(store, name)
     except HubError as error:
@@ -99,7 +102,8 @@ def _view(store: Store, name: str, answer: Mapping[str, Any] | None) -> MemberVi
     return MemberView(**{field: told[field] for field in MemberView.field_names()})
 
 
-def _is_held(store: Store, name: str) -> bool:
+def _is_being_launched(store: Store, name: str) -> bool:
+    """Tell whether its socket listens already, of a holder that has not named itself yet."""
     wire = connect(store, name)
     if wire is None:
         return False

@@ -5,21 +5,23 @@ from __future__ import annotations
 import json
 import signal
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foundation import control as foundation_control
 from foundation.errors import HubError
 from foundation.workspace import Workspace
 from orchestrator import clusters, control, verbs
 from orchestrator.clusters import ClusterView, MemberView
 from orchestrator.store import Store
-from tests.orchestrator.vm.holders import end_holders, go_wrong, holder_pid, up
+from owner import private
+from tests.orchestrator.vm.holders import SMALL, end_holders, go_wrong, holder_pid, up
 from tests.support import eventually, kill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 
 @pytest.fixture
@@ -123,8 +125,27 @@ def test_a_holder_that_hangs_is_waited_for_a_moment_only(vms: Store, repo: Path)
         kill(pid, signal.SIGCONT)
     assert took_s < 3 * clusters.ANSWER_WITHIN_S, "for both of its members together"
     assert {members[name].reason for name in ("web-1", "web-2")} == {"no-answer"}
-    assert "does not answer" in members["web-1"].need()
+    assert "`bones vm down --force web-1`" in members["web-1"].need()
     assert members["db"].state == "running"
+
+
+@pytest.mark.faults
+def test_a_holder_whose_socket_is_gone_is_not_told_as_ended(vms: Store, repo: Path) -> None:
+    up(vms, "web")
+    Path(vms.place("web").socket).unlink()
+    assert seen(vms, repo)["web"].reason == "no-answer"
+
+
+@pytest.mark.faults
+def test_a_holder_that_is_just_being_launched_is_starting(vms: Store, repo: Path) -> None:
+    lock = vms.take("web")
+    assert lock is not None
+    vms.create("web", SMALL)
+    listener = foundation_control.listen(vms.place("web").socket)
+    view = seen(vms, repo)["web"]
+    listener.close()
+    private.close(lock)
+    assert (view.state, view.need()) == ("starting", "")
 
 
 def test_a_long_story_is_told_in_a_line() -> None:

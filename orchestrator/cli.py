@@ -204,11 +204,11 @@ def down(
 def purge(
     *, root: Root = None, as_json: Json = False, dry_run: DryRun = False, yes: Yes = False
 ) -> NoReturn:
-    """Remove trunk, events, slots and rescues for good.
+    """Remove trunk, events, slots, rescues and VMs for good.
 
-    Refused while a hub or a slot is alive. Names first what is saved nowhere
-    else: check-ins that were never applied to git, unsaved work, rescues. Git's
-    own files stay as they are.
+    Refused while a hub, a slot or a VM is alive. Names first what is saved
+    nowhere else: check-ins that were never applied to git, unsaved work,
+    rescues, VMs' disks. Git's own files stay as they are.
 
     Example:  bones purge --dry-run
     """

@@ -135,23 +135,23 @@ def bring_up(
 
     Those that a holder has are left to it, and the others join it; with no holder one is spawned.
     The :class:`Session` of a bound one is returned, for the caller to close. *own*: the process of
-    a bound one that the caller has already. *announce* is told, in words, what is downloaded, and
-    that a cluster which was to have no egress keeps what it has.
+    a bound one that the caller has already. *announce* is told, in words, what is downloaded.
 
     If they do not come up, a bound holder that was spawned is ended again; nothing else is.
 
     Raises:
-        Refused: the members that are up are on several networks (``several-holders``).
+        Refused: the members that are up are on several networks (``several-holders``); the
+            cluster is to have no egress, and was created with it (``egress``).
         OwnedByAnother: they are to be bound, and another's holder has some (``running-elsewhere``).
         HubError: as :func:`spawn` and :func:`wait_members`.
     """
-    if announce is not None and not config.options.egress:
-        for cluster in in_order({cluster_of(name) for name in config.names}):
-            if store.egress(cluster):
-                announce(
-                    f"cluster {cluster} exists, and keeps what it was created with: its VMs reach "
-                    "the internet"
-                )
+    for cluster in in_order({cluster_of(name) for name in config.names}):
+        if not config.options.egress and store.egress(cluster):
+            raise Refused(
+                f"cluster {cluster} was created to reach the internet, and keeps that: "
+                f"`bones vm rm {cluster}` first, or another name",
+                reason="egress",
+            )
     deadline_s = time.monotonic() + timeout_s
     while True:
         try:

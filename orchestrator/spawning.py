@@ -107,6 +107,7 @@ class _Launch:
     def __init__(self, store: Store, config: SpawnConfig) -> None:
         self._store = store
         self._config = config
+        self._entered: dict[str, int] = {}
         self._clusters: dict[str, int] = {}
         self._locks: dict[str, int] = {}
         self._listeners: dict[str, int] = {}
@@ -118,7 +119,10 @@ class _Launch:
 
     def take(self) -> None:
         """Take every lock, in an order that all launchers keep to."""
-        self._store.make()
+        entered = self._store.enter()
+        if entered is None:
+            raise Unavailable(f"{self._store.directory} is being purged", reason="purged")
+        self._entered[""] = entered
         for cluster in sorted({cluster_of(name) for name in self._config.names}):
             self._store.sweep(cluster)
             lock = self._store.take_cluster(cluster)
@@ -232,7 +236,7 @@ class _Launch:
 
     def close(self) -> None:
         """Let go of what the holder has by now, or nobody."""
-        for held in (self._listeners, self._locks, self._clusters):
+        for held in (self._listeners, self._locks, self._clusters, self._entered):
             while held:
                 private.close(held.popitem()[1])
 

@@ -179,6 +179,24 @@ class Store:
 
     # --- making ----------------------------------------------------------------------------
 
+    def enter(self) -> int | None:
+        """Return a descriptor with which holders may be launched, None during a purge.
+
+        It is kept until the holder has its locks. As :meth:`take`.
+        """
+        return self._enter(fcntl.LOCK_SH)
+
+    def close_off(self) -> int | None:
+        """Return a descriptor while which is open no holder is launched, None if one just is."""
+        return self._enter(fcntl.LOCK_EX)
+
+    def _enter(self, operation: int) -> int | None:
+        def opened() -> int:
+            self.make()
+            return os.open(self.directory, os.O_RDONLY | os.O_DIRECTORY)
+
+        return _hold(opened, self.directory, operation)
+
     def take(self, name: str) -> int | None:
         """Return a descriptor that holds member *name*, None if another has it.
 
@@ -260,6 +278,7 @@ class Store:
 
         Raises:
             OwnedByAnother: a holder has it (``running``).
+            Refused: its directory is a link to somewhere else (``is-a-link``).
             OSError: it cannot be removed.
         """
         place = self.place(name)
@@ -267,6 +286,12 @@ class Store:
         self.sweep(cluster_of(name))
         if not os.path.isdir(place.directory):
             return False
+        if os.path.islink(place.directory):
+            raise Refused(
+                f"{place.directory} is a link: `bones vm rm` removes what is in its own place, so "
+                "remove the link, and what it leads to, by hand",
+                reason="is-a-link",
+            )
         existed = self.exists(name)
         lock = self.take(name)
         if lock is None:
@@ -321,14 +346,14 @@ def no_such(name: str) -> Refused:
     return Refused(f"there is no VM {name}: `bones vm up {name}` makes one", reason="no-such-vm")
 
 
-def _hold(make: Callable[[], int], path: str) -> int | None:
+def _hold(make: Callable[[], int], path: str, operation: int = fcntl.LOCK_EX) -> int | None:
     """Return a descriptor that *make* opened and that holds *path*, None if another does."""
     deadline_s = time.monotonic() + _MOMENTARY_S
     while True:
         fd = private.opened(make)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.path.samestat(os.fstat(fd), os.lstat(path)):
+            fcntl.flock(fd, operation | fcntl.LOCK_NB)
+            if os.path.samestat(os.fstat(fd), os.stat(path)):
                 return fd
             private.close(fd)  # of one that was destroyed meanwhile
             continue

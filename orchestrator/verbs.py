@@ -9,7 +9,7 @@ from swarm.render import PROGRAM, SHORT
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from swarm.purging import Loss
 
@@ -56,29 +56,35 @@ def purge(
     yes: bool = False,
     as_json: bool = False,
 ) -> int:
-    """Remove trunk, events, slots and rescues for good; without *yes* only after asking."""
+    """Remove trunk, events, slots, rescues and VMs for good; without *yes* only after asking."""
     from foundation.workspace import Workspace  # noqa: PLC0415
+    from orchestrator.purge import disks, refuse_alive, without_vms  # noqa: PLC0415
     from swarm import purging  # noqa: PLC0415
     from swarm.asking import agreed  # noqa: PLC0415
 
     workspace = Workspace.find(root_or_default(root))
-    loss = purging.look(workspace)
-    if not (dry_run or yes or loss.is_empty) and not agreed(_lost(loss), as_json=as_json):
+    refuse_alive(workspace)
+    loss, vms = purging.look(workspace), disks(workspace)
+    if not (dry_run or yes or loss.is_empty) and not agreed(_lost(loss, vms), as_json=as_json):
         output.say("nothing was removed", program=PROGRAM)
         return 1
-    done = not dry_run and purging.purge(workspace)
+    done = False
+    if not dry_run:
+        with without_vms(workspace):
+            done = purging.purge(workspace)
     if as_json:
-        output.print_data("bones.purge", {"dry_run": dry_run, "purged": done, **loss.as_dict()})
+        told = {"dry_run": dry_run, "purged": done, **loss.as_dict(), "vms": vms}
+        output.print_data("bones.purge", told)
     elif loss.is_empty:
         output.say(printable(f"nothing of ours is in {loss.root}"), program=PROGRAM)
     elif dry_run:
-        output.line("\n".join(map(printable, _lost(loss))))
+        output.line("\n".join(map(printable, _lost(loss, vms))))
     else:
         output.say(printable(f"nothing of ours is left in {loss.root}"), program=PROGRAM)
     return 0
 
 
-def _lost(loss: Loss) -> Iterator[str]:
+def _lost(loss: Loss, vms: Sequence[str]) -> Iterator[str]:
     yield f"from {loss.root} would go for good:"
     if loss.trunk:
         yield "  the trunk with its history, the events and the logs"
@@ -87,5 +93,6 @@ def _lost(loss: Loss) -> Iterator[str]:
         yield f"  and {len(loss.unapplied) - _SHOWN} check-ins more: `bones apply --dry-run`"
     yield from (f"  slot {words}" for words in loss.slots)
     yield from (f"  rescue {name}" for name in loss.rescues)
+    yield from (f"  the disk of VM {name}" for name in vms)
     if loss.unfinished and not loss.trunk:
         yield "  what a purge that was killed has left"

@@ -58,17 +58,12 @@ def test_a_cluster_that_was_started_without_egress_keeps_that_whoever_joins(stor
     assert not store.config("web-4").options.egress
 
 
-def test_a_start_with_another_wish_says_what_the_cluster_keeps(store: Store) -> None:
+def test_who_wants_no_egress_does_not_get_it_from_a_cluster_that_has_it(store: Store) -> None:
     up(store, "web-1")
-    said: list[str] = []
-    wish = config("web-1", "web-2").replace(options=CLOSED)
-    control.bring_up(store, wish, timeout_s=30, announce=said.append)
-    (words,) = said
-    assert "cluster web" in words
-    assert "keeps what it was created with" in words
-    assert store.config("web-2").options.egress
-    control.bring_up(store, config("web-2"), timeout_s=30, announce=said.append)
-    assert len(said) == 1, "who has no wish is told nothing"
+    with pytest.raises(Refused, match="cluster web was created to reach the internet") as caught:
+        control.bring_up(store, config("web-1", "web-2").replace(options=CLOSED), timeout_s=30)
+    assert caught.value.reason == "egress"
+    assert store.members() == ["web-1"]
 
 
 def test_clusters_of_one_network_have_all_egress_or_none(store: Store) -> None:

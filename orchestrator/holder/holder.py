@@ -31,6 +31,8 @@ if TYPE_CHECKING:
     from orchestrator.protocol import Status
     from orchestrator.store import Options
 
+_BOOTS_PER_CPU = 2
+"""More at once would only make each other late."""
 _DRAIN_WITHIN_S = 1.0
 _RESERVE_S = 5.0
 """Of a client's deadline, what is left for the end after the gentle part."""
@@ -62,6 +64,8 @@ class Holder:
         self._ending: asyncio.Task[None] | None = None
         self._boot_within_s = self._setting("boot_within_s", protocol.BOOT_WITHIN_S)
         self._stop_within_s = self._setting("stop_within_s", protocol.STOP_WITHIN_S)
+        at_once = self._setting("boots_at_once", _BOOTS_PER_CPU * len(os.sched_getaffinity(0)))
+        self._turns = asyncio.Semaphore(max(1, int(at_once)))
         self._server = Server(
             Verbs(self).answer,
             outlive=OUTLIVE,
@@ -73,7 +77,7 @@ class Holder:
     def _setting(self, name: str, default: float) -> float:
         value = self.launch.settings.get(name, default)
         if type(value) not in (int, float) or not value > 0:
-            raise Refused(f"{name}={value!r}: seconds are needed", reason="bad-setting")
+            raise Refused(f"{name}={value!r}: a number above 0 is needed", reason="bad-setting")
         return float(value)
 
     def begin(self) -> None:
@@ -187,6 +191,7 @@ class Holder:
             on_over=self._over,
             complain=self._complain,
             boot_within_s=self._boot_within_s,
+            turns=self._turns,
         )
         return member
 
@@ -221,15 +226,13 @@ class Holder:
         """Let go of a member that has ended: whoever wants it next finds it free."""
         name = member.name
         place = self.store.place(name)
-        try:
-            if member.error is not None:
-                self.store.note_end(name, member.error)
-            self._server.retire(name)
-            remove(place.socket)
-            hit("stop.socket-removed")
-            remove_pidfile(self.store, name)
-        except OSError as error:  # a full disk, a deleted directory: no reason to stay
-            self._complain(f"the files of {name}", error)
+        self._server.retire(name)
+        if member.error is not None:
+            why = member.error
+            self._attempt(lambda: self.store.note_end(name, why))
+        self._attempt(lambda: remove(place.socket))
+        hit("stop.socket-removed")
+        self._attempt(lambda: remove_pidfile(self.store, name))
         hit("stop.pidfile-removed")
         del self._members[name]
         if (introduction := self._introductions.pop(name, None)) is not None:
@@ -239,6 +242,13 @@ class Holder:
         if not self._members:
             self._ended.set()
         hit("stop.unlocked")
+
+    def _attempt(self, step: Callable[[], object]) -> None:
+        """Do one step of an end: a full disk, a deleted directory are no reason to stay."""
+        try:
+            step()
+        except OSError as error:
+            self._complain("a member's files", error)
 
     def _let_clusters_go(self) -> None:
         """Let go of clusters of which no member is left here."""

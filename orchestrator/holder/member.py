@@ -41,10 +41,12 @@ class Member:
         on_over: Callable[[Member], None],
         complain: Callable[[str, BaseException], None],
         boot_within_s: float,
+        turns: asyncio.Semaphore,
     ) -> None:
         """Boot nothing yet; *on_up* is called when it is running, *on_over* at its end.
 
-        *neighbours* tells the other members' names and addresses when it boots.
+        *neighbours* tells the other members' names and addresses when it boots, which it does with
+        one of *turns*; the time until it has that is not counted as its boot's.
         """
         self.name = name
         self.state: State = "starting"
@@ -61,11 +63,16 @@ class Member:
         self._on_over = on_over
         self._complain = complain
         self._boot_within_s = boot_within_s
+        self._turns = turns
         self._ip = ""
         self._note = ""
         self._killed = False
         self._changed = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
+        """Never cancelled: it leaves nothing behind."""
+        self._booting: asyncio.Task[Machine] | None = None
+        self._starting: asyncio.Future[Machine] | None = None
+        self._stopping: asyncio.Task[None] | None = None
 
     # --- what others see -------------------------------------------------------------------
 
@@ -110,7 +117,13 @@ class Member:
         data: dict[str, Any] = {"pid": status.pid, "ip": status.ip}
         if self.error is not None:
             data.update(error=status.error, reason=status.reason, was=before)
-        self._parts.announce(self.name, self.state, data)
+        self._announce(data)
+
+    def _announce(self, data: dict[str, Any]) -> None:
+        try:
+            self._parts.announce(self.name, self.state, data)
+        except Exception as error:  # noqa: BLE001 - whoever is told must not break off a life
+            self._complain(f"{self.name} is {self.state}, which could not be announced", error)
 
     def _tell(self) -> None:
         changed, self._changed = self._changed, asyncio.Event()
@@ -121,11 +134,14 @@ class Member:
     def begin(self) -> None:
         """Boot; again is no error."""
         if self._life is None:
-            self._life = asyncio.get_running_loop().create_task(self._live())
+            loop = asyncio.get_running_loop()
+            self._booting = loop.create_task(self._boot())
+            self._life = loop.create_task(self._live(self._booting))
 
-    async def _live(self) -> None:
+    async def _live(self, booting: asyncio.Task[Machine]) -> None:
         try:
-            machine = await self._boot()
+            await asyncio.wait({booting})
+            machine = booting.result()
             ended = await machine.wait()
             self._fail(HubError(f"it ended by itself: {ended.reason}", reason="vm-died"))
         except asyncio.CancelledError:
@@ -146,7 +162,7 @@ class Member:
 
     async def _boot(self) -> Machine:
         parts, options = self._parts, self._options
-        parts.announce(self.name, self.state, {"pid": 0, "ip": ""})
+        self._announce({"pid": 0, "ip": ""})
         try:
             async with asyncio.timeout(protocol.DOWNLOAD_WITHIN_S):
                 await parts.network.open(self._takes_long)
@@ -171,6 +187,13 @@ class Member:
                 f"({self._note or 'nothing was said'})",
                 reason="download-timeout",
             ) from None
+        if self._turns.locked():
+            self._takes_long("waiting until others have booted")
+        async with self._turns:
+            return await self._boot_now(spec)
+
+    async def _boot_now(self, spec: Spec) -> Machine:
+        parts = self._parts
         self._note = ""
         self._step("prepared")
         hit("member.prepared")
@@ -209,22 +232,23 @@ class Member:
         self._step("long")
 
     async def _start(self, spec: Spec) -> Machine:
-        """Start the VM; given up meanwhile, the VM that comes of it is kept, to be ended."""
+        """Start the VM. Given up meanwhile, it is not lost: :meth:`_end` ends what comes of it."""
         port = self._parts.network.port(self.name)
-        starting = asyncio.ensure_future(self._parts.backend.start(spec, port))
-        try:
-            return await asyncio.shield(starting)
-        except asyncio.CancelledError:
-            await asyncio.wait({starting}, timeout=_BEGUN_WITHIN_S)
-            if not starting.done():
-                starting.cancel()
-                await asyncio.wait({starting}, timeout=_REAPED_WITHIN_S)
-            elif not starting.cancelled() and starting.exception() is None:
-                self.machine = starting.result()
-            raise
+        self._starting = asyncio.ensure_future(self._parts.backend.start(spec, port))
+        self._starting.add_done_callback(self._started)
+        return await asyncio.shield(self._starting)
+
+    def _started(self, starting: asyncio.Future[Machine]) -> None:
+        if starting.cancelled() or starting.exception() is not None:
+            return
+        self.machine = starting.result()
+        if self.state in OVER:  # nobody waits for it any more
+            self._complain(f"{self.name} was started too late", TimeoutError())
+            self.machine.kill()
 
     async def _end(self) -> None:
         """Leave no process and no port; then say how it went."""
+        await self._end_start()
         machine = self.machine
         if machine is not None:
             machine.kill()
@@ -233,8 +257,8 @@ class Member:
                     await machine.wait()
             except TimeoutError as error:
                 self._complain(f"the VM of {self.name} (pid {machine.pid}) does not end", error)
-        if self.state in OVER:  # two who stop it have found it without a life
-            return
+        if self._stopping is not None:  # it knows how the VM went
+            await asyncio.wait({self._stopping}, timeout=_REAPED_WITHIN_S)
         self.machine = None
         self._parts.network.release(self.name)
         hit("member.ended")
@@ -243,10 +267,22 @@ class Member:
         self._step("ended")
         self._on_over(self)
 
+    async def _end_start(self) -> None:
+        """Wait for what comes of a start that was given up; it may take its time."""
+        starting = self._starting
+        if starting is None:
+            return
+        # Of one that is done, too: its callback, which takes the VM, comes before this returns.
+        await asyncio.wait({starting}, timeout=_BEGUN_WITHIN_S)
+        if not starting.done():
+            starting.cancel()
+            await asyncio.wait({starting}, timeout=_REAPED_WITHIN_S)
+
     async def stop(self, gentle_s: float) -> Stopped:
         """Stop it, gently for up to *gentle_s*; return how it went, once it is over."""
-        if self._life is None:
-            self.begin()
+        self.begin()
+        assert self._booting is not None
+        assert self._life is not None
         if self.state == protocol.STOPPING:  # another asked before, who may have more time
             asyncio.get_running_loop().call_later(gentle_s, self.kill)
         elif self.state not in OVER:
@@ -254,13 +290,11 @@ class Member:
             self._step("stop")
             hit("stop.asked")
             if booted and self.machine is not None:
-                await self._stop(self.machine, gentle_s)
-            elif self._life is not None:
-                self._life.cancel()
-        if self._life is not None:
-            await asyncio.wait({self._life})
-        if self.state not in OVER:  # cancelled before its first step
-            await self._end()
+                stopping = self._stop(self.machine, gentle_s)
+                self._stopping = asyncio.get_running_loop().create_task(stopping)
+            else:
+                self._booting.cancel()
+        await asyncio.wait({self._life})
         return self.how
 
     async def over(self) -> None:
@@ -269,17 +303,17 @@ class Member:
             await asyncio.wait({self._life})
 
     async def _stop(self, machine: Machine, gentle_s: float) -> None:
-        self.how = "killed"
+        how: Any = "killed"
         try:
             async with asyncio.timeout(gentle_s + _REAPED_WITHIN_S):
-                how: Any = await machine.stop(gentle_s)
-            self.how = "killed" if self._killed else how
+                how = await machine.stop(gentle_s)
         except TimeoutError:
             self._complain(f"the VM of {self.name} does not stop", TimeoutError())
         except HubError as error:
             self._complain(f"the VM of {self.name} does not stop", error)
         finally:
             machine.kill()
+            self.how = "killed" if self._killed else how
 
     def kill(self) -> None:
         """End it at once; nothing is waited for."""

@@ -24,7 +24,7 @@ class FakeNetwork:
     def __init__(self) -> None:
         """Nobody has an address yet."""
         self._addresses: dict[str, int] = {}
-        self._ports: dict[str, socket.socket] = {}
+        self.ports: dict[str, socket.socket] = {}
 
     async def open(self, progress: Progress) -> None:
         """Nothing is needed."""
@@ -37,22 +37,22 @@ class FakeNetwork:
 
     def port(self, member: str) -> socket.socket:
         """Return one end."""
-        self._ports[member], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+        self.ports[member], theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         return theirs
 
     def admit(self, member: str) -> None:
         """It has a port, or this is a bug."""
-        assert member in self._ports
+        assert member in self.ports
 
     def release(self, member: str) -> None:
         """Take it away."""
-        port = self._ports.pop(member, None)
+        port = self.ports.pop(member, None)
         if port is not None:
             port.close()
 
     async def forward(self, member: str, port: int, host_port: int = 0) -> int:
         """Say so."""
-        assert member in self._ports
+        assert member in self.ports
         return host_port or 20000 + port
 
     def allow(self, *tcp_ports: int) -> None:
@@ -65,7 +65,7 @@ class FakeNetwork:
 
     def close(self) -> None:
         """Nothing is left to be closed."""
-        assert not self._ports
+        assert not self.ports
 
 
 def announce(member: str, kind: str, data: dict[str, Any]) -> None:

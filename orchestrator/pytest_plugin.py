@@ -12,6 +12,7 @@ disks. A machine on which VMs cannot be had skips such a test, and says why.
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -26,7 +27,9 @@ if TYPE_CHECKING:
 
     ClusterOf = Callable[..., Cluster]
 
-_CANNOT = frozenset(("no-qemu", "no-guest"))
+_CANNOT = frozenset(
+    ("no-qemu", "no-guest", "qemu-version", "no-mke2fs", "download-timeout", "addresses", "cache")
+)
 """Reasons of errors that tell of the machine, not of the test."""
 
 
@@ -56,8 +59,9 @@ def vm_cluster(
         return new
 
     yield cluster
-    for one in reversed(made):
-        one.destroy()
+    with ExitStack() as all_of_them:  # whatever becomes of one of them
+        for one in made:
+            all_of_them.callback(one.destroy)
 
 
 @pytest.fixture

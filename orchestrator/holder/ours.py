@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.errors import Refused, Unavailable
 from orchestrator import cache
+from orchestrator.backends.qemu import ability
 from orchestrator.backends.qemu.backend import QemuBackend
 from orchestrator.holder.launch import egress_of
 from orchestrator.holder.log import note
@@ -33,7 +34,9 @@ async def assemble(launch: Launch) -> Parts:
     network = LateNetwork(
         cluster_of(launch.names[0]), _ports(launch.settings), egress=egress_of(launch)
     )
-    return join_bus(launch, Parts(backend=QemuBackend(), network=network, announce=announce))
+    return join_bus(
+        launch, Parts(backend=QemuBackend(note=_noted), network=network, announce=announce)
+    )
 
 
 def join_bus(launch: Launch, parts: Parts) -> Parts:
@@ -73,9 +76,12 @@ class LateNetwork:
 
     async def open(self, progress: Progress) -> None:
         """Have a QEMU, and start the gateway; see :class:`orchestrator.holder.parts.Network`."""
+        if self._opening.locked():
+            progress("waiting for the network, which another VM has started")
         async with self._opening:
             if self._network is None:
                 qemu = await Packages(cache.directory()).qemu(progress)
+                await ability.ask(qemu)  # one that is too old would fail in words of its own
                 network = Network(
                     self._cluster,
                     qemu=qemu.program,
@@ -134,6 +140,10 @@ def _ports(settings: dict[str, Any]) -> list[int]:
     ):
         raise Refused(f"allow_ports={ports!r}: a list of ports is needed", reason="bad-setting")
     return ports
+
+
+def _noted(words: str) -> None:
+    note("backend", words=words)
 
 
 def _told(event: str, details: dict[str, Any]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import TYPE_CHECKING
 
@@ -25,12 +26,20 @@ class Ability(Record):
     """Whether it can give up what a VM does not need; a build may lack that."""
 
 
+_KNOWN: dict[tuple[str, int, int, int], Ability] = {}
+"""What this process has asked already."""
+
+
 async def ask(qemu: Qemu) -> Ability:
     """Return what *qemu* can do.
 
     Raises:
         HubError: it is too old, or no QEMU (``qemu-version``).
+        OSError: it is not there.
     """
+    asked = _identity(qemu)
+    if asked in _KNOWN:
+        return _KNOWN[asked]
     confined = True
     try:
         said = await _ask(qemu, "-sandbox", "on", "--version")
@@ -46,7 +55,13 @@ async def ask(qemu: Qemu) -> Ability:
             f"{'.'.join(map(str, OLDEST))} or newer",
             reason="qemu-version",
         )
-    return Ability(version=found[0].removeprefix("version "), confined=confined)
+    _KNOWN[asked] = Ability(version=found[0].removeprefix("version "), confined=confined)
+    return _KNOWN[asked]
+
+
+def _identity(qemu: Qemu) -> tuple[str, int, int, int]:
+    status = os.stat(qemu.program)
+    return qemu.program, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 async def _ask(qemu: Qemu, *arguments: str) -> str:

@@ -8,14 +8,18 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation.errors import Unavailable
+from foundation.errors import HubError
 from orchestrator import control
 from orchestrator.control import SpawnConfig
+from orchestrator.packages import QEMU
 from orchestrator.store import Options, Store
 from tests.orchestrator.vm import holders
 from tests.orchestrator.vm.test_holder_kills import ATTEMPTS, GONE_WITHIN_S, ended_within_s
 from tests.support import eventually, free_port, is_gone, taken_port
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from tests.support import Hub
 
 pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
@@ -103,3 +107,16 @@ def test_real_vms_are_gone_at_once_when_their_holder_or_its_client_is_killed(
             took_s.append(ended_within_s(pids[victim], *vms))
             holders.gone(holder)
     assert min(took_s) <= GONE_WITHIN_S, took_s
+
+
+def test_a_qemu_that_is_too_old_is_named_by_the_holder_too(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "qemu"
+    old.write_text("#!/bin/sh\necho QEMU emulator version 6.2.0\n")
+    old.chmod(0o755)
+    monkeypatch.setenv(QEMU, str(old))
+    with control.spawn(store, SpawnConfig(names=("web",), options=Options(disk_mb=0))):
+        with pytest.raises(HubError, match=r"QEMU 6\.2\.0; VMs need 7\.2") as named:
+            control.wait_members(store, ["web"], 60)
+        assert named.value.reason == "qemu-version"

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from foundation.errors import Unavailable
-from foundation.errors import HubError
+from foundation.errors import HubError, Unavailable
 from orchestrator import control
 from orchestrator.control import SpawnConfig
 from orchestrator.packages import QEMU

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from typing import TYPE_CHECKING
 
 import nats.errors
 from nats.aio.client import Client as NatsClient
 
 from hub.bus.errors import ForeignServerError, NoServerError
+
+if TYPE_CHECKING:
+    from nats.aio.client import Srv
 
 GARBLED = "Hub-Garbled"
 """The only header of a message that arrived with a subject or headers that are no text."""
@@ -47,6 +51,14 @@ class Client(NatsClient):
                 self._status = self.DISCONNECTED  # else it does nothing
         # Cancelled while it closed a connection that was refused, it takes that for done.
         self.drop_transport()
+
+    async def _connect_to_server(self, s: Srv) -> None:
+        """Connect, rid of an attempt that failed after it had begun to read and write.
+
+        nats-py forgets it: its tasks would go on, over the next connection, and its socket stay.
+        """
+        self._let_go()
+        await super()._connect_to_server(s)
 
     def _connect_command(self) -> bytes:
         """Log in; to a server of another name than *server_name* say nothing.

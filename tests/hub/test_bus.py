@@ -14,6 +14,7 @@ import nkeys
 import pytest
 import uvloop
 from nats.aio.client import Client
+from nats.errors import FlushTimeoutError
 
 from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub.bus import WRONG_LAST_SEQUENCE, Bus, Login, StreamRefused, connect
@@ -669,6 +670,36 @@ async def test_a_request_made_while_the_server_is_away_is_answered_when_it_is_ba
         await asyncio.to_thread(server.start)
         for answer in await asyncio.gather(*asking):
             assert "limits" in answer
+
+
+@pytest.mark.faults
+async def test_an_attempt_to_return_that_fails_at_its_last_step_leaves_nothing_behind(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As where the server greets us and then says nothing for ten seconds."""
+
+    def at_work() -> list[str]:
+        names = [str(task.get_coro()) for task in asyncio.all_tasks()]
+        return sorted(name.partition(" at ")[0] for name in names if " Client." in name)
+
+    async with await connect(server.workspace, "hub") as bus:
+        before = at_work()
+        client = bus._connection.client
+        flush = client.flush
+        failed = asyncio.Event()
+
+        async def fail_at_first(*timeout_s: int) -> None:
+            if not failed.is_set():
+                failed.set()
+                raise FlushTimeoutError
+            await flush(*timeout_s)
+
+        monkeypatch.setattr(client, "flush", fail_at_first)
+        server.kill()
+        await asyncio.to_thread(server.start)
+        assert "limits" in await bus.call("INFO", within_s=20.0)
+        assert failed.is_set()
+        assert at_work() == before
 
 
 @pytest.mark.faults

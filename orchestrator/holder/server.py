@@ -6,7 +6,7 @@ import asyncio
 import os
 import socket
 import struct
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from foundation import codec
 from foundation.errors import HubError, Refused, Unavailable, to_wire
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     Handler = Callable[[dict[str, Any], "Client"], Awaitable[dict[str, Any]]]
+
+Result = TypeVar("Result")
 
 REQUEST_WITHIN_S = 10.0
 """A whole line, from the one before it; a client that wants nothing closes."""
@@ -47,6 +49,8 @@ class Client:
         self._reader = reader
         self._writer = writer
         self._lines: asyncio.Queue[bytes | None] = asyncio.Queue(_WAITING)
+        self.following = False
+        """What follows the last request has not come to its end."""
 
     async def read(self) -> None:
         """Take lines in, to the end of the connection."""
@@ -78,25 +82,36 @@ class Client:
         assert line is not None
         return line
 
+    def expect_upload(self) -> None:
+        """Take note that bytes follow the request, even if it is refused before they come."""
+        self.following = True
+
     async def upload(self) -> bytes:
-        """Return the bytes that follow a request.
+        """Return the bytes that follow a request, however slowly they come.
 
         Raises:
-            Refused: they are no bytes, too many, or do not come.
+            Refused: they are no bytes, or too many.
         """
         content = bytearray()
         while True:
-            try:
-                message = codec.loads_object(await self.line())
-            except TimeoutError:
-                raise Refused("what was to follow did not come", reason="protocol") from None
+            message = codec.loads_object(await self.next_line())
             if message.get("end"):
+                self.following = False
                 return bytes(content)
             content += protocol.unpack(message.get("bytes"))
             if len(content) > protocol.UPLOAD_LIMIT:
                 raise Refused(
                     f"more than {protocol.UPLOAD_LIMIT >> 20} MiB in one go", reason="too-large"
                 )
+
+    async def skip_upload(self) -> None:
+        """Read past what still follows a request that has been answered."""
+        while self.following:
+            line = await self.next_line()
+            try:
+                self.following = not codec.loads_object(line).get("end")
+            except ValueError:
+                pass  # it was refused, and this may be why
 
     def send(self, message: dict[str, Any]) -> None:
         """Send *message*; to nobody if the client has gone."""
@@ -214,8 +229,12 @@ class Server:
         transport, _protocol = await loop.connect_accepted_socket(lambda: streams, sock)
         writer = asyncio.StreamWriter(transport, streams, reader, loop)
         client = Client(member, reader, writer, self._request_within_s)
-        if client.uid != os.geteuid() or len(self._serving) > CONNECTIONS:
+        if client.uid != os.geteuid():
             transport.abort()
+            return
+        if len(self._serving) > CONNECTIONS:
+            client.send({"error": to_wire(_busy(member))})
+            await client.close()
             return
         reading = asyncio.create_task(client.read())
         try:
@@ -233,6 +252,8 @@ class Server:
     async def _converse(self, client: Client, reading: asyncio.Task[None]) -> None:
         """Answer request after request, to the end of the connection or of the member."""
         while True:
+            if client.following:
+                await _first(client.skip_upload(), reading)
             line = await _first(client.line(), reading)
             if line is None:
                 return
@@ -283,7 +304,7 @@ class Server:
             return {"error": to_wire(wrong_here)}
 
 
-async def _first(line: Awaitable[bytes], reading: asyncio.Task[None]) -> bytes | None:
+async def _first(line: Awaitable[Result], reading: asyncio.Task[None]) -> Result | None:
     """Return the next line, None if there will be none."""
     getting = asyncio.ensure_future(line)
     try:
@@ -293,6 +314,14 @@ async def _first(line: Awaitable[bytes], reading: asyncio.Task[None]) -> bytes |
         return getting.result() if getting.done() else None
     finally:
         getting.cancel()
+
+
+def _busy(member: str) -> Unavailable:
+    return Unavailable(
+        f"the holder of {member} has {CONNECTIONS} connections: end some of what is run or "
+        "followed there",
+        reason="busy",
+    )
 
 
 def _peer(sock: socket.socket) -> tuple[int, int]:

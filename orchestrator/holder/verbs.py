@@ -95,9 +95,12 @@ class Verbs:
     # --- a guest ---------------------------------------------------------------------------
 
     async def _exec(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        if request.get("stdin"):
+            client.expect_upload()
         argv, env = _command(request), _environment(request)
         cwd = _text(request.get("cwd", ""))
         within_s = _limit(request.get("timeout_s"))
+        self._member(client).running()  # before anything is uploaded for nothing
         stdin = await client.upload() if request.get("stdin") else b""
         behind: list[BaseException] = []
 
@@ -145,6 +148,8 @@ class Verbs:
         return {"status": status}
 
     async def _put(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        client.expect_upload()
+        self._member(client).running()
         tar = await client.upload()
         await self._member(client).running().put(tar, _text(request["directory"]))
         return {}
@@ -181,7 +186,8 @@ class Verbs:
         return {"version": protocol.PROTOCOL_VERSION}
 
     async def _ack(self, _request: dict[str, Any], client: Client) -> dict[str, Any]:
-        if client.pid != self._holder.launch.parent:
+        parent = self._holder.launch.parent
+        if not parent or client.pid != parent:  # 0 is one whom our pid namespace does not show
             raise Refused(
                 "only the process that launched a bound holder can bind itself to it",
                 reason="not-the-parent",

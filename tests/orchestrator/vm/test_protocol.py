@@ -7,6 +7,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,15 +16,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from foundation import control as framing
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, Refused, Unavailable
 from orchestrator import control, protocol
+from orchestrator.holder.verbs import Verbs
 from orchestrator.protocol import Status, pack, status_from_json, unpack
 from tests.orchestrator.vm import holders
 from tests.orchestrator.vm.holders import up
-from tests.support import eventually, is_gone
+from tests.support import CODE, eventually, is_gone
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from orchestrator.store import Store
 
@@ -236,6 +240,54 @@ def test_who_does_not_take_its_output_is_given_up(store: Store) -> None:
         assert control.get_status(store, "web-1").running
 
 
+def test_who_is_one_too_many_is_told_so(store: Store) -> None:
+    few = "from orchestrator.holder import server; server.CONNECTIONS = 3"
+    program = holders.HOLDER.replace("os._exit(", f"{few}\nos._exit(")
+    wanted = holders.config("web-1").replace(program=(sys.executable, "-c", program, str(CODE)))
+    control.spawn(store, wanted).close()
+    control.wait_members(store, ["web-1"], 30)
+    following: list[socket.socket] = []
+    eventually(lambda: _follows(store, following) == 3)
+    with pytest.raises(Unavailable, match="has 3 connections") as caught:
+        control.get_status(store, "web-1")
+    assert (caught.value.reason, caught.value.exit_code) == ("busy", 75)
+    with pytest.raises(Unavailable):
+        control.stop(store, "web-1")
+    for sock in following:
+        sock.close()
+    eventually(lambda: _is_served(store))
+
+
+def _follows(store: Store, following: list[socket.socket]) -> int:
+    """Follow the console once more, if that is allowed by now; return how often it is."""
+    sock = connected(store)
+    sock.sendall(request("logs", follow=True))
+    with sock.makefile("rb") as said:
+        is_served = b"progress" in said.readline()
+    if is_served:
+        following.append(sock)
+    else:
+        sock.close()
+    return len(following)
+
+
+def _is_served(store: Store) -> bool:
+    try:
+        return control.get_status(store, "web-1").running
+    except Unavailable:
+        return False
+
+
+async def test_nobody_binds_itself_to_a_detached_holder() -> None:
+    """Of a client outside of the holder's pid namespace the kernel says that its pid is 0."""
+    detached: Any = SimpleNamespace(launch=SimpleNamespace(parent=0))
+    outsider: Any = SimpleNamespace(member="web-1", pid=0, bound=False)
+    asking = {"v": protocol.PROTOCOL_VERSION, "verb": protocol.BIND_ACK}
+    with pytest.raises(Refused, match="only the process that launched"):
+        await Verbs(detached).answer(asking, outsider)
+    assert not outsider.bound
+
+
 def test_a_forked_client_and_an_early_end_end_nothing(store: Store) -> None:
     """Connections that close at every point of a binding."""
     with control.spawn(store, holders.config("web-1", bound=True)):
@@ -247,6 +299,55 @@ def test_a_forked_client_and_an_early_end_end_nothing(store: Store) -> None:
                 if lines:
                     assert "data" in next(answers(sock))
         assert control.get_status(store, "web-1").running
+
+
+# --- what follows a request ----------------------------------------------------------------
+
+
+def follows(content: bytes) -> bytes:
+    """Return a line of what follows a request."""
+    return json.dumps({"v": protocol.PROTOCOL_VERSION, "bytes": pack(content)}).encode() + b"\n"
+
+
+END = json.dumps({"v": protocol.PROTOCOL_VERSION, "end": True}).encode() + b"\n"
+
+
+def test_input_may_pause_for_longer_than_a_request_may(store: Store) -> None:
+    up(store, "web-1", settings={"request_within_s": 0.2})
+    with connected(store) as sock:
+        sock.sendall(request("exec", argv=["cat"], stdin=True) + follows(b"one "))
+        until_s = time.monotonic() + 0.6
+        eventually(lambda: time.monotonic() > until_s)
+        sock.sendall(follows(b"two") + END)
+        said = answers(sock)
+        assert unpack(next(said)["progress"]["bytes"]) == b"one two"
+        assert next(said)["data"] == {"status": 0}
+
+
+def test_what_is_refused_before_its_bytes_have_come_is_said_at_once_and_they_are_no_requests(
+    store: Store, tmp_path: Path
+) -> None:
+    small = "from orchestrator import protocol; protocol.UPLOAD_LIMIT = 1 << 16"
+    program = holders.HOLDER.replace("os._exit(", f"{small}\nos._exit(")
+    wanted = holders.config("web-1").replace(program=(sys.executable, "-c", program, str(CODE)))
+    control.spawn(store, wanted).close()
+    control.wait_members(store, ["web-1"], 30)
+    with connected(store) as sock:
+        piece = bytes(1 << 15)
+        sock.sendall(request("put", path="/x") + follows(piece) * 3)
+        said = answers(sock)
+        assert next(said)["error"]["reason"] == "too-large"
+        sock.sendall(follows(piece) * 3 + b"nonsense\n" + END + request("status"))
+        assert next(said)["data"]["name"] == "web-1"
+    holders.go_wrong(store, "web-2", ready_gate=str(tmp_path / "never"))
+    control.request_member(store, "web-1", "web-2", options=holders.SMALL)
+    with connected(store, "web-2") as sock:
+        for asking in (request("put", path="/x"), request("exec", argv=["cat"], stdin=True)):
+            sock.sendall(asking)
+            said = answers(sock)
+            assert next(said)["error"]["reason"] == "not-running", "nothing had to be sent for that"
+            sock.sendall(follows(piece) + END + request("status"))
+            assert next(said)["data"]["state"] == "starting"
 
 
 # --- values --------------------------------------------------------------------------------

@@ -140,7 +140,7 @@ def status_from_json(value: object) -> Status:
     Raises:
         Unavailable: it holds none: the other side is of another version.
     """
-    if isinstance(value, dict) and value.get("state") in STATES:
+    if isinstance(value, dict) and value.get("state") in tuple(STATES):  # it may be unhashable
         known = {name: value[name] for name in Status.field_names() if name in value}
         try:
             return Status(**known)

@@ -12,7 +12,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from foundation import control as framing
@@ -365,6 +365,7 @@ def test_what_is_no_base64_is_refused(text: object) -> None:
 
 
 @given(ANYTHING)
+@example({"state": []})
 def test_what_is_no_status_is_said_to_be_none(value: object) -> None:
     with pytest.raises(HubError, match="not a member's status"):
         status_from_json(value)

@@ -136,8 +136,10 @@ class Bus:
 
         It is sent again whenever the connection was lost or nobody serves *subject*, by
         :meth:`resend`, and, given *per_try_s*, whenever no answer came for so long; an answer to
-        any of these will do. So what it asks for must be safe to be asked for twice. Without
-        *unserved_waits* it fails when nobody serves *subject* (``bus-unserved``).
+        any of these will do. So what it asks for must be safe to be asked for twice. Whoever
+        serves it may be killed, or lose their own connection, and we hear nothing of that: only
+        *per_try_s* helps then. Without *unserved_waits* it fails when nobody serves *subject*
+        (``bus-unserved``).
 
         Raises:
             Refused: our key may not publish there (``denied``); the subject, a header or the
@@ -222,7 +224,7 @@ class Bus:
 
         It is called with subject, payload and headers in a task of its own, at most *at_once*
         at a time, and returns the answer or None. The answer goes to the asker's inbox, never
-        to another kind of subject. An exception is a bug: the loop's exception handler is told,
+        to another kind of subject; while the connection is away it waits for its return. An exception is a bug: the loop's exception handler is told,
         and the asker nothing. Closing the bus cancels what is at work.
 
         Raises: as :meth:`subscribe`.

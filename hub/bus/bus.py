@@ -224,8 +224,9 @@ class Bus:
 
         It is called with subject, payload and headers in a task of its own, at most *at_once*
         at a time, and returns the answer or None. The answer goes to the asker's inbox, never
-        to another kind of subject; while the connection is away it waits for its return. An exception is a bug: the loop's exception handler is told,
-        and the asker nothing. Closing the bus cancels what is at work.
+        to another kind of subject; while the connection is away it waits for its return. An
+        exception is a bug: the loop's exception handler is told, and the asker nothing. Closing
+        the bus cancels what is at work.
 
         Raises: as :meth:`subscribe`.
         """

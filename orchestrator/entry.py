@@ -37,7 +37,12 @@ VM_PLAIN: dict[str, Form] = {
         "--disk": ("disk_mb", COUNT),
         "--no-egress": ("no_egress", FLAG),
     },
-    "down": {**_ROOT, FILES: "names", "--all": ("everything", FLAG)},
+    "down": {
+        **_ROOT,
+        FILES: "names",
+        "--all": ("everything", FLAG),
+        "--force": ("force", FLAG),
+    },
     "ls": {**_ROOT, "-q": ("quiet", FLAG), "--quiet": ("quiet", FLAG)},
     "cp": {**_ROOT, NAMES: ("source", "target"), NEEDED: ("source", "target")},
     "logs": {
@@ -59,6 +64,17 @@ _VM_EXEC: dict[str, Form] = {
         NEEDED: ("words",),
     }
 }
+VM_ALIASES = {
+    "start": "up",
+    "stop": "down",
+    "halt": "down",
+    "list": "ls",
+    "shell": "ssh",
+    "remove": "rm",
+    "destroy": "rm",
+    "delete": "rm",
+}
+"""What VM programs elsewhere call the same."""
 _OF_TRUNK = frozenset(("log", "diff", "revert", "apply"))
 _FROM_PACKAGES = frozenset(("revert",))
 """What takes more than ours and the standard library."""
@@ -104,14 +120,17 @@ def _run(verb: str, options: dict[str, Any]) -> int:
 
 def vm_form(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
     """Return the verb and the options of ``bones vm …``, None if they are not so plain."""
+    verb, *others = arguments or [""]
+    arguments = [VM_ALIASES.get(verb, verb), *others]
     plain = parse(arguments, _VM_EXEC)
     if plain is None:
         return parse(arguments, VM_PLAIN)
     _verb, options = plain
-    name, *command = options.pop("words")
-    if len(command) < 2 or command[0] != "--":  # noqa: PLR2004
+    name, *words = options.pop("words")
+    # The first -- of all follows the name, and a command follows it.
+    if words[:1] != ["--"] or arguments.index("--") != len(arguments) - len(words) or not words[1:]:
         return None
-    return "execute", {**options, "name": name, "argv": command[1:]}
+    return "execute", {**options, "name": name, "words": words}
 
 
 def _run_vm(verb: str, options: dict[str, Any]) -> int:

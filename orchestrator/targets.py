@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from foundation.errors import Usage
+from foundation.errors import Refused, Usage
 from foundation.record import Record
-from orchestrator.store import check_name, cluster_of
+from orchestrator.store import Options, check_name, cluster_of, in_order
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
 DEFAULT_NAME = "default"
+MOST_MEMBERS = 244
+"""Of one cluster: so many addresses its network has."""
 _HIGHEST_PORT = 65535
+_FLAGS = {"cpus": "--cpus", "memory_mb": "--mem", "disk_mb": "--disk"}
 
 
 class Copy(Record):
@@ -24,26 +27,146 @@ class Copy(Record):
     to_guest: bool
 
 
-def to_start(names: Sequence[str], count: int) -> list[str]:
-    """Return the members that ``up NAMES… -n COUNT`` means.
+def to_start(names: Sequence[str], count: int, members: Sequence[str] = ()) -> list[str]:
+    """Return the members that ``up NAMES… -n COUNT`` means, where there are *members*.
+
+    The name of a cluster that has members, and of none of them, means those.
 
     Raises:
-        Usage: *count* is below 1, or more than 1 with anything but one name, or a name is none.
+        Usage: *count* is below 1, more than a cluster can have, or more than 1 with anything but
+            one name; a name is none (``bad-name``).
+        Refused: a name would be a VM's and a cluster's at once (``ambiguous``), or a cluster would
+            have more members than addresses (``network-full``).
     """
     if count < 1:
         raise Usage(f"-n {count}: at least one VM", reason="usage")
+    if count > MOST_MEMBERS:
+        raise Usage(f"-n {count}: a cluster has at most {MOST_MEMBERS} VMs", reason="usage")
     if count > 1 and len(names) != 1:
         raise Usage(
             f"-n {count} numbers the members of one name, as web-1 to web-{count}; "
             f"{len(names)} names were given",
             reason="usage",
         )
+    for name in names:
+        named(name)
     if count > 1:
-        names = [f"{names[0]}-{number}" for number in range(1, count + 1)]
-    wanted = list(dict.fromkeys(names or [DEFAULT_NAME]))
-    for name in wanted:
-        check_name(name)
+        wanted = [named(f"{names[0]}-{number}") for number in range(1, count + 1)]
+    else:
+        wanted = []
+        for name in names or [DEFAULT_NAME]:
+            wanted += _of(name, members) or [name]
+    wanted = list(dict.fromkeys(wanted))
+    _check_together(wanted, members)
     return wanted
+
+
+def named(name: str) -> str:
+    """Return *name* if a VM may have it.
+
+    Raises:
+        Usage: it may not (``bad-name``).
+    """
+    try:
+        return check_name(name)
+    except Refused as error:
+        raise Usage(str(error), reason=error.reason) from None
+
+
+def _of(target: str, members: Sequence[str]) -> list[str]:
+    """Return the members that *target* means: that of the name, else those of the cluster."""
+    if target in members:
+        return [target]
+    return [name for name in members if cluster_of(name) == target]
+
+
+def _check_together(wanted: Sequence[str], members: Sequence[str]) -> None:
+    """Refuse new names that cannot be beside others: a retry of `rm web` might mean other VMs."""
+    new = set(wanted).difference(members)
+    there = {*members, *wanted}
+    sizes = {cluster: len(names) for cluster, names in clusters(there).items()}
+    for name in in_order(new):
+        cluster = cluster_of(name)
+        if sizes[cluster] > MOST_MEMBERS:
+            raise Refused(
+                f"cluster {cluster} would have {sizes[cluster]} VMs, and its network has "
+                f"{MOST_MEMBERS} addresses: begin another cluster",
+                reason="network-full",
+            )
+        both = ""
+        if cluster != name and cluster in there:
+            both = cluster
+        elif sizes.get(name, 0) > (cluster == name):
+            both = name
+        if both:
+            raise Refused(
+                f"{name} cannot be: {both} would be a VM and a cluster at once; take another name",
+                reason="ambiguous",
+            )
+
+
+def options(
+    cpus: int | None, memory_mb: int | None, disk_mb: int | None, *, egress: bool, machine_mb: int
+) -> Options:
+    """Return what a new VM is created with; None: as usual. *machine_mb*: what this machine has.
+
+    Raises:
+        Usage: a VM cannot have that; the message names the option (``bad-option``).
+    """
+    asked = {"cpus": cpus, "memory_mb": memory_mb, "disk_mb": disk_mb}
+    given = {field: value for field, value in asked.items() if value is not None}
+    for field, value in given.items():
+        try:
+            Options.from_json({field: value})
+        except Refused as error:
+            told = str(error).removeprefix(f"{field}={value!r}")
+            raise Usage(f"{_FLAGS[field]} {value}{told}", reason=error.reason) from None
+    if memory_mb is not None and memory_mb > machine_mb:
+        raise Usage(
+            f"--mem {memory_mb}: this machine has {machine_mb} MB", reason="too-much-memory"
+        )
+    return Options.from_json({**given, "egress": egress})
+
+
+def check_memory(members: Mapping[str, int], machine_mb: int) -> None:
+    """Refuse to start *members*, their memory in MB by name, if all this machine has is less.
+
+    Raises:
+        Usage: it is (``too-much-memory``).
+    """
+    total_mb = sum(members.values())
+    if total_mb > machine_mb:
+        whose = f"{len(members)} VMs" if len(members) > 1 else next(iter(members))
+        raise Usage(
+            f"{whose} may take {total_mb} MB, and this machine has {machine_mb} MB: fewer VMs, or "
+            "new ones with less (--mem)",
+            reason="too-much-memory",
+        )
+
+
+def command(verb: str, name: str, words: Sequence[str]) -> list[str]:
+    """Return the command in *words*, what follows NAME: ``--`` and the command, or nothing.
+
+    Raises:
+        Usage: it is something else; the message has the right form.
+    """
+    if not words:
+        return []
+    before, after = list(words), list(words)
+    if "--" in words:
+        at = before.index("--")
+        before, after = before[:at], before[at + 1 :]
+        if not before and after:
+            return after
+    from shlex import join  # noqa: PLC0415 - of mistakes alone
+
+    form = f"`bones vm {verb} {name} -- {join(after) or 'COMMAND'}`"
+    if before and after and "--" in words:
+        raise Usage(
+            f"{' '.join(before)}: options go before NAME, the command behind --: {form}",
+            reason="usage",
+        )
+    raise Usage(f"a command follows --: {form}", reason="usage")
 
 
 def clusters(names: Iterable[str]) -> dict[str, list[str]]:
@@ -62,15 +185,26 @@ def resolve(targets: Sequence[str], members: Sequence[str]) -> tuple[list[str], 
     found: dict[str, None] = {}
     unknown = []
     for target in targets:
-        meant = (
-            [target]
-            if target in members
-            else [name for name in members if cluster_of(name) == target]
-        )
+        meant = _of(target, members)
         if not meant:
             unknown.append(target)
         found.update(dict.fromkeys(meant))
     return list(found), unknown
+
+
+def one(name: str, members: Sequence[str]) -> str:
+    """Return *name*, that of a VM, which need not be one of *members*.
+
+    Raises:
+        Usage: no VM can be called so (``bad-name``).
+        Refused: it is a cluster's (``not-one``).
+    """
+    meant = _of(named(name), members)
+    if meant and name not in meant:
+        raise Refused(
+            f"{name} is a cluster, of {', '.join(meant)}: name one of them", reason="not-one"
+        )
+    return name
 
 
 def copy(source: str, target: str) -> Copy:
@@ -112,7 +246,10 @@ def ports(text: str) -> tuple[int, int]:
 def _port(digits: str, text: str, *, lowest: int) -> int:
     if digits.isascii() and digits.isdecimal() and lowest <= int(digits[:6]) <= _HIGHEST_PORT:
         return int(digits)
-    raise Usage(f"{text}: a forward is [HOST_PORT:]GUEST_PORT", reason="usage")
+    raise Usage(
+        f"{text}: a forward is [HOST_PORT:]GUEST_PORT, ports are numbers from 1 to {_HIGHEST_PORT}",
+        reason="usage",
+    )
 
 
 def of_test(name: str) -> str:

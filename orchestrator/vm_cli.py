@@ -3,12 +3,35 @@
 from __future__ import annotations
 
 import sys
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from hub.commandline import Json, Root, Yes, new_app, seconds_option
+from hub.commandline import DryRun, Json, Root, new_app, seconds_option
 from orchestrator import vm_verbs
+from orchestrator.entry import VM_ALIASES
+
+
+class _Aliased(TyperGroup):
+    """Verbs that have other names too, which no help shows."""
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        return super().get_command(ctx, VM_ALIASES.get(cmd_name, cmd_name))
+
+
+class _WithCommand(TyperCommand):
+    """A verb whose last argument is all that follows NAME, with the ``--`` that is in it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        at = args.index("--") if "--" in args else len(args)
+        rest: list[str] = super().parse_args(ctx, args[:at])
+        words = [*(ctx.params["words"] or ()), *args[at:]]
+        if words[:1] in (["--help"], ["-h"]):
+            super().parse_args(ctx, words[:1])
+        ctx.params["words"] = words
+        return rest
+
 
 app = new_app(
     "vm",
@@ -16,8 +39,10 @@ app = new_app(
     "\n\nA VM is called NAME or NAME-NUMBER; those of one NAME are a cluster and see each other."
     "\n\nExample:  bones vm up web -n 2 && bones vm exec web-1 -- ping -c 1 web-2",
 )
+app.info.cls = _Aliased
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME...", show_default=False)]
+Words = Annotated[list[str] | None, typer.Argument(metavar="-- CMD...", show_default=False)]
 One = Annotated[str, typer.Argument(metavar="NAME", show_default=False)]
 Everything = Annotated[bool, typer.Option("--all", help="All of this workspace.")]
 
@@ -52,7 +77,8 @@ def up(
     """Have VMs run, and print their addresses.
 
     What runs already is left alone; a VM that exists keeps its CPUs, memory and
-    disk, a cluster its way out. QEMU and a kernel are fetched the first time, if they are not here.
+    disk, a cluster its way out. The name of a cluster means the VMs it has.
+    QEMU and a kernel are fetched the first time, if they are not here.
 
     Example:  bones vm up web -n 3 --mem 256
     """
@@ -76,14 +102,23 @@ def down(
     names: Names = None,
     *,
     everything: Everything = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="End a holder that does not answer, and all its VMs with it."),
+    ] = False,
     root: Root = None,
     as_json: Json = False,
 ) -> NoReturn:
     """Stop VMs, or all of a cluster; their disks stay.
 
+    A VM is asked to stop, and so unmounts its disk; one that does not is ended.
+    With --force a holder that is hung is killed: to its VMs that is a power cut.
+
     Example:  bones vm down web-1
     """
-    sys.exit(vm_verbs.down(names or [], everything=everything, root=root, as_json=as_json))
+    sys.exit(
+        vm_verbs.down(names or [], everything=everything, force=force, root=root, as_json=as_json)
+    )
 
 
 @app.command()
@@ -100,10 +135,10 @@ def ls(
     sys.exit(vm_verbs.ls(quiet=quiet, root=root, as_json=as_json))
 
 
-@app.command(name="exec", context_settings={"ignore_unknown_options": True})
+@app.command(name="exec", cls=_WithCommand, context_settings={"allow_interspersed_args": False})
 def execute(
     name: One,
-    command: Annotated[list[str], typer.Argument(metavar="-- CMD...", show_default=False)],
+    words: Words = None,
     *,
     stdin: Annotated[
         bool, typer.Option("--stdin", "-i", help="Give it our input, read to its end first.")
@@ -117,22 +152,21 @@ def execute(
 ) -> NoReturn:
     """Run a command in a VM; output and exit code are the command's.
 
+    A VM runs 8 commands at once; one more waits. Exit code 3: the VM is not up.
+
     Example:  bones vm exec web-1 -- uname -a
     """
     sys.exit(
         vm_verbs.execute(
-            name, command, stdin=stdin, cwd=cwd, root=root, timeout_s=timeout, as_json=as_json
+            name, words or (), stdin=stdin, cwd=cwd, root=root, timeout_s=timeout, as_json=as_json
         )
     )
 
 
-@app.command(name="shell", hidden=True)
-@app.command(context_settings={"ignore_unknown_options": True})
+@app.command(cls=_WithCommand, context_settings={"allow_interspersed_args": False})
 def ssh(
     name: One,
-    command: Annotated[
-        list[str] | None, typer.Argument(metavar="-- CMD...", show_default=False)
-    ] = None,
+    words: Words = None,
     *,
     root: Root = None,
 ) -> NoReturn:
@@ -143,7 +177,7 @@ def ssh(
 
     Example:  bones vm ssh web-1
     """
-    sys.exit(vm_verbs.ssh(name, command or (), root=root))
+    sys.exit(vm_verbs.ssh(name, words or (), root=root))
 
 
 @app.command()
@@ -186,7 +220,7 @@ def forward(
 ) -> NoReturn:
     """Have a port of 127.0.0.1 lead into a VM; print it.
 
-    It does until the VM ends.
+    It does until the VM ends. Without HOST_PORT any that is free is taken.
 
     Example:  bones vm forward web-1 8080:80
     """
@@ -198,15 +232,25 @@ def rm(
     names: Names = None,
     *,
     everything: Everything = False,
-    yes: Yes = False,
+    yes: Annotated[bool, typer.Option("--yes", "-y", "-f", help="Do not ask.")] = False,
+    dry_run: DryRun = False,
     root: Root = None,
     as_json: Json = False,
 ) -> NoReturn:
     """Stop VMs and delete them with their disks.
 
-    Example:  bones vm rm web --yes
+    Example:  bones vm rm web --dry-run && bones vm rm web --yes
     """
-    sys.exit(vm_verbs.rm(names or [], everything=everything, yes=yes, root=root, as_json=as_json))
+    sys.exit(
+        vm_verbs.rm(
+            names or [],
+            everything=everything,
+            yes=yes,
+            dry_run=dry_run,
+            root=root,
+            as_json=as_json,
+        )
+    )
 
 
 @app.command()

@@ -2,22 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 from foundation.errors import HubError, NotRunning
 from foundation.failpoint import hit
 from foundation.workspace import Workspace
 from hub import output
+from hub.render import printable
 from hub.verbs import root_or_default
-from hub.wording import several
+from hub.wording import several, size
 from orchestrator import control, targets
 from orchestrator.store import cluster_of, in_order
-from orchestrator.vm_shared import for_each, meant, say, store_of, tell
+from orchestrator.vm_shared import PROGRAM, for_each, meant, say, store_of, tell
 from owner import private
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
+    from typing import Any
 
     from orchestrator.store import Store
+
+_NONE = "there are no VMs"
+_NOTHING = "nothing was removed"
 
 
 @output.verb("bones.vm.rm", interrupted="`bones vm rm` again removes the rest")
@@ -26,20 +33,19 @@ def rm(
     *,
     everything: bool = False,
     yes: bool = False,
+    dry_run: bool = False,
     root: str | None = None,
     as_json: bool = False,
 ) -> int:
     """Stop VMs and delete them with their disks; without *yes* only after asking."""
-    from swarm.asking import agreed  # noqa: PLC0415
-
     store = store_of(root)
     there = in_order({*store.members(), *store.half_removed()})
     found, failed = meant(there, names, everything=everything, verb="rm")
-    if found and not (
-        yes or agreed([f"would be deleted with their disks: {', '.join(found)}"], as_json=as_json)
-    ):
-        say("nothing was removed")
-        return 1
+    plan = [_would_go(store, name) for name in found]
+    if dry_run:
+        return _tell_plan(plan, failed, as_json=as_json)
+    if found and not yes and (refusal := _refused(plan, as_json=as_json)):
+        return refusal
 
     def remove(name: str) -> str:
         hit("rm.asked")
@@ -51,7 +57,61 @@ def rm(
         return "removed"
 
     done = for_each(_forgotten(store, root, found, failed), remove, failed)
-    return tell("bones.vm.rm", done, failed, "removed", as_json=as_json, nothing="there are no VMs")
+    return tell("bones.vm.rm", done, failed, "removed", as_json=as_json, nothing=_NONE)
+
+
+def _would_go(store: Store, name: str) -> dict[str, Any]:
+    """Return what would be deleted with *name*: its directory, the size of its disk, how it is."""
+    place = store.place(name)
+    try:
+        disk = os.stat(place.disk)
+    except OSError:
+        disk_bytes = used_bytes = 0
+    else:
+        disk_bytes, used_bytes = disk.st_size, disk.st_blocks * 512
+    return {
+        "name": name,
+        "directory": place.directory,
+        "disk_bytes": disk_bytes,
+        "used_bytes": used_bytes,
+        "running": control.is_running(store, name),
+    }
+
+
+def _lines(plan: Sequence[dict[str, Any]]) -> Iterator[str]:
+    yield "would be deleted with their disks:"
+    for one in plan:
+        how = "  running: it is stopped first" if one["running"] else ""
+        yield (
+            f"  {one['name']:16} {size(one['used_bytes'])} used of {size(one['disk_bytes'])}"
+            f"  {one['directory']}{how}"
+        )
+
+
+def _tell_plan(plan: list[dict[str, Any]], failed: dict[str, str], *, as_json: bool) -> int:
+    if as_json:
+        output.print_data("bones.vm.rm", {"dry_run": True, "plan": plan, "failed": failed})
+    else:
+        if plan:
+            output.line("\n".join(map(printable, _lines(plan))))
+        for name, why in failed.items():
+            say(f"{name}: {why}")
+        if not plan and not failed:
+            say(_NONE)
+    return 1 if failed else 0
+
+
+def _refused(plan: Sequence[dict[str, Any]], *, as_json: bool) -> int:
+    """Ask whether *plan* is to be; return 0, or the exit code if it is not."""
+    from swarm.asking import agreed  # noqa: PLC0415
+
+    try:
+        if agreed(_lines(plan), as_json=as_json):
+            return 0
+    except KeyboardInterrupt:
+        return output.end_interrupted(_NOTHING, program=PROGRAM)
+    say(_NOTHING)
+    return 1
 
 
 @output.verb("bones.vm.prune")

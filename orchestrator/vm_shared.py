@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
-from foundation.errors import HubError, Usage
+from foundation.errors import HubError, NotRunning, Unavailable, Usage
 from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
-from orchestrator import targets
+from orchestrator import control, holding, targets
+from orchestrator.protocol import OVER
 from orchestrator.store import Store
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
+    from typing import TypeVar
+
+    from orchestrator.protocol import Status
+
+    Outcome = TypeVar("Outcome")
 
 PROGRAM = "bones"
+UNREAD = 141
+"""The exit code where nobody reads our output any more: 128 and SIGPIPE, as a shell has it."""
+_AT_ONCE = 32
 
 
 def store_of(root: str | None, *, make: bool = False) -> Store:
@@ -29,6 +38,49 @@ def store_of(root: str | None, *, make: bool = False) -> Store:
 def say(words: str) -> None:
     """Tell the person *words*."""
     output.say(printable(words), program=PROGRAM)
+
+
+def status_of(store: Store, name: str) -> Status:
+    """Return the state of VM *name*.
+
+    Raises:
+        Refused: there is none (``no-such-vm``).
+        Unavailable: its holder does not answer (``no-answer``); the message names the way out.
+    """
+    try:
+        return control.get_status(store, name)
+    except Unavailable as error:
+        holder = holding.holder(store, name) if error.reason == "no-answer" else None
+        if holder is None:
+            raise
+        raise holding.silent(name, holder) from None
+
+
+def one(store: Store, name: str) -> str:
+    """Return *name* if that is a VM whose holder, if it has one, answers.
+
+    Raises:
+        Usage: no VM can be called so (``bad-name``).
+        Refused: it is a cluster's name (``not-one``), or there is no such VM (``no-such-vm``).
+        Unavailable: as :func:`status_of`.
+    """
+    status_of(store, targets.one(name, store.members()))
+    return name
+
+
+def running(store: Store, name: str) -> str:
+    """Return *name* if that is a VM that is up, or is about to be; as :func:`one`.
+
+    Raises:
+        NotRunning: it is stopped, or did not come up (``not-running``).
+    """
+    status = status_of(store, targets.one(name, store.members()))
+    if status.state in OVER:
+        why = f" ({status.error.splitlines()[0]})" if status.error else ""
+        raise NotRunning(
+            f"VM {name} is not running{why}: `bones vm up {name}`", reason="not-running"
+        )
+    return name
 
 
 def meant(
@@ -47,11 +99,20 @@ def meant(
     return list(found), dict.fromkeys(unknown, "there is no such VM")
 
 
+def side_by_side(names: Sequence[str], act: Callable[[str], Outcome]) -> Iterable[Outcome]:
+    """Return what *act* returns for each of *names*, in their order; it is done all at once."""
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
+
+    if len(names) < 2:  # noqa: PLR2004 - of one, a thread would take longer than the act
+        return [act(name) for name in names]
+    with ThreadPoolExecutor(min(len(names), _AT_ONCE)) as pool:
+        return list(pool.map(act, names))
+
+
 def for_each(
     names: Sequence[str], act: Callable[[str], str], failed: dict[str, str]
 ) -> dict[str, str]:
     """Do *act* for all *names* side by side; whose fails is put into *failed*."""
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415
 
     def attempt(name: str) -> tuple[str, str]:
         try:
@@ -59,10 +120,7 @@ def for_each(
         except (HubError, OSError) as error:
             return "", str(error)
 
-    if not names:
-        return {}
-    with ThreadPoolExecutor(min(len(names), 32)) as pool:
-        outcomes = dict(zip(names, pool.map(attempt, names), strict=True))
+    outcomes = dict(zip(names, side_by_side(names, attempt), strict=True))
     failed.update({name: why for name, (_done, why) in outcomes.items() if why})
     return {name: done for name, (done, why) in outcomes.items() if not why}
 

@@ -5,76 +5,32 @@ from __future__ import annotations
 import os
 
 from foundation.errors import HubError, Refused
-from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
-from hub.verbs import root_or_default
-from orchestrator import control, protocol, requests, targets
+from orchestrator import requests, targets
 from orchestrator.store import Options, Store
+from orchestrator.vm_down import down
+from orchestrator.vm_exec import execute, pass_on, ssh
 from orchestrator.vm_removal import prune, rm
-from orchestrator.vm_shared import PROGRAM, for_each, meant, say, store_of, tell
-from slotgc.treepath import to_json
+from orchestrator.vm_shared import (
+    PROGRAM,
+    UNREAD,
+    one,
+    running,
+    side_by_side,
+    status_of,
+    store_of,
+)
+from orchestrator.vm_up import up
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
+    from collections.abc import Iterable, Iterator
     from typing import Any
-
-    from orchestrator.protocol import Status
 
 __all__ = ["cp", "doctor", "down", "execute", "forward", "logs", "ls", "prune", "rm", "ssh", "up"]
 
-_BLOCK = 1 << 16
-_SHELL = ("sh", "-l")
-
-
-@output.verb("bones.vm.up", interrupted="what was begun goes on: `bones vm ls`")
-def up(
-    names: Sequence[str] = (),
-    *,
-    count: int = 1,
-    cpus: int | None = None,
-    memory_mb: int | None = None,
-    disk_mb: int | None = None,
-    no_egress: bool = False,
-    root: str | None = None,
-    timeout_s: float | None = None,
-    as_json: bool = False,
-) -> int:
-    """Have VMs run; those that do already are left alone."""
-    wanted = targets.to_start(names, count)
-    store = store_of(root, make=True)
-    asked = {"cpus": cpus, "memory_mb": memory_mb, "disk_mb": disk_mb}
-    given = {name: value for name, value in asked.items() if value is not None}
-    options = Options(**given, egress=not no_egress).check()
-    found: dict[str, Status] = {}
-    for members in targets.clusters(wanted).values():
-        kept = [name for name in members if given and store.exists(name)]
-        for name in kept:
-            had = store.config(name).options.as_dict()
-            if any(had[option] != value for option, value in given.items()):
-                say(f"{name} exists, and keeps what it was created with")
-        config = control.SpawnConfig(
-            names=tuple(members), bound=False, options=options, settings=_settings(root)
-        )
-        _session, statuses = control.bring_up(
-            store,
-            config,
-            timeout_s=protocol.BOOT_WITHIN_S if timeout_s is None else timeout_s,
-            announce=say,
-        )
-        found.update(statuses)
-    if as_json:
-        told = [found[name].as_dict() for name in wanted]
-        output.print_data("bones.vm.up", {"store": store.directory, "vms": told})
-    else:
-        for name in wanted:
-            output.line(f"{name} is up: {found[name].ip}")
-    return 0
-
-
-def _settings(root: str | None) -> dict[str, Any]:
-    return {"workspace": Workspace.find(root_or_default(root)).root}
+_UNKNOWN = {"pid": 0, "running": False, "ip": "", "state": "unknown"}
 
 
 @output.verb("bones.vm.ls")
@@ -86,7 +42,7 @@ def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -
         for name in names:
             output.line(name)
         return 0
-    rows = [_row(store, name) for name in names]
+    rows = list(side_by_side(names, lambda name: _row(store, name)))
     if as_json:
         output.print_data("bones.vm.ls", {"store": store.directory, "vms": rows})
         return 0
@@ -95,16 +51,16 @@ def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -
 
 
 def _row(store: Store, name: str) -> dict[str, Any]:
-    row: dict[str, Any] = {"name": name, "state": "unknown", "ip": "", "pid": 0, "error": ""}
+    row = {**_UNKNOWN, "name": name}
     try:
-        status = control.get_status(store, name).as_dict()
-        row.update({key: status[key] for key in row})
+        row = status_of(store, name).as_dict()
     except HubError as failed:
-        row["error"] = str(failed)
+        row.update(error=str(failed), reason=failed.reason)
     try:
         config = store.config(name)
     except HubError as failed:
-        return {**row, "error": str(failed), **Options().as_dict(), "created_at": ""}
+        row.update(error=str(failed), reason=failed.reason)
+        return {**row, **Options().as_dict(), "created_at": ""}
     return {**row, **config.options.as_dict(), "created_at": config.created_at}
 
 
@@ -116,71 +72,6 @@ def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
         )
         egress = "" if row["egress"] else "  no egress"
         yield printable(f"{line}{egress}  {row['error']}".rstrip())
-
-
-@output.verb("bones.vm.down", interrupted="`bones vm down` again ends the rest")
-def down(
-    names: Sequence[str] = (),
-    *,
-    everything: bool = False,
-    root: str | None = None,
-    as_json: bool = False,
-) -> int:
-    """Stop VMs; their disks stay. One that is not running is no failure."""
-    store = store_of(root)
-    found, failed = meant(store.members(), names, everything=everything, verb="down")
-    how = for_each(found, lambda name: control.stop(store, name), failed)
-    return tell(
-        "bones.vm.down",
-        {name: word for name, word in how.items() if word != "not-running"},
-        failed,
-        "stopped",
-        as_json=as_json,
-        nothing="nothing was running",
-    )
-
-
-@output.verb("bones.vm.exec")
-def execute(
-    name: str,
-    argv: Sequence[str],
-    *,
-    stdin: bool = False,
-    cwd: str = "",
-    root: str | None = None,
-    timeout_s: float | None = None,
-    as_json: bool = False,
-) -> int:
-    """Run a command in a VM; its output is ours, and so is its exit code."""
-    done = requests.execute(
-        store_of(root),
-        name,
-        argv,
-        stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
-        cwd=cwd,
-        output=None if as_json else _pass_on,
-        timeout_s=timeout_s,
-    )
-    if as_json:
-        said = {"stdout": to_json(done.stdout), "stderr": to_json(done.stderr)}
-        output.print_data("bones.vm.exec", {"name": name, "status": done.status, **said})
-    return done.status
-
-
-@output.verb("bones.vm.ssh")
-def ssh(name: str, argv: Sequence[str] = (), *, root: str | None = None) -> int:
-    """Run a shell, or a command, in a VM: on our terminal if we have one; its exit code is ours."""
-    if os.isatty(0) and os.isatty(1):
-        from orchestrator import terminal  # noqa: PLC0415 - a quarter of a start, for this verb alone
-
-        return terminal.attach(store_of(root), name, list(argv or _SHELL))
-    return execute(name, argv or _SHELL, stdin=not argv, root=root)
-
-
-def _pass_on(stream: int, chunk: bytes) -> None:
-    view = memoryview(chunk)
-    while view:
-        view = view[os.write(stream, view) :]
 
 
 @output.verb("bones.vm.cp")
@@ -211,21 +102,46 @@ def cp(source: str, target: str, *, root: str | None = None, as_json: bool = Fal
 @output.verb("bones.vm.logs")
 def logs(name: str, *, follow: bool = False, root: str | None = None, as_json: bool = False) -> int:
     """Print what a VM's console has said since its last start."""
-    said = requests.logs(store_of(root), name, follow=follow and not as_json)
-    if as_json:
-        lines = b"".join(said).decode(errors="replace").splitlines()
-        output.print_data("bones.vm.logs", {"name": name, "lines": lines})
+    store = store_of(root)
+    said = requests.logs(store, one(store, name), follow=follow)
+    if as_json and not follow:
+        told = [_text(line) for line in b"".join(said).splitlines()]
+        output.print_data("bones.vm.logs", {"name": name, "lines": told})
         return 0
-    for chunk in said:
-        _pass_on(1, chunk)
+    try:
+        if as_json:
+            for line in _lines(said):
+                envelope = output.envelope("bones.vm.logs", {"name": name, "line": _text(line)})
+                pass_on(1, envelope.encode())
+        else:
+            for chunk in said:
+                pass_on(1, chunk)
+    except BrokenPipeError:
+        return UNREAD
     return 0
+
+
+def _lines(chunks: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the lines that *chunks* are pieces of, each as soon as it is whole."""
+    begun = b""
+    for chunk in chunks:
+        *whole, begun = (begun + chunk).split(b"\n")
+        for line in whole:
+            yield line.rstrip(b"\r")
+    if begun:
+        yield begun
+
+
+def _text(line: bytes) -> str:
+    return line.decode(errors="replace")
 
 
 @output.verb("bones.vm.forward")
 def forward(name: str, port: str, *, root: str | None = None, as_json: bool = False) -> int:
     """Have a port of 127.0.0.1 lead into a VM; print it."""
     host_port, guest_port = targets.ports(port)
-    host_port = requests.forward(store_of(root), name, guest_port, host_port)
+    store = store_of(root)
+    host_port = requests.forward(store, running(store, name), guest_port, host_port)
     if as_json:
         told = {"name": name, "host_port": host_port, "guest_port": guest_port}
         output.print_data("bones.vm.forward", told)

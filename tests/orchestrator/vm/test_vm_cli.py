@@ -134,7 +134,7 @@ def test_what_is_not_there_is_named_with_its_way_out(repo: Path) -> None:
     wrong: list[tuple[str, ...]] = [("down",), ("rm",), ("rm", "--all", "web"), ("up", "-n", "0")]
     for words in [*wrong, ("cp", "a", "b")]:
         assert bones(repo, "vm", *words).returncode == 2, words
-    assert bones(repo, "vm", "up", "Web").returncode == 1
+    assert bones(repo, "vm", "up", "Web").returncode == 2
     assert not (repo / ".orchestrator/vms").exists()
 
 

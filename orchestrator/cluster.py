@@ -80,37 +80,47 @@ class VM:
             timeout_s=timeout_s,
         )
 
-    def put(self, local: str | os.PathLike[str], remote: str) -> None:
-        """Copy the file or directory *local* to *remote*, exactly there; modes stay, owners not.
+    def put(self, local: str | os.PathLike[str], remote: str) -> list[str]:
+        """Copy the file or directory *local* to *remote*, exactly there: whole, or not at all.
+
+        A file replaces a file or a link, a directory goes into one that is there, file by file;
+        missing parents are made. Permissions and links are kept, but *local* itself is followed if
+        it is one; owners, times and set-user-ID bits are not. A *remote* without a slash at its
+        beginning is below ``/root``. Returns the paths of what was left out: sockets, pipes,
+        devices.
 
         Raises:
             OSError: *local* cannot be read.
-            Refused, HubError: see :func:`orchestrator.requests.execute`.
+            Refused: there is a directory in the place of something else (``in-the-way``); *local*
+                is larger than UPLOAD_LIMIT (``too-large``), or a socket or the like (``no-file``).
+            HubError: the guest has no room for it (``no-room``); see
+                :func:`orchestrator.requests.execute`.
         """
-        directory, _slash, name = remote.rstrip("/").rpartition("/")
-        if not name:
-            raise Refused(f"{remote}: a path in the guest with a name is needed", reason="bad-path")
         with tempfile.TemporaryFile() as archive:
-            copying.pack(os.fspath(local), name, archive)
+            left_out = copying.pack(os.fspath(local), archive, limit=protocol.UPLOAD_LIMIT)
             archive.seek(0)
             pieces = iter(lambda: archive.read(protocol.CHUNK), b"")
-            requests.put(self.store, self.name, pieces, directory or ("/" if _slash else "."))
+            requests.put(self.store, self.name, pieces, remote)
+        return left_out
 
-    def get(self, remote: str, local: str | os.PathLike[str]) -> None:
-        """Copy the file or directory *remote* to *local*, exactly there; modes stay, owners not.
+    def get(self, remote: str, local: str | os.PathLike[str]) -> list[str]:
+        """Copy the file or directory *remote* to *local*, by the rules of :meth:`put`.
 
-        A file that is there is replaced; a directory must not be.
+        The guest is not trusted: what might lead out of *local* is refused as a whole, absolute
+        links too. Returns the guest's names for pipes and devices, which are left out; sockets are
+        as well.
 
         Raises:
             OSError: *local* cannot be written.
-            Refused: there is no *remote* (``no-such-path``), or its archive would write anywhere
-                but below *local* (``unsafe-archive``).
+            Refused: there is no *remote* (``no-such-path``); it holds links that lead out of it, or
+                what came is not its archive (``unsafe-archive``); it is too large (``too-large``);
+                as :meth:`put` (``in-the-way``, ``no-file``).
             HubError: see :func:`orchestrator.requests.execute`.
         """
         with tempfile.TemporaryFile() as archive:
             requests.get(self.store, self.name, remote, archive.write)
             archive.seek(0)
-            copying.unpack(archive, os.fspath(local))
+            return copying.unpack(archive, os.fspath(local))
 
     def forward(self, guest_port: int, host_port: int = 0) -> int:
         """Have a port of 127.0.0.1 lead to *guest_port*; return it."""

@@ -1,4 +1,11 @@
-"""Archives of what is copied into and out of a guest. What comes out of one is not trusted."""
+"""Archives of what is copied into and out of a guest. What comes out of one is not trusted.
+
+The rules of a copy are the same on both sides. It has exactly the path that is asked for, with its
+parents made if need be. A file replaces a file or a link, a directory goes into one that is there,
+name by name; neither replaces the other. All is written beside at first, and moved when it is
+whole. Permissions and links are kept, but the one that is named itself is followed; owners, times
+and set-user-ID bits are not.
+"""
 
 from __future__ import annotations
 
@@ -8,102 +15,133 @@ import tarfile
 import tempfile
 
 from foundation.errors import Refused
+from orchestrator import extracting
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import BinaryIO
 
+_PERMISSIONS = 0o777
+_ENDS = 2 * tarfile.RECORDSIZE
+"""Room for an entry's header, and for the archive's end."""
+_SPECIAL = (tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE)
 
-def pack(local: str, name: str, archive: BinaryIO) -> None:
-    """Write the file or directory *local* into *archive* as *name*, without its owners.
+
+def pack(local: str, archive: BinaryIO, *, limit: int | None = None) -> list[str]:
+    """Write the file or directory *local* into *archive*, under its own name.
+
+    If it is a link, where that leads; links below it are kept. Returns the paths of what was left
+    out: sockets, pipes, devices.
 
     Raises:
-        OSError: it cannot be read.
+        OSError: something cannot be read.
+        Refused: *local* itself is such a thing (``no-file``); the archive would be larger than
+            *limit* bytes (``too-large``).
     """
+    left_out: list[str] = []
+    top = os.path.realpath(local) if os.path.islink(local) else local
+    waiting = [(top, os.path.basename(os.path.abspath(local)) or "top")]
     with tarfile.open(fileobj=archive, mode="w", format=tarfile.GNU_FORMAT) as tar:
-        tar.add(local, arcname=name, filter=_unowned)
+        while waiting:
+            path, told = waiting.pop()
+            entry = tar.gettarinfo(path, told)
+            # None for a socket, whatever the stubs say.
+            if entry is None or entry.type in _SPECIAL:
+                left_out.append(path)
+                continue
+            if limit is not None and tar.offset + entry.size + _ENDS > limit:
+                raise Refused(
+                    f"{local} is more than {limit >> 20} MiB, which is the most that is copied at "
+                    "once: copy its parts",
+                    reason="too-large",
+                )
+            _add(tar, _unowned(entry), path)
+            if entry.isdir():
+                within = sorted(os.listdir(path), reverse=True)
+                waiting += [(os.path.join(path, one), f"{told}/{one}") for one in within]
+    if left_out == [top]:
+        raise Refused(f"{local} is neither file nor directory", reason="no-file")
+    return left_out
 
 
-def _unowned(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
-    if not (entry.isreg() or entry.isdir() or entry.issym() or entry.islnk()):
-        return None  # a socket, a pipe, a device
+def _unowned(entry: tarfile.TarInfo) -> tarfile.TarInfo:
     entry.uid = entry.gid = 0
     entry.uname = entry.gname = ""
+    entry.mode &= _PERMISSIONS
     return entry
 
 
-def unpack(archive: BinaryIO, local: str) -> None:
-    """Make *local* of the one file or directory in *archive*; it is there whole or not at all.
+def _add(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str) -> None:
+    if not entry.isreg():
+        tar.addfile(entry)
+        return
+    with open(path, "rb") as file:
+        tar.addfile(entry, file)
 
-    A file that is there is replaced; a directory is not.
+
+def unpack(archive: BinaryIO, local: str, *, limit: int = extracting.LIMIT) -> list[str]:
+    """Make *local* of the one file or directory in *archive*, as a guest sent it.
+
+    Returns what was left out: the archive's names for pipes and devices.
 
     Raises:
-        Refused: the archive would write elsewhere, or holds no single thing (``unsafe-archive``).
+        Refused: it would write elsewhere, now or through a link later, or is no such archive
+            (``unsafe-archive``); it becomes more than *limit* bytes (``too-large``); something
+            else is in its place (``in-the-way``). Nothing has been written.
         OSError: *local* cannot be written.
     """
-    local = local.rstrip("/") or "/"
-    new = tempfile.mkdtemp(prefix=".copy-", dir=os.path.dirname(local) or ".")
     try:
-        try:
-            with tarfile.open(fileobj=archive, mode="r:") as tar:
-                _extract(tar, new)
-        except tarfile.TarError as error:
-            raise _unsafe(str(error)) from None
-        found = os.listdir(new)
-        if len(found) != 1:
-            raise _unsafe(f"it holds {len(found)} things, not one")
-        os.rename(f"{new}/{found[0]}", local)
+        return _unpack(archive, local, limit)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, local) from None
+
+
+def _unpack(archive: BinaryIO, local: str, limit: int) -> list[str]:
+    if not _is_directory(local):
+        local = local.rstrip("/")
+    new = tempfile.mkdtemp(prefix=".copy-", dir=_near(local))
+    try:
+        left_out = extracting.extract(archive, f"{new}/top", limit)
+        _check_place(f"{new}/top", local)
+        os.makedirs(os.path.dirname(local) or ".", exist_ok=True)
+        _move(f"{new}/top", local)
     finally:
         shutil.rmtree(new, ignore_errors=True)
+    return left_out
 
 
-def _extract(tar: tarfile.TarFile, top: str) -> None:
-    """Extract files and directories, then links: so nothing is ever written through one.
-
-    Not tarfile's own filter, which Python 3.11 has only from 3.11.4 on.
-    """
-    links: list[tuple[str, str]] = []
-    modes: list[tuple[str, int]] = []
-    for entry in tar:
-        name = _inside(entry.name, entry.name)
-        path = os.path.join(top, name)
-        if entry.isdir():
-            os.makedirs(path, exist_ok=True)
-            modes.append((path, entry.mode & 0o777 | 0o700))
-            continue
-        os.makedirs(os.path.dirname(path), exist_ok=True)
-        if entry.issym():
-            if entry.linkname.startswith("/"):
-                raise _unsafe(f"{entry.name} is a link to {entry.linkname}")
-            _inside(os.path.join(os.path.dirname(name), entry.linkname), entry.name)
-            links.append((path, entry.linkname))
-        elif entry.isreg():
-            _write(tar, entry, path)
-        elif entry.islnk():
-            os.link(os.path.join(top, _inside(entry.linkname, entry.name)), path)
-        else:
-            raise _unsafe(f"{entry.name} is no file, directory or link")
-    for path, target in links:
-        os.symlink(target, path)
-    for path, mode in reversed(modes):
-        os.chmod(path, mode)
+def _near(local: str) -> str:
+    """Return a directory on the file system to which *local* belongs, or will."""
+    if _is_directory(local):
+        return local
+    place = os.path.dirname(local) or "."
+    while not os.path.lexists(place):
+        place = os.path.dirname(place) or "."
+    return place
 
 
-def _inside(name: str, told: str) -> str:
-    """Return *name* normalized if it is below the top; *told* names it in the refusal."""
-    normal = os.path.normpath(name)
-    if normal.startswith(("/", "../")) or normal in ("..", ".") or "\0" in normal:
-        raise _unsafe(f"{told} leads out of it")
-    return normal
+def _check_place(new: str, local: str) -> None:
+    """Refuse to have *new* at *local* if a directory is in the place of something else."""
+    if not os.path.lexists(local):
+        return
+    is_directory = _is_directory(new)
+    if is_directory != _is_directory(local):
+        there, copied = "no directory", "a directory"
+        if not is_directory:
+            there, copied = copied, there
+        raise Refused(f"{local} is {there}, what is copied is {copied}", reason="in-the-way")
+    if is_directory:
+        for name in os.listdir(new):
+            _check_place(f"{new}/{name}", os.path.join(local, name))
 
 
-def _write(tar: tarfile.TarFile, entry: tarfile.TarInfo, path: str) -> None:
-    content = tar.extractfile(entry)
-    assert content is not None
-    with content, open(path, "xb") as file:
-        shutil.copyfileobj(content, file)
-        os.fchmod(file.fileno(), entry.mode & 0o777)
+def _move(new: str, local: str) -> None:
+    if _is_directory(new) and _is_directory(local):
+        for name in os.listdir(new):
+            _move(f"{new}/{name}", os.path.join(local, name))
+    else:
+        os.rename(new, local)
 
 
-def _unsafe(why: str) -> Refused:
-    return Refused(f"the archive that the guest sent is refused: {why}", reason="unsafe-archive")
+def _is_directory(path: str) -> bool:
+    return os.path.isdir(path) and not os.path.islink(path)

@@ -106,21 +106,22 @@ def execute(
     )
 
 
-def put(store: Store, name: str, tar: Iterable[bytes], directory: str) -> None:
-    """Unpack a tar archive, *tar* in pieces, in the guest's *directory*, made if need be.
+def put(store: Store, name: str, tar: Iterable[bytes], path: str) -> None:
+    """Make *path* in the guest of the one thing in a tar archive, which *tar* yields in pieces.
 
     Raises:
+        Refused: something else is in its place (``in-the-way``).
         Refused: it is larger than UPLOAD_LIMIT (``too-large``).
         HubError: as :func:`execute`.
     """
     with reach(store, name) as wire:
-        wire.send(protocol.PUT, directory=directory)
+        wire.send(protocol.PUT, path=path)
         wire.upload(tar, protocol.STOP_WITHIN_S)
         wire.answer(within_s=_FOR_EVER_S)
 
 
 def get(store: Store, name: str, path: str, take: Callable[[bytes], object]) -> None:
-    """Have *take* get, in pieces, a tar archive of the guest's *path*, named by its last part.
+    """Have *take* get, in pieces, a tar archive of the guest's *path*.
 
     Raises:
         Refused: there is none (``no-such-path``).

@@ -228,6 +228,15 @@ def copy(source: str, target: str) -> Copy:
     return Copy(name=name, remote=path, local=local, to_guest=to_guest)
 
 
+def within(directory: str, source: str) -> str:
+    """Return where a copy of *source* goes that goes into *directory*: under its own name.
+
+    A *source* that ends in ``.`` or ``..`` has none: what is in it goes into *directory*.
+    """
+    name = source.rstrip("/").rpartition("/")[2]
+    return directory if name in ("", ".", "..") else f"{directory.rstrip('/')}/{name}"
+
+
 def _side(text: str) -> tuple[str, str] | None:
     name, colon, path = text.partition(":")
     return (name, path) if colon and "/" not in name else None

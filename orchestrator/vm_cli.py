@@ -190,6 +190,11 @@ def cp(
 ) -> NoReturn:
     """Copy a file or a directory; one side is NAME:PATH.
 
+    The copy is called TARGET, or goes into TARGET under its own name if that is
+    a directory or ends in `/`. A file replaces a file; a directory that is there
+    gets what is in the other. Permissions and links are kept, owners are not;
+    a link that leads out of what is copied comes out of no VM.
+
     Example:  bones vm cp results web-1:/data/
     """
     sys.exit(vm_verbs.cp(source, target, root=root, as_json=as_json))

@@ -76,7 +76,7 @@ def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
 
 @output.verb("bones.vm.cp")
 def cp(source: str, target: str, *, root: str | None = None, as_json: bool = False) -> int:
-    """Copy a file or a directory into a VM, or out of one."""
+    """Copy a file or a directory into a VM, or out of one; into a directory under its own name."""
     from orchestrator.cluster import VM  # noqa: PLC0415
 
     plan = targets.copy(source, target)
@@ -84,19 +84,31 @@ def cp(source: str, target: str, *, root: str | None = None, as_json: bool = Fal
     local, remote = plan.local, plan.remote
     try:
         if plan.to_guest:
-            if remote.endswith("/"):
-                remote += os.path.basename(os.path.abspath(local))
-            vm.put(local, remote)
+            os.lstat(local)
+            into = remote.endswith("/") or vm.execute(["test", "-d", remote]).status == 0
+            remote = targets.within(remote, local) if into else remote
+            left_out = vm.put(local, remote)
         else:
-            if os.path.isdir(local):
-                local = os.path.join(local, os.path.basename(remote.rstrip("/")))
-            vm.get(remote, local)
+            into = local.endswith("/") or os.path.isdir(local)
+            local = targets.within(local, remote) if into else local
+            left_out = vm.get(remote, local)
     except OSError as error:
-        raise Refused(f"{local} cannot be copied: {error}", reason="local") from None
+        raise _local(error, local, "read" if plan.to_guest else "written") from None
+    for path in left_out:
+        say(f"left out, being a socket, a pipe or a device: {path}")
     if as_json:
         told = {"name": plan.name, "remote": remote, "local": local, "to_guest": plan.to_guest}
-        output.print_data("bones.vm.cp", told)
+        output.print_data(
+            "bones.vm.cp", {**told, "left_out": [to_json(os.fsencode(one)) for one in left_out]}
+        )
     return 0
+
+
+def _local(error: OSError, path: str, done: str) -> Refused:
+    path = error.filename or path
+    if isinstance(error, FileNotFoundError):
+        return Refused(f"{path} does not exist", reason="local")
+    return Refused(f"{path} cannot be {done}: {error.strerror or error}", reason="local")
 
 
 @output.verb("bones.vm.logs")

@@ -126,14 +126,21 @@ class Machine(Protocol):
             HubError: it could not be told.
         """
 
-    async def put(self, tar: bytes, directory: str) -> None:
-        """Unpack the tar archive *tar* in the guest's *directory*, which is made if need be."""
+    async def put(self, tar: bytes, path: str) -> None:
+        """Make *path* in the guest of the one file or directory in *tar*, whatever its name there.
 
-    async def get(self, path: str) -> bytes:
-        """Return a tar archive of the guest's *path*, named by its last component.
+        By the rules of :mod:`orchestrator.copying`: whole or not at all.
 
         Raises:
-            Refused: there is none (``no-such-path``).
+            Refused: something else is in its place (``in-the-way``).
+            HubError: there is no room for it (``no-room``); as :meth:`execute`.
+        """
+
+    async def get(self, path: str) -> bytes:
+        """Return a tar archive of the guest's *path*, or of where that leads if it is a link.
+
+        Raises:
+            Refused: there is none (``no-such-path``); it is too large (``too-large``).
         """
 
     async def stop(self, timeout_s: float) -> str:

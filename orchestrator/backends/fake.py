@@ -21,7 +21,6 @@ from __future__ import annotations
 import asyncio
 import io
 import os
-import tarfile
 from typing import TYPE_CHECKING, Any
 
 from foundation import codec
@@ -29,6 +28,7 @@ from foundation.errors import HubError, Refused
 from foundation.process import has_exited, send_signal
 from foundation.record import Record
 from foundation.spawn import describe_exit, find_program, spawn_child
+from orchestrator import copying
 from orchestrator.backends.base import Execution, Exit
 
 if TYPE_CHECKING:
@@ -72,10 +72,6 @@ async def _reached(faults: Faults, step: str, gate: str) -> None:
         await asyncio.sleep(_GATE_EVERY_S)
     if faults.fail == step:
         raise HubError(f"the fake was told to fail at {step}", reason=f"fake-{step}")
-
-
-def _as_it_is(entry: tarfile.TarInfo, _path: str) -> tarfile.TarInfo:
-    return entry
 
 
 def _begin_files(spec: Spec) -> None:
@@ -208,22 +204,15 @@ class FakeMachine:
         with open(f"{self._guest}/neighbours", "w", encoding="ascii") as file:
             file.writelines(f"{address} {name}\n" for name, address in neighbours)
 
-    async def put(self, tar: bytes, directory: str) -> None:
+    async def put(self, tar: bytes, path: str) -> None:
         """Unpack *tar* below the fake's own directory."""
-        try:
-            with tarfile.open(fileobj=io.BytesIO(tar)) as archive:
-                # Python 3.11 has no filter before 3.11.4; the archive is a test's own.
-                archive.extraction_filter = getattr(tarfile, "data_filter", _as_it_is)
-                archive.extractall(f"{self._guest}/{directory}")  # noqa: S202
-        except tarfile.TarError as error:
-            raise HubError(f"the fake could not unpack: {error}", reason="put") from None
+        copying.unpack(io.BytesIO(tar), f"{self._guest}/{path}")
 
     async def get(self, path: str) -> bytes:
         """Return *path* of the fake's own directory."""
         buffer = io.BytesIO()
         try:
-            with tarfile.open(fileobj=buffer, mode="w") as archive:
-                archive.add(f"{self._guest}/{path}", os.path.basename(path))
+            copying.pack(f"{self._guest}/{path}", buffer)
         except FileNotFoundError:
             raise Refused(f"{path}: no such file", reason="no-such-path") from None
         return buffer.getvalue()

@@ -138,7 +138,7 @@ def _archive(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
         for name, content in sorted(files.items()):
-            entry = tarfile.TarInfo(name)
+            entry = tarfile.TarInfo(f"bones/{name}")
             entry.mode, entry.size = 0o600, len(content)
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()

@@ -151,7 +151,7 @@ class Verbs:
         client.expect_upload()
         self._member(client).running()
         tar = await client.upload()
-        await self._member(client).running().put(tar, _text(request["directory"]))
+        await self._member(client).running().put(tar, _text(request["path"]))
         return {}
 
     async def _get(self, request: dict[str, Any], client: Client) -> dict[str, Any]:

@@ -10,9 +10,9 @@ from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError, Refused, Unavailable
+from foundation.errors import HubError, Unavailable
 from orchestrator.backends.base import Execution, Exit
-from orchestrator.backends.qemu import calls, identity, terminal
+from orchestrator.backends.qemu import calls, identity, terminal, transfer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping
@@ -23,9 +23,6 @@ if TYPE_CHECKING:
 _QUIT_S = 1.0
 _LEAST_S = 0.05
 _SHUTS_DOWN_S = 1.0
-_NO_SUCH_PATH = 66
-_PUT = 'mkdir -p "$1" && tar -xof - -C "$1"'
-_GET = f'[ -e "$1" ] || [ -L "$1" ] || exit {_NO_SUCH_PATH}; tar -cf - -C "$2" "./$3"'
 
 
 class QemuMachine:
@@ -127,33 +124,13 @@ class QemuMachine:
         except HubError as error:
             raise await self._explained(error) from error
 
-    async def put(self, tar: bytes, directory: str) -> None:
-        """Unpack *tar* in the guest; see the interface.
-
-        Raises:
-            HubError: the guest could not (``put``), in its own words.
-        """
-        done = await self.execute(["sh", "-c", _PUT, "put", directory], stdin=tar)
-        if done.status:
-            raise HubError(
-                f"{self._spec.name} could not unpack in {directory}: {_words(done)}", reason="put"
-            )
+    async def put(self, tar: bytes, path: str) -> None:
+        """Unpack *tar* in the guest; see :func:`orchestrator.backends.qemu.transfer.put`."""
+        await transfer.put(self.execute, self._spec.name, tar, path)
 
     async def get(self, path: str) -> bytes:
-        """Return a tar archive of *path*; see the interface.
-
-        Raises:
-            HubError: the guest could not (``get``), in its own words.
-        """
-        place, slash, name = path.rstrip("/").rpartition("/")
-        if not name or name in (".", ".."):
-            raise Refused(f"{path!r} has no last component to name it by", reason="no-such-path")
-        done = await self.execute(["sh", "-c", _GET, "get", path, place or slash or ".", name])
-        if done.status == _NO_SUCH_PATH:
-            raise Refused(f"{self._spec.name} has no {path}", reason="no-such-path")
-        if done.status:
-            raise HubError(f"{self._spec.name} could not pack {path}: {_words(done)}", reason="get")
-        return done.stdout
+        """Return a tar archive of *path*; see :func:`orchestrator.backends.qemu.transfer.get`."""
+        return await transfer.get(self.execute, self._spec.name, path)
 
     async def stop(self, timeout_s: float) -> str:
         """End it, gently at first; see the interface.
@@ -221,7 +198,3 @@ class QemuMachine:
 def _pass_failure(to: asyncio.Future[int], done: asyncio.Future[None]) -> None:
     if not done.cancelled() and (error := done.exception()) is not None and not to.done():
         to.set_exception(error)
-
-
-def _words(done: Execution) -> str:
-    return done.stderr.decode("utf-8", "replace").strip() or f"exit status {done.status}"

@@ -535,17 +535,17 @@ def test_a_command_ends_with_the_client_that_wanted_it(store: Store) -> None:
 def test_files_go_in_and_out_as_archives(store: Store) -> None:
     up(store, "web")
     buffer = io.BytesIO()
-    with tarfile.open(fileobj=buffer, mode="w") as archive:
-        archive.add(CODE / "orchestrator/protocol.py", "a/protocol.py")
-    control.put(store, "web", [buffer.getvalue()], "srv")
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.GNU_FORMAT) as archive:
+        archive.add(CODE / "orchestrator/protocol.py", "protocol.py")
+    control.put(store, "web", [buffer.getvalue()], "srv/b")
     pieces: list[bytes] = []
-    control.get(store, "web", "srv/a", pieces.append)
+    control.get(store, "web", "srv/b", pieces.append)
     with tarfile.open(fileobj=io.BytesIO(b"".join(pieces))) as archive:
-        file = archive.extractfile("a/protocol.py")
+        file = archive.extractfile("b")
         assert file is not None
         assert file.read() == (CODE / "orchestrator/protocol.py").read_bytes()
     with pytest.raises(Refused) as caught:
-        control.get(store, "web", "srv/b", pieces.append)
+        control.get(store, "web", "srv/c", pieces.append)
     assert caught.value.reason == "no-such-path"
     assert control.forward(store, "web", 80) == 20080
     assert control.forward(store, "web", 80, 1234) == 1234

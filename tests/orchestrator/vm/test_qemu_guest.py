@@ -151,20 +151,25 @@ async def test_a_tree_goes_in_and_comes_out_as_it_was(tmp_path: Path) -> None:
         content = os.urandom(300_000)
         tar.addfile(entry, io.BytesIO(content))
     async with running(spec(tmp_path)) as machine:
-        await machine.put(raw.getvalue(), "/tmp/new/deep place")
+        await machine.put(raw.getvalue(), "/tmp/new/deep place/tool")
         assert await shell(machine, "stat -c '%a %u' '/tmp/new/deep place/tool'") == "751 0\n"
-        back = await machine.get("/tmp/new/deep place/")
+        back = await machine.get("/tmp/new/deep place")
         with tarfile.open(fileobj=io.BytesIO(back)) as tar:
             assert [member.name for member in tar] == ["./deep place", "./deep place/tool"]
             found = tar.extractfile("./deep place/tool")
             assert found is not None
             assert found.read() == content
-        for path in ("/nope", "/", "/tmp/.."):
+        for path, reason in (
+            ("/nope", "no-such-path"),
+            ("/", "bad-path"),
+            ("/tmp/..", "bad-path"),
+            ("/dev/null", "no-file"),
+        ):
             with pytest.raises(Refused) as refused:
                 await machine.get(path)
-            assert refused.value.reason == "no-such-path"
-        with pytest.raises(HubError, match="could not unpack in /proc/x"):
-            await machine.put(raw.getvalue(), "/proc/x")
+            assert refused.value.reason == reason
+        with pytest.raises(HubError, match="could not unpack /proc/x/y: .*'/proc'"):
+            await machine.put(raw.getvalue(), "/proc/x/y")
         with pytest.raises(HubError, match="could not unpack") as broken:
             await machine.put(b"no archive at all" * 100, "/tmp")
         assert broken.value.reason == "put"

@@ -64,7 +64,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, egress, created_at}]}` |
 | bones vm down, rm | `{stopped: {name: how}, failed: {name: reason}}`, of rm `removed`; `how`: `agent`, `quit`, `killed`, `not-booted` |
 | bones vm exec | `{name, status, stdout, stderr}` |
-| bones vm cp | `{name, remote, local, to_guest}` |
+| bones vm cp | `{name, remote, local, to_guest, left_out: [path]}`; `left_out`: sockets, pipes and devices |
 | bones vm logs | `{name, lines}` |
 | bones vm forward | `{name, host_port, guest_port}` |
 | bones vm prune | `{cleared: [name], removed: [name]}`: after killed holders, after killed removals |

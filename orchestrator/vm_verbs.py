@@ -17,11 +17,13 @@ from orchestrator.vm_shared import (
     UNREAD,
     one,
     running,
+    say,
     side_by_side,
     status_of,
     store_of,
 )
 from orchestrator.vm_up import up
+from slotgc.treepath import to_json
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

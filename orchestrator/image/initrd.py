@@ -12,8 +12,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-CHANNELS = 4
-"""Agents, each with a channel of its own."""
+CHANNELS = 9
+"""Agents, each with a channel of its own; the first is for copies alone."""
 TERMINALS = 2
 """The guest's hvc0 and hvc1."""
 

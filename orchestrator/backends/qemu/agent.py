@@ -21,6 +21,7 @@ MOST_COLLECTED = 256 << 20
 """Bytes of output that are collected for who does not take them as they come."""
 _KILL_AGAIN_S = 0.2
 _NOTE_BYTES = 64
+_COPIES = 0
 _NONE = -1
 """In place of a channel's number: there will be none any more."""
 
@@ -29,13 +30,15 @@ class Agent:
     """The agents of one guest, one a channel."""
 
     def __init__(self, channels: list[Channel], caller: Caller) -> None:
-        """Talk over *channels*, one at least; *caller* kills what runs."""
+        """Talk over *channels*, two at least; *caller* kills what runs."""
         self._channels = channels
         self._caller = caller
+        self._copying: asyncio.Queue[int] = asyncio.Queue()
         self._free: asyncio.Queue[int] = asyncio.Queue()
         for number in range(len(channels)):
-            self._free.put_nowait(number)
-        self._usable = len(channels)
+            self._queue(number).put_nowait(number)
+        self._others = set(range(1, len(channels)))
+        self._lost_for_good: set[int] = set()
         self._freeing: set[asyncio.Task[None]] = set()
 
     @classmethod
@@ -56,13 +59,18 @@ class Agent:
         env: Mapping[str, str] | None = None,
         cwd: str = "",
         output: Sink | None = None,
+        copies: bool = False,
     ) -> Execution:
-        """Run *argv*, as :meth:`orchestrator.backends.base.Machine.execute` says."""
+        """Run *argv*, as :meth:`orchestrator.backends.base.Machine.execute` says.
+
+        *copies*: it does not wait for other commands, but for other copies.
+        """
         token = new_token()
         line = shell.run(token, argv, len(stdin), env or {}, cwd)
-        number = await self._free.get()
+        free = self._copying if copies else self._free
+        number = await free.get()
         if number == _NONE:
-            self._free.put_nowait(_NONE)
+            free.put_nowait(_NONE)
             raise HubError("the guest's agents were all ended", reason="agent")
         collected = _Collected(argv[0], output)
         talking = asyncio.ensure_future(
@@ -97,11 +105,15 @@ class Agent:
             # Input that an agent did not live to read would be lines to the next one.
             in_step = error.reason != "agent" or not has_input
         if in_step:
-            self._free.put_nowait(number)
+            self._queue(number).put_nowait(number)
             return
-        self._usable -= 1
-        if not self._usable:
-            self._free.put_nowait(_NONE)
+        self._lost_for_good.add(number)
+        for queue, among in ((self._copying, {_COPIES}), (self._free, self._others)):
+            if among <= self._lost_for_good:
+                queue.put_nowait(_NONE)
+
+    def _queue(self, number: int) -> asyncio.Queue[int]:
+        return self._copying if number == _COPIES else self._free
 
     async def _kill(self, number: int, token: str) -> None:
         # A command leaves its number, before it is the leader of a group.

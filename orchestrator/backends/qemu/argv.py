@@ -29,8 +29,8 @@ STATE_FD = FIRST_PORT_FD + len(PORTS)
 _APPEND = (
     "console=ttyS0 quiet loglevel=1 panic=-1 nokaslr mitigations=off nowatchdog tsc=nowatchdog "
     "audit=0 lsm= psi=0 cryptomgr.notests i8042.noaux i8042.noprobe=1 8250.nr_uarts=1 "
-    "rcupdate.rcu_expedited=1 random.trust_cpu=on noresume ipv6.disable_ipv6=1 "
-    "initcall_blacklist=trace_eval_init,crypto_kdf108_init,slab_sysfs_init"
+    "rcupdate.rcu_expedited=1 random.trust_cpu=on noresume noreplace-smp ipv6.disable_ipv6=1 "
+    "initcall_blacklist=trace_eval_init,tracer_init_tracefs,crypto_kdf108_init,slab_sysfs_init"
 )
 """What is left out is what costs a start: 25,000 blocks of code were translated from waking to
 having an identity, 10,000 are now; a cluster's network has no IPv6."""

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from foundation.errors import HubError, Refused
 from foundation.record import Record
 from orchestrator import cache
-from orchestrator.backends.qemu import ability, disk, kvm
+from orchestrator.backends.qemu import ability, console, disk, kvm
 from orchestrator.backends.qemu.argv import Parts, Shape
 from orchestrator.backends.qemu.machine import QemuMachine
 from orchestrator.backends.qemu.running import Running
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
     from orchestrator.backends.qemu.ability import Ability
     from orchestrator.image.images import Image
     from orchestrator.packages import Qemu
-
-CONSOLE = "console.log"
 
 
 class _Had(Record):
@@ -121,7 +119,7 @@ class QemuBackend:
             parts = Parts(
                 name=spec.name,
                 mac=spec.mac,
-                console=f"{spec.directory}/{CONSOLE}",
+                console=f"{spec.directory}/{console.NAME}",
                 disk=path,
                 network=port is not None,
                 memory=None,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+NAME = "console.log"
 LARGEST = 4 << 20
 """In bytes: a console that is longer is cut."""
 _KEPT = 256 << 10

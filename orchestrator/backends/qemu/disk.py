@@ -9,6 +9,7 @@ from foundation.atomic import remove, sync_directory
 from foundation.errors import HubError
 from foundation.failpoint import hit
 from foundation.spawn import find_program
+from orchestrator.backends.qemu import console
 from orchestrator.child import run
 
 if TYPE_CHECKING:
@@ -24,16 +25,22 @@ _PLACES = ("mke2fs", "/usr/sbin/mke2fs", "/sbin/mke2fs")
 async def have(spec: Spec) -> str:
     """Return the path of the member's disk, which is made if there is none; "" if it has none.
 
-    One that is there stays as it is, whatever *spec* says of its size.
+    One that is there stays as it is, whatever *spec* says of its size; one that was there, which a
+    console's log tells, is not replaced by an empty one.
 
     Raises:
-        HubError: it cannot be made (``no-mke2fs``, ``disk``).
+        HubError: it cannot be made (``no-mke2fs``, ``disk``), or is gone (``disk-missing``).
     """
     if not spec.disk_mb:
         return ""
     path = f"{spec.directory}/{NAME}"
     if _is_there(path):
         return path
+    if _is_there(f"{spec.directory}/{console.NAME}"):
+        raise HubError(
+            f"{path} is gone, which {spec.name} had: put it back, or `bones vm rm {spec.name}`",
+            reason="disk-missing",
+        )
     program = next(filter(None, map(find_program, _PLACES)), None)
     if program is None:
         raise HubError(

@@ -8,7 +8,7 @@ import signal
 import time
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from foundation.errors import HubError, Unavailable
 from orchestrator.backends.base import Execution, Exit
@@ -80,14 +80,19 @@ class QemuMachine:
         output: Callable[[int, bytes], None] | None = None,
     ) -> Execution:
         """Run *argv* in the guest; see the interface."""
+        return await self._execute(argv, stdin=stdin, env=env, cwd=cwd, output=output)
+
+    async def _execute(self, argv: list[str], **more: Any) -> Execution:
         if self.trouble:
             raise Unavailable(f"{self._spec.name}: {self.trouble}", reason="paused")
         try:
-            return await self._running.agent.execute(
-                argv, stdin=stdin, env=env, cwd=cwd, output=output
-            )
+            return await self._running.agent.execute(argv, **more)
         except HubError as error:
             raise await self._explained(error) from error
+
+    async def _copy(self, argv: list[str], *, stdin: bytes = b"") -> Execution:
+        """Run *argv*, which copies: however many commands run already."""
+        return await self._execute(argv, stdin=stdin, copies=True)
 
     async def terminal(
         self,
@@ -126,11 +131,11 @@ class QemuMachine:
 
     async def put(self, tar: bytes, path: str) -> None:
         """Unpack *tar* in the guest; see :func:`orchestrator.backends.qemu.transfer.put`."""
-        await transfer.put(self.execute, self._spec.name, tar, path)
+        await transfer.put(self._copy, self._spec.name, tar, path)
 
     async def get(self, path: str) -> bytes:
         """Return a tar archive of *path*; see :func:`orchestrator.backends.qemu.transfer.get`."""
-        return await transfer.get(self.execute, self._spec.name, path)
+        return await transfer.get(self._copy, self._spec.name, path)
 
     async def stop(self, timeout_s: float) -> str:
         """End it, gently at first; see the interface.

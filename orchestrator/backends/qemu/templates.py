@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 from foundation.atomic import write_file
 from foundation.errors import HubError
 from foundation.failpoint import hit
+from foundation.filesystem import kind_of
 from foundation.record import Record
 from orchestrator import cache
 from orchestrator.backends.qemu import argv
@@ -94,6 +95,7 @@ class Templates:
             _begin(made.path, shape)
             await self._freeze(shape, made, f"{new}/console.log")
             hit("template.frozen")
+            _have_room(made.ram)
             await self._try(shape, made, f"{new}/console.log")
             hit("template.tried")
             os.rename(made.path, path)
@@ -170,8 +172,8 @@ async def _warm(running: Running) -> None:
     await running.caller.make([])
     # Each channel's agent has opened its ports, and has run something.
     async with asyncio.TaskGroup() as group:
-        for _ in range(CHANNELS):
-            group.create_task(running.agent.execute(["true"]))
+        for number in range(CHANNELS):
+            group.create_task(running.agent.execute(["true"], copies=not number))
     await asyncio.sleep(_SETTLES_S)
 
 
@@ -195,6 +197,23 @@ async def _within(timeout_s: float, answer: Awaitable[object], words: str) -> No
             await answer
     except TimeoutError:
         raise HubError(f"the guest {words} within {timeout_s:g} s", reason=SLOW) from None
+
+
+def _have_room(path: str) -> None:
+    """Have all of a file that VMs map, holes too, where reading a hole takes room.
+
+    On a tmpfs that has none left a VM that did so would be killed (SIGBUS).
+
+    Raises:
+        OSError: there is no room.
+    """
+    if kind_of(path) != "tmpfs":
+        return
+    fd = os.open(path, os.O_RDWR)
+    try:
+        os.posix_fallocate(fd, 0, os.fstat(fd).st_size)
+    finally:
+        os.close(fd)
 
 
 def _begin(path: str, shape: Shape) -> None:

@@ -17,7 +17,7 @@ import pytest
 from foundation.atomic import write_file
 from foundation.errors import HubError, Refused
 from orchestrator import cache as caching
-from orchestrator.backends.qemu import disk, kvm
+from orchestrator.backends.qemu import disk, kvm, templates
 from orchestrator.backends.qemu.backend import QemuBackend
 from orchestrator.packages import QEMU, Packages
 from tests.orchestrator.vm import qemus
@@ -233,6 +233,29 @@ async def test_more_memory_than_this_machine_has_is_refused_before_anything_is_m
     with pytest.raises(Refused, match="999999 MB of memory; this machine has"):
         await QemuBackend(str(tmp_path)).prepare(spec(tmp_path, memory_mb=999_999), qemus.quiet)
     assert os.listdir(tmp_path) == ["web-1"]
+
+
+async def test_a_disk_that_has_vanished_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
+    wanted = spec(tmp_path, disk_mb=16)
+    async with running(wanted):
+        pass
+    os.unlink(f"{wanted.directory}/{disk.NAME}")
+    with pytest.raises(HubError, match=r"disk\.raw is gone, which web-1 had") as refused:
+        await QemuBackend(str(CACHE)).start(wanted, None)
+    assert refused.value.reason == "disk-missing"
+
+
+async def test_what_vms_map_of_a_template_has_its_room_where_holes_take_some(small: Path) -> None:
+    ram = small / "ram"
+    for size, fits in ((10 << 20, True), (40 << 20, False)):
+        with ram.open("wb") as file:
+            file.truncate(size)
+        if fits:
+            templates._have_room(str(ram))
+            assert ram.stat().st_blocks * 512 >= size
+        else:
+            with pytest.raises(OSError, match="No space"):
+                templates._have_room(str(ram))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ _NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 """A member's name is its guest's host name, a directory and part of a subject. Source: RFC 1123."""
 _NUMBERED = re.compile(r"(.+)-[0-9]+\Z", re.DOTALL)
 _CPUS = (1, 64)
-_MEMORY_MB = (48, 1 << 20)
+_MEMORY_MB = (80, 1 << 20)  # with 64 the guest's kernel panics at its start
 _DISK_MB = (0, 1 << 24)
 
 

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     Output = Callable[[int, bytes], None]
     """Gets 1 or 2, for stdout or stderr, and bytes."""
 
+MOST_COLLECTED = 256 << 20
+"""Bytes of a command's output that are kept for who does not take them as they come."""
 _FOR_EVER_S = 1e6
 """A command says nothing for as long as it likes; the holder's end is news at once."""
 _BLOCK = 1 << 16
@@ -79,21 +81,31 @@ def execute(
 
     Raises:
         Unavailable: it was not over in time (``timed-out``).
-        HubError: the guest ended, or its holder (``vm-ended``, ``gone``, ``not-running``).
+        HubError: the guest ended, or its holder (``vm-ended``, ``gone``, ``not-running``); without
+            *output*, it wrote more than MOST_COLLECTED (``too-much-output``).
     """
     if timeout_s is not None and not 0 < timeout_s <= protocol.RUN_AT_MOST_S:
         raise ValueError(f"timeout_s={timeout_s!r}: a positive number of seconds is needed")
     within_s = _FOR_EVER_S if timeout_s is None else timeout_s + protocol.STOP_WITHIN_S
     collected: dict[int, list[bytes]] = {1: [], 2: []}
+    room = MOST_COLLECTED
 
     def take(progress: Message) -> None:
+        nonlocal room
         which, content = progress.get("out"), protocol.unpack(progress.get("bytes"))
         if which not in (1, 2):
             raise Unavailable(f"{which!r} is no output", reason="protocol")
-        if output is None:
-            collected[which].append(content)
-        else:
+        if output is not None:
             output(which, content)
+            return
+        room -= len(content)
+        if room < 0:
+            raise HubError(
+                f"{argv[0]} wrote more than {MOST_COLLECTED >> 20} MiB, and was ended: have it "
+                "write to a file, or take its output as it comes",
+                reason="too-much-output",
+            )
+        collected[which].append(content)
 
     with reach(store, name) as wire:
         asked = {"argv": list(argv), "env": dict(env or {}), "cwd": cwd}

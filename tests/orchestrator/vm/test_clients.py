@@ -13,7 +13,7 @@ import pytest
 
 from foundation.errors import HubError, OwnedByAnother, Unavailable
 from foundation.workspace import Workspace
-from orchestrator import control, holding
+from orchestrator import control, holding, requests
 from orchestrator import holders as of_workspace
 from orchestrator.cluster import Cluster
 from orchestrator.control import SpawnConfig
@@ -173,3 +173,14 @@ def test_an_up_while_a_holder_ends_waits_for_that(store: Store) -> None:
     assert [status.state for status in found.values()] == ["running", "running"]
     assert is_gone(ending)
     assert holding.holder(store, "web-2") is not None
+
+
+def test_what_a_command_writes_is_kept_up_to_a_bound(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    up(store, "web")
+    monkeypatch.setattr(requests, "MOST_COLLECTED", 1 << 20)
+    with pytest.raises(HubError, match="yes wrote more than 1 MiB") as said:
+        control.execute(store, "web", ["yes"])
+    assert said.value.reason == "too-much-output"
+    assert control.execute(store, "web", ["echo", "fine"]).stdout == b"fine\n"

@@ -91,7 +91,7 @@ def test_what_is_both_already_is_started_all_the_same() -> None:
     ("asked", "told"),
     [
         ({"cpus": 0}, "--cpus 0: a whole number from 1 to 64"),
-        ({"memory_mb": 16}, "--mem 16: a whole number from 48"),
+        ({"memory_mb": 16}, "--mem 16: a whole number from 80"),
         ({"disk_mb": -1}, "--disk -1: a whole number from 0"),
         ({"memory_mb": 4097}, "--mem 4097: this machine has 4096 MB"),
     ],

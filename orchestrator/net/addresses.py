@@ -47,16 +47,24 @@ class Address(Record):
 
 
 class Addresses:
-    """The addresses of one cluster: a known name keeps its own, a new one gets the lowest free."""
+    """The addresses of one cluster: a name keeps its own while this lives, whoever comes or goes.
+
+    Which it is does not depend on who comes first where names have numbers: ``web-3`` has
+    ``10.77.0.13``, if that is nobody's. One without a number has the lowest that is nobody's, one
+    whose number's is another's the highest, where it is in the way of the fewest.
+    """
 
     def __init__(self, cluster: str) -> None:
         """Nobody has one yet; *cluster* is part of every MAC."""
         self._cluster = cluster
         self._numbers: dict[str, int] = {}
-        self._former: dict[str, int] = {}
+        self._left: dict[str, None] = {}
+        """Who is gone, in the order of their going, and has an address still."""
 
-    def reserve(self, member: str, hint: str = "") -> Address:
-        """Return the address of *member*: the one it has, else *hint* or the one it had, if free.
+    def reserve(self, member: str) -> Address:
+        """Return the address of *member*: the one it has, or had, else a new one.
+
+        Where all have been given, one goes over whose member is gone: the longest gone one's.
 
         Raises:
             Refused: there is none left (``network-full``).
@@ -64,23 +72,32 @@ class Addresses:
         if not member:
             raise ValueError("a member needs a name")
         if member not in self._numbers:
-            taken = set(self._numbers.values())
-            liked = (_number(hint), self._former.get(member, 0))
-            free = (n for n in (*liked, *range(FIRST, LAST + 1)) if n and n not in taken)
-            number = next(free, 0)
-            if not number:
-                raise Refused(
-                    f"{member}: cluster {self._cluster} has {len(taken)} members, and no address "
-                    "is left in its network: begin another cluster",
-                    reason="network-full",
-                )
-            self._numbers[member] = number
+            self._numbers[member] = self._free(member)
+        self._left.pop(member, None)
         return Address(ip=f"10.77.0.{self._numbers[member]}", mac=mac_of(self._cluster, member))
 
     def release(self, member: str) -> None:
-        """Let the address of *member* be given to others; again is no error."""
+        """Take note that *member* is gone; again is no error."""
         if member in self._numbers:
-            self._former[member] = self._numbers.pop(member)
+            self._left.setdefault(member)
+
+    def _free(self, member: str) -> int:
+        free = set(range(FIRST, LAST + 1)) - set(self._numbers.values())
+        if not free:
+            longest_gone = next(iter(self._left), "")
+            if not longest_gone:
+                raise Refused(
+                    f"{member}: cluster {self._cluster} has {len(self._numbers)} members, and no "
+                    "address is left in its network: begin another cluster",
+                    reason="network-full",
+                )
+            del self._left[longest_gone]
+            return self._numbers.pop(longest_gone)
+        number = _number_of(member)
+        if number is None:
+            return min(free)
+        own = FIRST - 1 + number
+        return own if own in free else max(free)
 
 
 def mac_of(cluster: str, member: str) -> str:
@@ -89,9 +106,7 @@ def mac_of(cluster: str, member: str) -> str:
     return ":".join(f"{byte:02x}" for byte in b"\x02" + digest[:5])
 
 
-def _number(hint: str) -> int:
-    """Return the last number of the address *hint*, 0 if no member can have that address."""
-    network, _dot, last = hint.rpartition(".")
-    if network != "10.77.0" or not (last.isascii() and last.isdigit() and len(last) <= 3):  # noqa: PLR2004 - digits of a byte
-        return 0
-    return int(last) if FIRST <= int(last) <= LAST else 0
+def _number_of(member: str) -> int | None:
+    """Return the number at the end of *member*, None if it has none."""
+    _name, dash, number = member.rpartition("-")
+    return int(number) if dash and number.isascii() and number.isdigit() else None

@@ -97,15 +97,16 @@ class Network:
 
     # --- members ---------------------------------------------------------------------------
 
-    def reserve(self, member: str, hint: str = "") -> tuple[str, str]:
+    def reserve(self, member: str) -> tuple[str, str]:
         """Return the MAC of *member* and its address, with the network's prefix length.
 
-        The same again and again; *hint*, an address, is its first one if that is free.
+        The same again and again, after a :meth:`release` too: see
+        :class:`orchestrator.net.addresses.Addresses`.
 
         Raises:
             Refused: there is no address left (``network-full``).
         """
-        address = self._addresses.reserve(member, hint)
+        address = self._addresses.reserve(member)
         return address.mac, address.interface
 
     def port(self, member: str) -> socket.socket:
@@ -137,7 +138,7 @@ class Network:
         self._switch.shut(self._members[member])
 
     def release(self, member: str) -> None:
-        """Take the port of *member* away, and its forwards; let others have its address.
+        """Take the port of *member* away, and its forwards; its address waits for its return.
 
         None of these is no error.
         """

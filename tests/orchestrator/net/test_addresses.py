@@ -19,61 +19,69 @@ from orchestrator.net.host import _ours, own_addresses
 from tests.support import CODE
 
 
-def test_members_get_the_lowest_free_address_and_keep_it() -> None:
+def ips(addresses: Addresses, *names: str) -> list[int]:
+    """Return the last numbers of the addresses of *names*, reserved in this order."""
+    return [int(addresses.reserve(name).ip.removeprefix("10.77.0.")) for name in names]
+
+
+def test_an_address_is_that_of_the_names_number_whoever_boots_first() -> None:
+    assert ips(Addresses("web"), "web-3", "web-1", "web-2", "web-3") == [13, 11, 12, 13]
+    assert ips(Addresses("web"), "web-2", "web-1") == [12, 11]
+    assert ips(Addresses("web"), "web-244", "web-007") == [254, 17]
+    assert Addresses("web").reserve("web-4").interface == "10.77.0.14/24"
+
+
+def test_who_has_no_number_gets_the_lowest_free_address_and_keeps_it() -> None:
     addresses = Addresses("web")
-    assert [addresses.reserve(f"web-{n}").ip for n in (1, 2, 3, 1)] == [
-        "10.77.0.11",
-        "10.77.0.12",
-        "10.77.0.13",
-        "10.77.0.11",
-    ]
-    addresses.release("web-2")
-    addresses.release("web-2")
-    assert addresses.reserve("web-4").ip == "10.77.0.12"
-    assert addresses.reserve("web-4").interface == "10.77.0.12/24"
+    assert ips(addresses, "web-2", "a", "b", "web-x", "a") == [12, 11, 13, 14, 11]
 
 
-def test_a_member_that_comes_back_has_its_address_again_if_that_is_free() -> None:
+@pytest.mark.parametrize("name", ["db-1", "web-0", "web-245", "web-00000", f"web-{10**40}"])
+def test_what_is_anothers_is_not_taken_and_nobodys_own_either(name: str) -> None:
     addresses = Addresses("web")
-    for name in ("a", "b", "c"):
-        addresses.reserve(name)
-    addresses.release("b")
-    addresses.release("a")
-    assert addresses.reserve("b").ip == "10.77.0.12"
-    addresses.release("b")
-    assert addresses.reserve("new").ip == "10.77.0.11"
-    assert addresses.reserve("newer").ip == "10.77.0.12"
-    assert addresses.reserve("b").ip == "10.77.0.14"
+    assert ips(addresses, "web-1", name, "web-2", "web-3") == [11, 254, 12, 13]
 
 
-@pytest.mark.parametrize(
-    ("hint", "given_"),
-    [
-        ("10.77.0.99", "10.77.0.99"),
-        ("10.77.0.11", "10.77.0.12"),
-        ("10.77.0.1", "10.77.0.12"),
-        ("10.77.0.255", "10.77.0.12"),
-        ("10.78.0.99", "10.77.0.12"),
-        ("10.77.0.99/24", "10.77.0.12"),
-        ("10.77.0.²", "10.77.0.12"),
-        ("", "10.77.0.12"),
-    ],
-)
-def test_a_wish_is_granted_if_it_is_free_and_a_members_address(hint: str, given_: str) -> None:
+def test_who_has_gone_finds_its_address_again_and_nobody_else_has_had_it() -> None:
     addresses = Addresses("web")
-    addresses.reserve("first")
-    assert addresses.reserve("second", hint).ip == given_
+    assert ips(addresses, "a", "web-2", "web-3") == [11, 12, 13]
+    for name in ("web-2", "a", "a", "never-seen"):
+        addresses.release(name)
+    assert ips(addresses, "b", "db-2", "web-1", "a", "web-2") == [14, 254, 253, 11, 12]
 
 
-def test_a_full_network_says_so_and_takes_no_one_more() -> None:
+def test_a_full_network_gives_who_is_new_the_place_of_the_longest_gone() -> None:
     addresses = Addresses("web")
-    for number in range(LAST - FIRST + 1):
-        addresses.reserve(f"web-{number}")
+    names = [f"web-{number}" for number in range(1, LAST - FIRST + 2)]
+    assert ips(addresses, *names) == list(range(FIRST, LAST + 1))
     with pytest.raises(Refused) as full:
         addresses.reserve("one-too-many")
     assert full.value.reason == "network-full"
-    addresses.release("web-7")
-    assert addresses.reserve("one-too-many").ip == "10.77.0.18"
+    for name in ("web-9", "web-7", "web-9", "web-8"):
+        addresses.release(name)
+    addresses.reserve("web-9")
+    assert ips(addresses, "one-more", "web-1000") == [17, 18]
+    for name in ("web-7", "web-8"):
+        with pytest.raises(Refused):
+            addresses.reserve(name)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.sampled_from(["a", "b", "db-1", *(f"web-{n}" for n in range(5))])
+        )
+    )
+)
+def test_a_name_never_leads_to_two_members_and_never_changes(steps: list[tuple[bool, str]]) -> None:
+    addresses, known = Addresses("web"), dict[str, str]()
+    for comes, name in steps:
+        if comes:
+            ip = addresses.reserve(name).ip
+            assert known.setdefault(name, ip) == ip
+        else:
+            addresses.release(name)
+    assert len(set(known.values())) == len(known)
 
 
 @given(cluster=st.text(), member=st.text())

@@ -82,7 +82,8 @@ def cp(source: str, target: str, *, root: str | None = None, as_json: bool = Fal
     from orchestrator.cluster import VM  # noqa: PLC0415
 
     plan = targets.copy(source, target)
-    vm = VM(store_of(root), plan.name)
+    store = store_of(root)
+    vm = VM(store, running(store, plan.name))
     local, remote = plan.local, plan.remote
     try:
         if plan.to_guest:

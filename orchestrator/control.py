@@ -14,7 +14,7 @@ from orchestrator import holding, protocol
 from orchestrator.protocol import Status, status_from_json
 from orchestrator.requests import connect, execute, forward, get, logs, put
 from orchestrator.session import Session
-from orchestrator.spawning import SpawnConfig, spawn, take_back
+from orchestrator.spawning import SpawnConfig, check_room, spawn, take_back
 from orchestrator.store import Options, Store, cluster_of, in_order, no_such
 from orchestrator.waiting import get_status, wait_members
 
@@ -192,6 +192,7 @@ def _gather(store: Store, config: SpawnConfig, own: int) -> Session | None:
             f"{', '.join(around)} are on several networks: stop some of them first",
             reason="several-holders",
         )
+    check_room(len({*around, *config.names}), config.names[-1])
     for name in config.names:  # one that is up is not touched, one that is stopping boots again
         sibling = name if name in around else around[0]
         request_member(store, sibling, name, options=config.options)

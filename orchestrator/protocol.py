@@ -96,6 +96,9 @@ ERROR: State = "error"
 STATES: frozenset[State] = frozenset({DOWNLOADING, STARTING, RUNNING, STOPPING, STOPPED, ERROR})
 OVER: frozenset[State] = frozenset({STOPPED, ERROR})
 
+MEMBERS = 244
+"""How many members one network has addresses for."""
+
 LINE_LIMIT = control.LINE_LIMIT
 CHUNK = 96 * 1024
 """Bytes in one line; as base64 they fit."""

@@ -61,7 +61,7 @@ def spawn(store: Store, config: SpawnConfig) -> Session:
     What is waited for is the holder's beginning: by then it is known to be of our version.
 
     Raises:
-        Refused: a name or an option is wrong.
+        Refused: a name or an option is wrong; there are too many (``network-full``).
         OwnedByAnother: a holder has one of them (``taken``), or its cluster's network
             (``cluster-running``), which more members join by :func:`control.add_member`.
         HubError: the holder did not begin; the message has its last words (``holder-died``), or
@@ -72,6 +72,7 @@ def spawn(store: Store, config: SpawnConfig) -> Session:
         raise Refused(f"{config.names!r}: names are needed, each once", reason="bad-name")
     for name in config.names:
         store.place(name)
+    check_room(len(config.names), config.names[-1])
     config.options.check()
     launch = _Launch(store, config)
     try:
@@ -265,6 +266,20 @@ def _greet(session: Session, launch: _Launch) -> None:
         session.kill()
         raise
     hit("spawn.greeted")
+
+
+def check_room(members: int, last: str) -> None:
+    """Refuse a network of so many *members*, *last* among them, before anything is made for it.
+
+    Raises:
+        Refused: it has not so many addresses (``network-full``).
+    """
+    if members > protocol.MEMBERS:
+        raise Refused(
+            f"{last} would be member {members} of its network, which has {protocol.MEMBERS} "
+            "addresses: begin another cluster",
+            reason="network-full",
+        )
 
 
 def taken(store: Store, name: str) -> OwnedByAnother:

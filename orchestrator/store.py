@@ -38,9 +38,9 @@ __all__ = ["Config", "Options", "Place", "Store", "check_name", "cluster_of", "i
 _SCHEMA = 1
 _RECORD_BYTES = 64 * 1024
 _GONE = ".gone-"
-_MOMENTARY_S = 0.2
+MOMENTARY_S = 0.2
 """Who makes or destroys a member has its lock for a moment; longer is a holder."""
-_RETRY_S = 0.005
+RETRY_S = 0.005
 
 
 class Place(Record):
@@ -197,8 +197,8 @@ class Store:
 
         return _hold(opened, self.directory, operation)
 
-    def take(self, name: str) -> int | None:
-        """Return a descriptor that holds member *name*, None if another has it.
+    def take(self, name: str, *, patience_s: float = MOMENTARY_S) -> int | None:
+        """Return a descriptor that holds member *name*, None if another has it for *patience_s*.
 
         The member's directory is made if need be. A child forked from now on closes the
         descriptor; :func:`owner.private.close` lets go.
@@ -207,7 +207,7 @@ class Store:
             OSError: it cannot be made.
         """
         place = self.place(name)
-        return _hold(lambda: self._open_lock(place), place.lock)
+        return _hold(lambda: self._open_lock(place), place.lock, patience_s=patience_s)
 
     def _open_lock(self, place: Place) -> int:
         while True:
@@ -217,7 +217,7 @@ class Store:
             except FileNotFoundError:  # a destroy removed it in between
                 continue
 
-    def take_cluster(self, cluster: str) -> int | None:
+    def take_cluster(self, cluster: str, *, patience_s: float = MOMENTARY_S) -> int | None:
         """Return a descriptor that holds the network of *cluster*, None if a holder has it.
 
         As :meth:`take`.
@@ -232,7 +232,7 @@ class Store:
                 except FileNotFoundError:
                     continue
 
-        return _hold(opened, path)
+        return _hold(opened, path, patience_s=patience_s)
 
     def create(self, name: str, options: Options) -> Config:
         """Create member *name*, durably; one that exists keeps what it has. Its lock is held.
@@ -346,9 +346,15 @@ def no_such(name: str) -> Refused:
     return Refused(f"there is no VM {name}: `bones vm up {name}` makes one", reason="no-such-vm")
 
 
-def _hold(make: Callable[[], int], path: str, operation: int = fcntl.LOCK_EX) -> int | None:
+def _hold(
+    make: Callable[[], int],
+    path: str,
+    operation: int = fcntl.LOCK_EX,
+    *,
+    patience_s: float = MOMENTARY_S,
+) -> int | None:
     """Return a descriptor that *make* opened and that holds *path*, None if another does."""
-    deadline_s = time.monotonic() + _MOMENTARY_S
+    deadline_s = time.monotonic() + patience_s
     while True:
         fd = private.opened(make)
         try:
@@ -365,9 +371,9 @@ def _hold(make: Callable[[], int], path: str, operation: int = fcntl.LOCK_EX) ->
         except BaseException:
             private.close(fd)
             raise
-        if time.monotonic() > deadline_s:
+        if time.monotonic() >= deadline_s:
             return None
-        time.sleep(_RETRY_S)
+        time.sleep(RETRY_S)
 
 
 def _names_in(path: str, *, hidden: bool = False) -> list[str]:

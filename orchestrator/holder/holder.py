@@ -5,23 +5,26 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from foundation import control
 from foundation.atomic import remove
 from foundation.errors import OwnedByAnother, Refused, Unavailable
 from foundation.failpoint import hit
+from hub.hold import NOTICED_WITHIN_S
 from orchestrator import protocol
 from orchestrator.holder.bound import ParentWatch
+from orchestrator.holder.holds import Holds
 from orchestrator.holder.launch import egress_of
+from orchestrator.holder.log import note
 from orchestrator.holder.member import Member
 from orchestrator.holder.pidfile import remove_pidfile, write_pidfile
 from orchestrator.holder.server import REQUEST_WITHIN_S, Server
 from orchestrator.holder.telling import Telling
 from orchestrator.holder.verbs import OUTLIVE, Verbs
-from orchestrator.spawning import taken
-from orchestrator.store import Store, cluster_of
-from owner import private
+from orchestrator.spawning import check_room, taken
+from orchestrator.store import MOMENTARY_S, RETRY_S, Store, cluster_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -56,12 +59,13 @@ class Holder:
         self._complain = complain
         self._members: dict[str, Member] = {}
         self._egress = egress_of(launch)
-        self._locks: dict[str, int] = dict(launch.locks)
-        self._clusters: dict[str, int] = dict(launch.clusters)
+        self._holds = Holds(self.store, launch.clusters, launch.locks)
         self._introductions: dict[str, Telling] = {}
         """Of the members that are up."""
         self._ended = asyncio.Event()
         self._ending: asyncio.Task[None] | None = None
+        self._looking: asyncio.TimerHandle
+        self._look_every_s = self._setting("look_every_s", NOTICED_WITHIN_S)
         self._boot_within_s = self._setting("boot_within_s", protocol.BOOT_WITHIN_S)
         self._stop_within_s = self._setting("stop_within_s", protocol.STOP_WITHIN_S)
         at_once = self._setting("boots_at_once", _BOOTS_PER_CPU * len(os.sched_getaffinity(0)))
@@ -105,7 +109,9 @@ class Holder:
 
     async def live(self) -> None:
         """Serve until the last member has left."""
+        self._look_again()
         await self._ended.wait()
+        self._looking.cancel()
         await self._server.drain(_DRAIN_WITHIN_S)
 
     def member(self, name: str) -> Member:
@@ -131,16 +137,13 @@ class Holder:
         Raises:
             OwnedByAnother: another holder has it, or the network of its cluster (``taken``).
             Unavailable: this holder is ending (``not-running``).
-            Refused: it is of another cluster, of which egress is not as here (``egress``).
+            Refused: it is of another cluster, of which egress is not as here (``egress``); there
+                is no address left (``network-full``).
         """
-        while (member := self._members.get(name)) is not None:
-            if member.state != protocol.STOPPING:
-                return member
-            await member.over()
-        if self._ending is not None or not self._members:
-            raise Unavailable("this holder is ending", reason="not-running")
-        lock = self._take(name)
-        self._locks[name] = lock
+        if not await self._take(name):
+            return self._members[name]
+        is_new, place = not self.store.exists(name), self.store.place(name)
+        listener = None
         try:
             hit("add.locked")
             if self.store.egress_of(cluster_of(name), options) != self._egress:
@@ -151,13 +154,15 @@ class Holder:
                 )
             config = self.store.create(name, options)
             self.store.forget_end(name)
-            write_pidfile(self.store, name)
+            listener = control.listen(place.socket)
             hit("add.created")
-            listener = control.listen(self.store.place(name).socket)
+            write_pidfile(self.store, name)
         except BaseException:
-            del self._locks[name]
-            private.close(lock)
-            self._let_clusters_go()
+            if listener is not None:
+                listener.close()
+            for path in (place.pidfile, place.socket, *((place.config,) if is_new else ())):
+                self._attempt(partial(remove, path))
+            self._holds.release(name)
             raise
         member = self._make(name, config.options)
         self._server.listen(name, _listener(listener.detach()))
@@ -165,20 +170,32 @@ class Holder:
         member.begin()
         return member
 
-    def _take(self, name: str) -> int:
-        cluster = cluster_of(name)
-        if cluster not in self._clusters:
-            network = self.store.take_cluster(cluster)
-            if network is None:
-                raise OwnedByAnother(
-                    f"cluster {cluster} has a holder of its own: stop that first", reason="taken"
-                )
-            self._clusters[cluster] = network
-        lock = self.store.take(name)
-        if lock is None:
-            self._let_clusters_go()
+    async def _take(self, name: str) -> bool:
+        """Take the lock of *name*; return False if it is a member by now."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + MOMENTARY_S
+        while True:
+            while (member := self._members.get(name)) is not None:
+                if member.state != protocol.STOPPING:
+                    return False
+                await member.over()
+                deadline_s = loop.time() + MOMENTARY_S
+            self._look()
+            if self._ending is not None or not self._members:
+                raise Unavailable("this holder is ending", reason="not-running")
+            check_room(len(self._members) + 1, name)
+            if self._holds.take(name):
+                return True
+            if loop.time() > deadline_s:
+                break
+            await asyncio.sleep(RETRY_S)  # who makes or destroys it has it for a moment
+        is_network_ours = self._holds.has_cluster_of(name)
+        self._holds.release(name)
+        if is_network_ours:
             raise taken(self.store, name)
-        return lock
+        raise OwnedByAnother(
+            f"cluster {cluster_of(name)} has a holder of its own: stop that first", reason="taken"
+        )
 
     def _make(self, name: str, options: Options) -> Member:
         member = self._members[name] = Member(
@@ -225,20 +242,19 @@ class Holder:
     def _over(self, member: Member) -> None:
         """Let go of a member that has ended: whoever wants it next finds it free."""
         name = member.name
-        place = self.store.place(name)
         self._server.retire(name)
-        if member.error is not None:
-            why = member.error
-            self._attempt(lambda: self.store.note_end(name, why))
-        self._attempt(lambda: remove(place.socket))
-        hit("stop.socket-removed")
-        self._attempt(lambda: remove_pidfile(self.store, name))
+        home = self._holds.home_of(name)
+        if home is not None:
+            if member.error is not None:
+                self._attempt(partial(home.note_end, name, member.error))
+            self._attempt(partial(remove, home.place(name).socket))
+            hit("stop.socket-removed")
+            self._attempt(partial(remove_pidfile, home, name))
         hit("stop.pidfile-removed")
         del self._members[name]
         if (introduction := self._introductions.pop(name, None)) is not None:
             introduction.close()
-        private.close(self._locks.pop(name))
-        self._let_clusters_go()
+        self._holds.release(name)
         if not self._members:
             self._ended.set()
         hit("stop.unlocked")
@@ -249,11 +265,6 @@ class Holder:
             step()
         except OSError as error:
             self._complain("a member's files", error)
-
-    def _let_clusters_go(self) -> None:
-        """Let go of clusters of which no member is left here."""
-        for cluster in self._clusters.keys() - {cluster_of(name) for name in self._members}:
-            private.close(self._clusters.pop(cluster))
 
     def end(self, timeout_s: float = -1.0) -> None:
         """Stop all members, side by side; :meth:`live` returns then. Again is no error.
@@ -271,6 +282,20 @@ class Holder:
             if isinstance(outcome, BaseException):
                 self._complain("the end of a member", outcome)
         self._ended.set()
+
+    def _look(self) -> None:
+        """End all if a member's files have gone: nobody could find its holder, or its disk."""
+        if self._ending is not None:
+            return
+        for name in self._members:
+            if not self._holds.count(name):
+                note("store-gone", member=name, store=self.store.directory)
+                self.end()
+                return
+
+    def _look_again(self) -> None:
+        self._look()
+        self._looking = asyncio.get_running_loop().call_later(self._look_every_s, self._look_again)
 
     def _unbound(self) -> None:
         """The client has closed its session, or is dying, which its pidfd is about to say."""

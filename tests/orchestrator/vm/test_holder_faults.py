@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import os
+import select
+import shutil
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
 
+from foundation.errors import HubError, Refused, Unavailable
 from orchestrator import control, protocol
+from orchestrator.net.addresses import FIRST, LAST
+from orchestrator.store import Store
+from owner import private
 from tests.orchestrator.vm import holders
-from tests.orchestrator.vm.holders import config, go_wrong
+from tests.orchestrator.vm.holders import config, go_wrong, up
 from tests.support import CODE, eventually, kill
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from orchestrator.control import SpawnConfig
-    from orchestrator.store import Store
 
 pytestmark = pytest.mark.faults
 
@@ -64,6 +69,71 @@ def test_a_log_that_cannot_be_written_keeps_no_vm_from_its_end(
     holders.gone(holder, *vms.values())
 
 
+def test_a_join_that_fails_half_way_leaves_no_member(store: Store) -> None:
+    up(store, "web-1")
+    in_the_way = Path(store.place("web-2").socket)
+    in_the_way.mkdir(parents=True)
+    with pytest.raises(HubError, match="directory"):
+        control.add_member(store, "web-1", "web-2", options=holders.SMALL)
+    assert not control.is_running(store, "web-2")
+    assert not store.exists("web-2"), "it did not exist before"
+    in_the_way.rmdir()
+    assert control.add_member(store, "web-1", "web-2", options=holders.SMALL).running
+    control.stop(store, "web-2")
+    in_the_way.mkdir()
+    with pytest.raises(HubError, match="directory"):
+        control.add_member(store, "web-1", "web-2")
+    in_the_way.rmdir()
+    assert store.exists("web-2"), "it did"
+    assert Path(store.place("web-2").disk).exists()
+
+
+# --- a directory that has gone -------------------------------------------------------------
+
+
+def test_a_holder_whose_store_was_moved_ends_and_leaves_it_in_order_there(
+    store: Store, tmp_path: Path
+) -> None:
+    found = up(store, "web-1", "web-2", settings={"look_every_s": 0.1})
+    holder = holders.holder_pid(store, "web-1")
+    os.rename(store.directory, tmp_path / "moved")
+    holders.gone(holder, *(status.pid for status in found.values()))
+    assert not os.path.exists(store.directory), "nothing is made again where it was"
+    moved = Store(tmp_path / "moved")
+    for name in found:
+        status = control.get_status(moved, name)
+        assert (status.state, status.error) == ("stopped", "")
+        assert not os.path.exists(moved.place(name).socket)
+    assert up(moved, "web-1")["web-1"].running
+    holders.end_holders(moved)
+
+
+def test_a_holder_whose_store_was_deleted_ends(store: Store) -> None:
+    found = up(store, "web-1", settings={"look_every_s": 0.1})
+    holder = holders.holder_pid(store, "web-1")
+    shutil.rmtree(store.directory)
+    holders.gone(holder, found["web-1"].pid)
+    assert not os.path.exists(store.directory)
+
+
+def test_a_moved_holder_takes_nobody_in_and_touches_nothing_of_who_is_there_now(
+    store: Store, tmp_path: Path
+) -> None:
+    up(store, "web-1", settings={"look_every_s": 1000})
+    holder = holders.holder_pid(store, "web-1")
+    moved = Store(tmp_path / "moved")
+    os.rename(store.directory, moved.directory)
+    shutil.copytree(
+        moved.directory, store.directory, ignore=shutil.ignore_patterns("*.sock", "*.pid")
+    )
+    other = up(store, "web-1")["web-1"]
+    with pytest.raises(Unavailable, match="this holder is ending"):
+        control.request_member(moved, "web-1", "web-2", options=holders.SMALL)
+    holders.gone(holder)
+    assert not store.exists("web-2")
+    assert control.get_status(store, "web-1") == other
+
+
 # --- too many at once ----------------------------------------------------------------------
 
 
@@ -89,3 +159,41 @@ def test_of_many_boots_few_run_at_once_and_none_is_late_by_that(
         found = control.wait_members(store, names, 1.0, announce)
     assert said == ["waiting until others have booted"]
     assert all(status.running for status in found.values())
+
+
+def test_a_network_is_given_no_more_members_than_it_has_addresses_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert protocol.MEMBERS == LAST - FIRST + 1
+    monkeypatch.setattr(protocol, "MEMBERS", 2)
+    with pytest.raises(Refused, match="web-3 would be member 3") as caught:
+        control.spawn(store, config("web-1", "web-2", "web-3"))
+    assert caught.value.reason == "network-full"
+    assert store.members() == []
+    few = "from orchestrator import protocol; protocol.MEMBERS = 2"
+    begun(store, config("web-1").replace(program=changed(few)))
+    with pytest.raises(Refused, match="web-3 would be member 3"):
+        control.bring_up(store, config("web-2", "web-3"))
+    assert store.members() == ["web-1"], "not one of them is made"
+    monkeypatch.undo()
+    assert control.add_member(store, "web-1", "web-2", options=holders.SMALL).running
+    with pytest.raises(Refused, match="web-3 would be member 3"):
+        control.add_member(store, "web-1", "web-3", options=holders.SMALL)
+    assert store.members() == ["web-1", "web-2"]
+
+
+def test_a_name_that_is_taken_for_a_moment_keeps_nobody_waiting_but_who_wants_it(
+    store: Store,
+) -> None:
+    patient = "from orchestrator.holder import holder; holder.MOMENTARY_S = 30"
+    begun(store, config("web-1").replace(program=changed(patient)))
+    lock = store.take("web-2")
+    assert lock is not None
+    wire = control.connect(store, "web-1")
+    assert wire is not None
+    with wire:
+        wire.send(protocol.ADD_MEMBER, name="web-2", options=holders.SMALL.as_dict())
+        assert control.get_status(store, "web-1").running
+        assert not select.select([wire], [], [], 0)[0], "it is not refused yet"
+        private.close(lock)
+        assert wire.answer(within_s=20)["name"] == "web-2"

@@ -15,6 +15,7 @@ from hub.wording import several, size
 from orchestrator import cache, control, packages, protocol
 from orchestrator.backends.qemu import kvm
 from orchestrator.packages import Packages
+from orchestrator.vm_shared import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     from orchestrator.packages import Qemu
     from orchestrator.store import Store
 
+_FORCED = "down --force"
 _LEAST_FREE = 512 << 20
 """Bytes: what is fetched, an image and two templates take most of it."""
 
@@ -96,16 +98,19 @@ def _cache() -> Verdict:
 
 def _members(store: Store) -> Verdict:
     names = store.members()
+    for name in names:
+        try:
+            status = status_of(store, name)
+        except HubError as error:
+            hangs = error.reason == "no-answer"
+            return problem(f"{name}: {error}", f"bones vm {_FORCED if hangs else 'down'} {name}")
+        if status.state == protocol.ERROR:
+            return warning(f"{name}: {status.error}", f"bones vm logs {name}")
     killed = [
         name for name in names if store.holder_of(name) and not control.is_running(store, name)
     ]
     if killed:
         return warning(f"their holders were killed: {several(killed)}", "bones vm prune")
-    for name in names:
-        try:
-            status = control.get_status(store, name)
-        except HubError as error:
-            return problem(f"{name}: {error}", f"bones vm down {name}")
-        if status.state == protocol.ERROR:
-            return warning(f"{name}: {status.error}", f"bones vm logs {name}")
+    if half := store.half_removed():
+        return warning(f"half removed: {several(half)}", "bones vm prune")
     return ok(f"{len(names)} VMs")

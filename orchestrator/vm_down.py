@@ -5,7 +5,8 @@ from __future__ import annotations
 from foundation.errors import HubError, Unavailable
 from hub import output
 from orchestrator import control, holding, protocol
-from orchestrator.vm_shared import for_each, meant, store_of, tell
+from orchestrator.vm_removal import clear
+from orchestrator.vm_shared import for_each, meant, say, store_of, tell
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,6 +35,10 @@ def down(
     store = store_of(root)
     found, failed = meant(store.members(), names, everything=everything, verb="down")
     ended = _ended_by_force(store, found, failed) if force else []
+    try:
+        clear(store, root, ended)
+    except HubError as error:
+        say(f"{error}; `bones vm prune` clears up later")
     asked = [name for name in found if name not in ended and name not in failed]
     how = for_each(asked, lambda name: control.stop(store, name), failed)
     return tell(

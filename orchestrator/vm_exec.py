@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
 _BLOCK = 1 << 16
 _SHELL = ("sh", "-l")
-_NO_DIRECTORY, _NO_PROGRAM = 126, 127
-"""What the guest's agent returns where there is no such directory, or no such program."""
+_NOT_RUN, _NOT_FOUND = 126, 127
+"""What the guest's agent returns, as a shell does; no such directory is the first."""
 _OF_AGENT = (b"/etc/agent: ", b"setsid: can't execute ")
 
 
@@ -32,22 +32,29 @@ class Complaints:
 
     def feed(self, chunk: bytes) -> bytes:
         """Return what of *chunk*, and of what was held back, can be passed on."""
-        if not self._began and chunk.startswith(_OF_AGENT):
-            self._began, self._held = True, chunk
-            return b""
+        if self._began and self._held is None:
+            return chunk
         self._began = True
-        held, self._held = self._held or b"", None
-        return held + chunk
+        held = (self._held or b"") + chunk
+        line, _end, more = held.partition(b"\n")
+        if line.startswith(_OF_AGENT) and not more:
+            self._held = held
+            return b""
+        self._held = None
+        return held
 
     def end(self, status: int) -> bytes:
         """Return what is still to be passed on: what was held back, or what it means."""
         if self._held is None:
             return b""
         agent, program = _OF_AGENT
-        if status == _NO_DIRECTORY and self._held.startswith(agent):
+        if self._held.startswith(agent) and status == _NOT_RUN:
             return self._said(f"has no directory {self._cwd}")
-        if status == _NO_PROGRAM and self._held.startswith(program):
+        if self._held.startswith(program) and status == _NOT_FOUND:
             return self._said(f"has no program {self._program}")
+        if self._held.startswith(program) and status == _NOT_RUN:
+            why = self._held.decode(errors="replace").rpartition(": ")[2].strip()
+            return self._said(f"cannot run {self._program}: {why}")
         return self._held
 
     def _said(self, words: str) -> bytes:

@@ -124,10 +124,7 @@ def prune(*, root: str | None = None, as_json: bool = False) -> int:
     except OSError as error:
         raise HubError(f"{several(removed)}: {error}", reason="store") from None
     cleared = [name for name in store.members() if _was_killed(store, name)]
-    for cluster, names in targets.clusters(cleared).items():
-        _forget(store, root_or_default(root), cluster)  # first: a pidfile tells that it is to be
-        for name in names:
-            _clear(store, name)
+    clear(store, root, cleared)
     if as_json:
         output.print_data("bones.vm.prune", {"cleared": cleared, "removed": removed})
         return 0
@@ -138,6 +135,18 @@ def prune(*, root: str | None = None, as_json: bool = False) -> int:
     if not removed and not cleared:
         say("nothing to clear up")
     return 0
+
+
+def clear(store: Store, root: str | None, killed: Sequence[str]) -> None:
+    """Remove what the holders of *killed* have left: logins of their clusters, sockets, pidfiles.
+
+    Raises:
+        HubError: a hub runs and did not revoke the logins; then the pidfiles stay, for the next.
+    """
+    for cluster, names in targets.clusters(killed).items():
+        _forget(store, root_or_default(root), cluster)  # first: a pidfile tells that it is to be
+        for name in names:
+            _clear(store, name)
 
 
 def _was_killed(store: Store, name: str) -> bool:

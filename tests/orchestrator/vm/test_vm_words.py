@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
@@ -20,7 +19,7 @@ from orchestrator.vm_exec import Complaints
 from owner import private
 from tests.orchestrator.vm.holders import end_holders, go_wrong, holder_pid, up
 from tests.orchestrator.vm.test_vm_cli import PROGRAM, bones
-from tests.support import CODE, eventually, is_gone, kill
+from tests.support import CODE, is_gone, kill
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -169,6 +168,9 @@ def test_what_is_not_in_the_guest_is_said_in_our_words() -> None:
         return (fed + complaints.end(status)).decode()
 
     assert told(agent, status=126) == "bones: web has no directory /no\n"
+    assert told(agent[:20], agent[20:], status=126) == "bones: web has no directory /no\n"
+    may_not = b"setsid: can't execute 'no': Permission denied\n"
+    assert told(may_not, status=126) == "bones: web cannot run no: Permission denied\n"
     assert told(program, status=127) == "bones: web has no program no\n"
     assert told(program, b"more", status=127) == f"{program.decode()}more"
     assert told(program, status=1) == program.decode(), "a command may say so itself"
@@ -204,6 +206,7 @@ ONE_VM: list[tuple[str, ...]] = [
     ("ssh", "NAME", "--", "true"),
     ("logs", "NAME"),
     ("forward", "NAME", "80"),
+    ("cp", "NAME:/etc/hosts", "."),
 ]
 
 
@@ -217,7 +220,7 @@ def test_where_one_vm_is_needed_a_cluster_is_named_as_such(
         ("Web", 2, "'Web' cannot be a VM's name"),
         ("nobody", 1, "there is no VM nobody"),
     ):
-        done = Said(capfd, *(name if word == "NAME" else word for word in words))
+        done = Said(capfd, *(word.replace("NAME", name) for word in words))
         assert (done.code, told in done.err) == (code, True), done.err
 
 
@@ -226,7 +229,7 @@ def test_a_vm_that_is_not_up_is_served_by_nothing(
     vms: Store, capfd: pytest.CaptureFixture[str], words: tuple[str, ...]
 ) -> None:
     created(vms, "web")
-    done = Said(capfd, *("web" if word == "NAME" else word for word in words))
+    done = Said(capfd, *(word.replace("NAME", "web") for word in words))
     if words[0] == "logs":
         assert (done.code, done.out, done.err) == (0, "", ""), "it has said nothing"
     else:
@@ -375,17 +378,19 @@ def test_what_rm_would_delete_can_be_seen_before(
     assert control.is_running(vms, "web")
 
 
-class _Terminal(io.StringIO):
+class _Terminal:
     """A terminal at which somebody answers, or interrupts."""
+
+    def __init__(self, answer: str) -> None:
+        self._answer = answer
 
     def isatty(self) -> bool:
         return True
 
-    def readline(self, size: int | None = -1, /) -> str:
-        answer = super().readline(-1 if size is None else size)
-        if answer == "^C":
+    def readline(self) -> str:
+        if self._answer == "^C":
             raise KeyboardInterrupt
-        return answer
+        return self._answer
 
 
 def test_an_interrupted_question_removes_nothing_and_says_so(
@@ -406,6 +411,13 @@ def test_an_interrupted_question_removes_nothing_and_says_so(
     assert not vms.exists("web")
 
 
+def test_doctor_sees_what_is_half_removed(vms: Store, capfd: pytest.CaptureFixture[str]) -> None:
+    os.makedirs(f"{vms.directory}/db/.gone-db-1.1.1")
+    found = {one["name"]: one for one in Said(capfd, "doctor", "--json").data["findings"]}
+    assert found["members"]["evidence"] == "half removed: db-1"
+    assert found["members"]["fix"] == "bones vm prune"
+
+
 # --- holders that do not answer ------------------------------------------------------------
 
 
@@ -421,13 +433,16 @@ def test_a_holder_that_is_frozen_is_ended_by_force_with_all_its_vms_and_no_other
     (row, *_others) = [row for row in Said(capfd, "ls", "--json").data["vms"] if row["pid"] == 0]
     assert (row["state"], row["reason"]) == ("unknown", "no-answer")
     assert f"process {pid}" in row["error"]
+    found = Said(capfd, "doctor", "--json").data["findings"]
+    assert "bones vm down --force web-1" in [one["fix"] for one in found]
     stuck = Said(capfd, "exec", "web-1", "--", "true")
     assert (stuck.code, "`bones vm down --force web-1`" in stuck.err) == (75, True)
     done = Said(capfd, "down", "--force", "web-1", "db", "nobody")
     assert done.out == "web-1 stopped (forced)\nweb-2 stopped (forced)\ndb stopped\n"
     assert (done.code, "nobody: there is no such VM" in done.err) == (1, True)
     assert is_gone(pid)
-    eventually(lambda: not control.running_members(vms))
+    assert not control.running_members(vms)
+    assert {row["error"] for row in Said(capfd, "ls", "--json").data["vms"]} == {""}
     again = Said(capfd, "down", "--force", "--all")
     assert (again.code, again.out, "nothing was running" in again.err) == (0, "", True)
 

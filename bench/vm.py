@@ -8,7 +8,12 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
+import select
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -30,8 +35,20 @@ LIMITS = {
     "stop": (150.0, "ms"),
     "eight at once, the last of them ready": (2000.0, "ms"),
     "memory (PSS) of one of eight": (80.0, "MB"),
+    "its VMs gone after kill -9 of a holder": (50.0, "ms"),
+    "its VMs gone after kill -9 of a bound client": (50.0, "ms"),
 }
-_MANY = 8
+_CLIENT = """
+import sys
+from orchestrator import control
+from orchestrator.store import Options, Store
+store, names = Store(sys.argv[1]), ("web-1", "web-2")
+session = control.spawn(store, control.SpawnConfig(names=names, options=Options(disk_mb=0)))
+found = control.wait_members(store, names, 120)
+print(session.pid, *(status.pid for status in found.values()), flush=True)
+sys.stdin.readline()
+"""
+_MANY, _FEW = 8, 2
 _WAITS_FOR_QUIET = 40
 
 
@@ -63,7 +80,9 @@ def main(arguments: list[str]) -> int:
     """Measure; print a table."""
     parser = argparse.ArgumentParser(prog="bin/bench vm", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
-    parser.add_argument("--smoke", action="store_true", help="one round, however busy it is")
+    parser.add_argument(
+        "--smoke", action="store_true", help="one round of fewer VMs, however busy it is"
+    )
     parser.add_argument("--any", action="store_true", help="rounds of a busy machine count too")
     parser.add_argument("--cache", default=cache.directory())
     parser.add_argument("--json", action="store_true")
@@ -72,14 +91,15 @@ def main(arguments: list[str]) -> int:
     rounds = 1 if options.smoke else options.rounds
     figures = Figures({})
     with tempfile.TemporaryDirectory(prefix="bench-vm-") as place:
-        asyncio.run(measure(figures, Path(place), options.cache, rounds, quiet))
+        many = _FEW if options.smoke else _MANY
+        asyncio.run(measure(figures, Path(place), options.cache, rounds, quiet, many))
     return report(figures.rows(), as_json=options.json)
 
 
 async def measure(
-    figures: Figures, place: Path, directory: str, rounds: int, quiet: Quiet | None
+    figures: Figures, place: Path, directory: str, rounds: int, quiet: Quiet | None, many: int
 ) -> None:
-    """Take *rounds* of each figure."""
+    """Take *rounds* of each figure; *many* VMs are started at once."""
     booting = QemuBackend(directory, templates=False)
     cloning = QemuBackend(directory)
     await cloning.prepare(spec(place, 0), lambda _words: None)
@@ -95,7 +115,11 @@ async def measure(
         _await_quiet(quiet)
         await _one(figures, cloning, spec(place, 0))
         _await_quiet(quiet)
-        await _several(figures, cloning, place)
+        await _several(figures, cloning, place, many)
+        for victim in ("holder", "bound client"):
+            _await_quiet(quiet)
+            gone_ms = _death_ms(place / "vms", directory, victim)
+            figures.add(f"its VMs gone after kill -9 of a {victim}", gone_ms)
 
 
 async def _one(figures: Figures, backend: QemuBackend, wanted: Spec) -> None:
@@ -117,7 +141,7 @@ async def _one(figures: Figures, backend: QemuBackend, wanted: Spec) -> None:
         await _end(machine)
 
 
-async def _several(figures: Figures, backend: QemuBackend, place: Path) -> None:
+async def _several(figures: Figures, backend: QemuBackend, place: Path, many: int) -> None:
     machines: list[QemuMachine] = []
 
     async def start(number: int) -> None:
@@ -127,12 +151,42 @@ async def _several(figures: Figures, backend: QemuBackend, place: Path) -> None:
 
     began = time.monotonic()
     try:
-        await asyncio.gather(*map(start, range(_MANY)))
+        await asyncio.gather(*map(start, range(many)))
         figures.add("eight at once, the last of them ready", _ms(began))
         for machine in machines:
             figures.add("memory (PSS) of one of eight", _pss_mb(machine.pid))
     finally:
         await asyncio.gather(*map(_end, machines))
+
+
+def _death_ms(store: Path, directory: str, victim: str) -> float:
+    """Return how long VMs live on after the *victim*, which holds two of them, was killed."""
+    client = subprocess.Popen(
+        [sys.executable, "-c", _CLIENT, store],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
+            "XDG_CACHE_HOME": str(Path(directory).parents[1]),
+        },
+    )
+    try:
+        assert client.stdout is not None
+        holder, *vms = map(int, client.stdout.readline().split())
+        pidfds = [os.pidfd_open(pid) for pid in vms]
+        began = time.monotonic()
+        os.kill(holder if victim == "holder" else client.pid, signal.SIGKILL)
+        for pidfd in pidfds:
+            select.select([pidfd], [], [])
+        gone_ms = _ms(began)
+        for pidfd in pidfds:
+            os.close(pidfd)
+        return gone_ms
+    finally:
+        client.kill()
+        client.communicate()
 
 
 async def _end(machine: QemuMachine) -> None:

@@ -6,6 +6,8 @@ import json
 
 import pytest
 
+from bench.vm import LIMITS
+from tests.orchestrator.vm.qemus import CACHE
 from tests.support import run_python
 
 
@@ -40,3 +42,19 @@ def test_a_benchmark_of_the_swarm_runs_and_finds_trunk_as_it_should_be(name: str
         if isinstance(row, dict):
             assert row["landed"] > 0
             assert row["faults"] == []
+
+
+@pytest.mark.vm
+@pytest.mark.slow
+@pytest.mark.real
+def test_the_benchmark_of_vms_measures_each_figure_beside_its_limit() -> None:
+    done = run_python(
+        "import sys; sys.argv[1:] = ['vm', '--smoke', '--json', '--cache', sys.argv[1]]\n"
+        "from bench.__main__ import main; main()",
+        str(CACHE),
+        check=False,
+    )
+    rows = json.loads(done.stdout)
+    assert [row["name"] for row in rows] == list(LIMITS), done.stderr
+    assert all(row["ours"] > 0 for row in rows)
+    assert done.returncode in (0, 1), "a limit may be missed on a busy machine"

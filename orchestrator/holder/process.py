@@ -31,6 +31,7 @@ def run(assemble: Assemble | None = None) -> int:
     """
     try:
         launch = read_launch()
+        os.chdir("/")  # where it was launched from may be a slot, which is to be removed some time
         # Before anything slow: a client that dies now must not be missed.
         watch = ParentWatch(launch.parent) if launch.parent else None
         if watch is not None and watch.gone:

@@ -42,6 +42,7 @@ def test_a_detached_holder_leads_a_session_and_names_itself_for_each_member(stor
         socket = os.stat(store.place(name).socket)
         assert socket.st_mode & 0o777 == 0o600
         assert store.take(name) is None, "the holder has the lock for its life"
+    assert os.readlink(f"/proc/{pid}/cwd") == "/", "it keeps nobody's worktree in use"
 
 
 def test_a_launch_does_not_wait_for_the_boot(store: Store, tmp_path: Path) -> None:

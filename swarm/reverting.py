@@ -9,6 +9,7 @@ from foundation.errors import HubError, NotRunning, Refused, Unavailable
 from hub import commits, spool
 from hub.bus import connect
 from hub.events import address
+from hub.link import PER_TRY_S
 from slotgc import treepath
 from swarm import history
 
@@ -70,7 +71,11 @@ async def _ask(workspace: Workspace, slot: str, request: bytes, within_s: float)
     except NotRunning as error:
         raise Unavailable(str(error), reason="bus-down") from None
     async with bus:
-        answer = await bus.request(f"{commits.SUBJECT}.{slot}", request, within_s=within_s)
+        # A trunk that was killed with the question loses no connection of ours; by its id a commit
+        # is made once, however often it is asked for.
+        answer = await bus.request(
+            f"{commits.SUBJECT}.{slot}", request, within_s=within_s, per_try_s=PER_TRY_S
+        )
     try:
         return spool.answered(workspace.spool, answer.data)
     except ValueError as error:

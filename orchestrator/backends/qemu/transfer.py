@@ -6,6 +6,7 @@ import re
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError, Refused
+from hub.render import printable
 from orchestrator.backends.qemu import agent
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ _IN_THE_WAY = 68
 _NO_ROOM = 69
 _ALL = 70
 _KILLED = 128 + 9
+_TOLD_BYTES = 1000
 _BESIDE = re.compile(r"/?\.bones-put-[0-9]+")
 
 # Put the one thing of the archive at $1, which is $2 without slashes at its end, and $3 its
@@ -133,7 +135,7 @@ def _failure(guest: str, path: str, need_kb: int, done: Execution) -> HubError:
     hint = "; all but /data is kept in a guest's memory"
     if done.status == _NO_ROOM:
         kind, _space, free_kb = _text(done.stdout).partition(" ")
-        free_mb = int(free_kb) >> 10 if free_kb.isdecimal() else 0
+        free_mb = int(free_kb) >> 10 if re.fullmatch("[0-9]{1,15}", free_kb) else 0
         wrong = f"it takes {(need_kb >> 10) + 1} MB, and {free_mb} MB are free"
         if kind != "memory":
             hint = ""
@@ -191,4 +193,6 @@ def _words(done: Execution) -> str:
 
 
 def _text(said: bytes) -> str:
-    return _BESIDE.sub("", said.decode("utf-8", "replace").strip())
+    """Return the end of what a guest *said*, as one line that steers no terminal."""
+    lines = said[-_TOLD_BYTES:].decode("utf-8", "replace").split("\n")
+    return _BESIDE.sub("", "; ".join(printable(line) for line in lines if line))

@@ -10,7 +10,8 @@ import pytest
 
 from foundation.errors import HubError, Refused
 from orchestrator import copying
-from orchestrator.backends.qemu import agent
+from orchestrator.backends.base import Execution
+from orchestrator.backends.qemu import agent, transfer
 from tests.orchestrator.vm.qemus import running, shell, spec
 
 if TYPE_CHECKING:
@@ -135,3 +136,25 @@ async def test_a_copy_out_is_the_thing_and_what_cannot_be_one_is_said(
         with pytest.raises(Refused, match=r"1 MiB, .*: copy its parts") as refused:
             await machine.get("sparse")
         assert refused.value.reason == "too-large"
+
+
+def lying(status: int, said: bytes) -> transfer.Execute:
+    """Return a guest's execute, that of one whose agent says what it likes."""
+
+    async def execute(_argv: list[str], **_how: object) -> Execution:
+        return Execution(status=status, stdout=said, stderr=said)
+
+    return execute
+
+
+async def test_what_a_guest_says_of_a_copy_is_told_in_short_and_steers_no_terminal() -> None:
+    said = b"x" * 3_000_000 + b"\n\x1b]0;title\x07\xff\n/tmp/.bones-put-12/a"
+    for status in (1, 68, 69, 128 + 9):
+        guest = lying(status, said)
+        for asked in (transfer.put(guest, "web", b"", "/a"), transfer.get(guest, "web", "/a")):
+            with pytest.raises(HubError) as failed:
+                await asked
+            assert str(failed.value).isprintable()
+            assert len(str(failed.value)) < 1500
+    with pytest.raises(HubError, match="takes 1 MB, and 0 MB are free"):
+        await transfer.put(lying(69, b"memory " + b"9" * 5000), "web", b"", "/a")

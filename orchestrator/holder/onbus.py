@@ -7,16 +7,16 @@ through the hub's two ports, for as long as they are the hub's.
 
 from __future__ import annotations
 
-import asyncio
 import io
 import tarfile
 from typing import TYPE_CHECKING, Any
 
-from foundation.errors import HubError, Refused
+from foundation.errors import Refused
 from orchestrator import protocol
 from orchestrator.buses import Buses
 from orchestrator.epochs import next_epoch
 from orchestrator.holder.log import complain, note
+from orchestrator.holder.telling import Telling
 from orchestrator.store import Options, check_name
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
     from orchestrator.holder.parts import Network
 
 PLACE = "/run/bones"
-_PLACED_WITHIN_S = 10.0
 
 
 class OnBus:
@@ -41,9 +40,9 @@ class OnBus:
         self._network = network
         self._allowed: set[int] = set()
         self._kept = set(launch.settings.get("allow_ports", ()))
-        self._machines: dict[str, Machine] = {}
-        self._order = asyncio.Lock()
-        self._telling: set[asyncio.Task[None]] = set()
+        self._tellings: dict[str, Telling] = {}
+        """By member, its guest."""
+        self._ports = Telling("guests cannot reach the hub", self._let_through, complain)
         epoch = next_epoch(launch.store)
         self._buses = Buses(
             root,
@@ -56,45 +55,51 @@ class OnBus:
         """Have an event published, when a hub is there."""
         self._buses.announce(member, kind, data)
         if kind in protocol.OVER:
-            self._machines.pop(member, None)
+            telling = self._tellings.pop(member, None)
+            if telling is not None:
+                telling.close()
 
     def serve(self, holder: Holder) -> None:
         """Answer for *holder* what is asked over the bus."""
         self._buses.serve(Requests(holder).answer)
 
     async def welcome(self, member: str, machine: Machine) -> None:
-        """Tell a guest that is ready where the hub is, and again whenever that changes."""
-        self._machines[member] = machine
-        await self._place(member, machine)
+        """Tell a guest that is ready where the hub is, and again whenever that changes.
+
+        Returns when that guest has been told, or could not be for once; others are not waited for.
+        """
+
+        async def tell() -> None:
+            access = await self._buses.guest_access(member)
+            files = access.files(self._network.gateway, member)
+            await machine.put(_archive(files), PLACE)
+
+        telling = Telling(f"{member} could not be told where the hub is", tell, complain)
+        self._tellings[member] = telling
+        self._ports.change()
+        telling.change()
+        await telling.first()
 
     async def close(self) -> None:
         """Publish what waits, for a moment; the guests' keys are revoked."""
-        for task in self._telling:
-            task.cancel()
+        for telling in (self._ports, *self._tellings.values()):
+            telling.close()
         await self._buses.close()
 
     def _hub_changed(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._tell_all())
-        self._telling.add(task)
-        task.add_done_callback(self._telling.discard)
+        for telling in (self._ports, *self._tellings.values()):
+            telling.change()
 
-    async def _tell_all(self) -> None:
-        for member, machine in list(self._machines.items()):
-            await self._place(member, machine)
+    async def _let_through(self) -> None:
+        """Let guests reach the hub's ports of this host's loopback, and no longer those of before.
 
-    async def _place(self, member: str, machine: Machine) -> None:
-        """Tell one guest; one that cannot be told is no reason to fail."""
-        try:
-            async with self._order, asyncio.timeout(_PLACED_WITHIN_S):
-                access = await self._buses.guest_access(member)
-                self._let_through({access.nats_port, access.fossil_port} - {0})
-                files = access.files(self._network.gateway, member)
-                await machine.put(_archive(files), PLACE)
-        except (HubError, OSError) as error:
-            complain(f"{member} could not be told where the hub is", error)
-
-    def _let_through(self, ports: set[int]) -> None:
-        """Let guests reach *ports* of this host's loopback, and no longer those of before."""
+        Without a guest there is no network to be told yet; :meth:`welcome` asks again.
+        """
+        member = next(iter(self._tellings), "")
+        if not member:
+            return
+        access = await self._buses.guest_access(member)
+        ports = {access.nats_port, access.fossil_port} - {0}
         self._network.disallow(*self._allowed - ports - self._kept)
         self._network.allow(*ports)
         self._allowed = ports
@@ -137,6 +142,9 @@ class Requests:
 def _archive(files: dict[str, bytes]) -> bytes:
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        top = tarfile.TarInfo("bones")
+        top.type, top.mode = tarfile.DIRTYPE, 0o755
+        archive.addfile(top)
         for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(f"bones/{name}")
             entry.mode, entry.size = 0o600, len(content)

@@ -29,12 +29,14 @@ class Telling:
         self._complain = complain
         self._is_told = True
         self._changed = asyncio.Event()
+        self._tried = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     def change(self) -> None:
         """Have it told, from the beginning if it is just being told. Nothing is waited for."""
         self._is_told = False
         self._changed.set()
+        self._tried.clear()
         if self._task is None or self._task.done():
             self._task = asyncio.get_running_loop().create_task(self._until_told())
 
@@ -44,9 +46,11 @@ class Telling:
             self._task.cancel()
 
     async def first(self) -> None:
-        """Return when it has been told, or could not be for once."""
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=WITHIN_S)
+        """Return when what there is to be told has been told, or could not be for once."""
+        if self._task is not None and not self._task.done():
+            trying = asyncio.ensure_future(self._tried.wait())
+            await asyncio.wait({trying, self._task}, return_when=asyncio.FIRST_COMPLETED)
+            trying.cancel()
 
     async def _until_told(self) -> None:
         again_s = AGAIN_S
@@ -58,8 +62,11 @@ class Telling:
             try:
                 async with asyncio.timeout(WITHIN_S):
                     await self._tell()
+                if self._is_told:
+                    self._tried.set()
             except (HubError, OSError) as error:  # TimeoutError is an OSError
                 self._is_told = False
+                self._tried.set()
                 if again_s == AGAIN_S:
                     self._complain(self._what, error)
                 await self._wait_for_change(again_s)

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import asyncio
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import pytest
 
 from foundation import codec
-from foundation.errors import from_wire
+from foundation.errors import HubError, from_wire
 from hub import bus as hub_bus
 from hub.events import read
 from orchestrator import control, protocol
+from orchestrator.holder import telling
+from orchestrator.holder.launch import Launch
+from orchestrator.holder.onbus import OnBus
 from orchestrator.store import Store
 from tests.orchestrator.vm import holders
+from tests.orchestrator.vm.fake_parts import FakeNetwork
 from tests.orchestrator.vm.holders import up
 from tests.support import eventually, free_port
 
@@ -111,3 +115,53 @@ def test_guests_are_told_of_a_hub_that_moved_and_reach_no_port_of_before(hub: Hu
         assert not any(1234 in line["ports"] for line in log if line["event"] == "disallowed")
     finally:
         holders.end_holders(store)
+
+
+class _Guest:
+    """A machine that is told things; it hangs, or refuses them at first."""
+
+    def __init__(self, *, hangs: bool = False, refuses: int = 0) -> None:
+        """Be told nothing yet."""
+        self.told = 0
+        self.is_told = asyncio.Event()
+        self._hangs = hangs
+        self._refuses = refuses
+
+    async def put(self, _tar: bytes, _directory: str) -> None:
+        """As it was made."""
+        if self._hangs:
+            await asyncio.Event().wait()
+        self.told += 1
+        if self.told > self._refuses:
+            self.is_told.set()
+        else:
+            raise HubError("not now", reason="agent")
+
+
+async def test_a_guest_that_hangs_keeps_no_other_waiting_and_one_that_refuses_is_told_again(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "vms").mkdir()
+    launch = Launch(
+        names=("web-1",),
+        store=str(tmp_path / "vms"),
+        parent=0,
+        clusters={},
+        locks={},
+        listeners={},
+        settings={},
+    )
+    bus = OnBus(str(tmp_path), launch, FakeNetwork())
+    hanging, refusing, healthy = _Guest(hangs=True), _Guest(refuses=1), _Guest()
+    try:
+        async with asyncio.timeout(telling.WITHIN_S / 2):
+            welcoming = asyncio.ensure_future(bus.welcome("web-1", cast("Any", hanging)))
+            await asyncio.sleep(0)
+            await bus.welcome("web-2", cast("Any", refusing))
+            await bus.welcome("web-3", cast("Any", healthy))
+            assert healthy.is_told.is_set()
+            assert not welcoming.done()
+            await refusing.is_told.wait()
+    finally:
+        welcoming.cancel()
+        await bus.close()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,12 +18,10 @@ from hub.repository import Repository
 from swarm import reverting
 from swarm.history import open_repository
 from tests.slotgc.worktrees import Node
-from tests.support import CODE, data_of
+from tests.support import CODE, data_of, eventually, kill
 from tests.swarm.stock import Checkout
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from tests.slotgc.worktrees import Tree
     from tests.support import Hub
 
@@ -134,3 +134,38 @@ def test_more_than_trunk_takes_is_refused_by_name(
         reverting.revert(workspace, "tip")
     assert refused.value.reason == "too-many-changes"
     assert os.listdir(workspace.spool) == []
+
+
+def unread(pid: int) -> int:
+    """Return how many bytes wait in a process's TCP sockets. Source: proc_net_tcp(5)."""
+    inodes = {
+        os.readlink(f"/proc/{pid}/fd/{fd}").partition("[")[2].rstrip("]")
+        for fd in os.listdir(f"/proc/{pid}/fd")
+        if os.readlink(f"/proc/{pid}/fd/{fd}").startswith("socket:")
+    }
+    rows = [line.split() for line in Path(f"/proc/{pid}/net/tcp").read_text().splitlines()[1:]]
+    return sum(int(row[4].partition(":")[2], 16) for row in rows if row[9] in inodes)
+
+
+@pytest.mark.real
+@pytest.mark.faults
+def test_a_trunk_that_is_killed_with_the_question_is_asked_again(hub: Hub, tmp_path: Path) -> None:
+    checkout = Checkout(hub.workspace.repository, tmp_path / "stock/co")
+    bad = checkout.commit({b"f": Node(b"bad\n")}, "bad")
+    hub.start()
+    hub.wait_ready()
+    trunk = int(hub.child("trunk")["pid"])
+    kill(trunk, signal.SIGSTOP)
+    asking = subprocess.Popen(
+        [BONES, "revert", bad], cwd=hub.root, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    try:
+        eventually(lambda: unread(trunk) > 0)  # the question: nobody will read it
+        kill(trunk)
+        said = asking.communicate(timeout=25)
+    finally:
+        asking.kill()
+        asking.communicate()
+    assert asking.returncode == 0, said
+    with open_repository(hub.workspace.repository) as repository:
+        assert said[0].decode() == f"{repository.tip().hash}\n"

@@ -1,6 +1,6 @@
 """VMs for Python: a cluster on one network, which ends with its owner unless it is detached.
 
-with Cluster(["web-1", "web-2"]) as cluster:
+with Cluster(["web-1", "web-2"], store="vms") as cluster:
     web = cluster.vm("web-1")
     print(web.execute(["uname", "-a"]).stdout)
 """
@@ -63,11 +63,21 @@ class VM:
         output: Callable[[int, bytes], None] | None = None,
         timeout_s: float | None = None,
     ) -> Ran:
-        """Run *argv* in it; see :func:`orchestrator.requests.execute`.
+        """Run *argv* in it to its end; return its exit status, and what it wrote, in bytes.
+
+        *stdin* is read to its end first. *env* is beside what the guest has, *cwd* a directory of
+        it. With *output* that is called with 1 or 2, for stdout or stderr, and what was written, as
+        it comes; nothing is returned of it then. ``exec`` is another name.
 
         Raises:
-            Unavailable: it was not over after *timeout_s*, and was killed (``timed-out``).
+            Refused: there is no such VM (``no-such-vm``).
+            Unavailable: it is not running (``not-running``); it was not over after *timeout_s*,
+                and was killed (``timed-out``).
+            HubError: it wrote more than is collected (``too-much-output``); the guest ended, or its
+                holder (``vm-ended``, ``gone``).
         """
+        if isinstance(argv, (str, bytes)):
+            raise TypeError(f"argv={argv!r}: a list of words, or ['sh', '-c', ...], is needed")
         pieces = [stdin] if isinstance(stdin, bytes) else stdin
         return requests.execute(
             self.store,
@@ -79,6 +89,8 @@ class VM:
             output=output,
             timeout_s=timeout_s,
         )
+
+    exec = execute
 
     def put(self, local: str | os.PathLike[str], remote: str) -> list[str]:
         """Copy the file or directory *local* to *remote*, exactly there: whole, or not at all.
@@ -163,7 +175,8 @@ class Cluster:
         they go on. *cpus*, *memory_mb* and *disk_mb* are of those that do not exist yet. Without
         *egress*, of a cluster that does not exist yet, its members reach each other and the hub,
         but no internet and no name server outside; :attr:`egress` tells what it has. *announce* is
-        told, in words, what is downloaded once.
+        told, in words, what is downloaded once. *settings* ``{"workspace": ROOT}`` has it on the
+        bus of that workspace, whose hub its guests reach; ``bones down`` there ends it.
 
         Raises:
             Refused: the names are not of one cluster, or one is none (``bad-name``), or an option

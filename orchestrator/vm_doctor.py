@@ -13,7 +13,7 @@ from hub.doctor import count, lines, summary
 from hub.doctor.finding import Finding, Verdict, ok, problem, warning
 from hub.wording import several, size
 from orchestrator import cache, control, packages, protocol
-from orchestrator.backends.qemu import kvm
+from orchestrator.backends.qemu import ability, kvm
 from orchestrator.packages import Packages
 from orchestrator.vm_shared import status_of
 
@@ -50,7 +50,7 @@ def examine(store: Store) -> Iterator[tuple[str, Verdict]]:
     except HubError as error:
         yield "qemu", _missing(error, packages.QEMU)
     else:
-        yield "qemu", ok(qemu.program)
+        yield "qemu", _qemu(qemu)
         yield "kvm", _kvm(qemu)
     try:
         guest = asyncio.run(parts.guest(_nobody))
@@ -72,11 +72,21 @@ def _missing(error: HubError, variable: str) -> Verdict:
     return problem(str(error), f"{variable}=PATH bones vm up")
 
 
+def _qemu(qemu: Qemu) -> Verdict:
+    try:
+        able = asyncio.run(ability.ask(qemu))
+    except (HubError, OSError) as error:
+        return problem(str(error), f"{packages.QEMU}=PATH bones vm up")
+    return ok(f"{qemu.program}, version {able.version}")
+
+
 def _kvm(qemu: Qemu) -> Verdict:
     try:
         accel = asyncio.run(kvm.accel(cache.directory(), qemu, _nobody))
     except HubError as error:
-        return problem(str(error), f"unset {kvm.ACCEL}")
+        if error.reason == "bad-accel":
+            return problem(str(error), f"unset {kvm.ACCEL}")
+        return problem(str(error), "XDG_CACHE_HOME=DIR bones vm up")
     if accel == "kvm":
         return ok("VMs run by KVM")
     why = "does not start a guest" if os.access(kvm.DEVICE, os.R_OK | os.W_OK) else "cannot be used"
@@ -105,7 +115,8 @@ def _members(store: Store) -> Verdict:
             hangs = error.reason == "no-answer"
             return problem(f"{name}: {error}", f"bones vm {_FORCED if hangs else 'down'} {name}")
         if status.state == protocol.ERROR:
-            return warning(f"{name}: {status.error}", f"bones vm logs {name}")
+            why = status.error.partition("\n")[0]
+            return warning(f"{name}: {why}", f"bones vm up {name}")
     killed = [
         name for name in names if store.holder_of(name) and not control.is_running(store, name)
     ]

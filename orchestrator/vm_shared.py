@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 from foundation.errors import HubError, NotRunning, Unavailable, Usage
 from foundation.workspace import Workspace
 from hub import output
@@ -27,12 +29,33 @@ _AT_ONCE = 32
 
 
 def store_of(root: str | None, *, make: bool = False) -> Store:
-    """Return the store of the workspace around *root*, the current directory by default."""
+    """Return the store of the workspace around *root*, the current directory by default.
+
+    Raises:
+        Refused: there is no workspace, or its state is another user's (``state-foreign``).
+    """
     workspace = Workspace.find(root_or_default(root))
+    _refuse_foreign(workspace)
     if make:
         workspace.make_state()
         workspace.hide_from_git()
     return Store.of_workspace(workspace)
+
+
+def _refuse_foreign(workspace: Workspace) -> None:
+    """Refuse another user's state: his holders answer nobody else, and nothing could be ended.
+
+    Raises:
+        Refused: it is another's (``state-foreign``).
+    """
+    try:
+        is_own = os.stat(workspace.state).st_uid == os.geteuid()
+    except OSError:
+        return  # there is none, or whoever wants it will say
+    if not is_own:
+        from slotgc.hold import refuse_foreign  # noqa: PLC0415 - most have their own
+
+        refuse_foreign(workspace)
 
 
 def say(words: str) -> None:

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _ENDLESS_MB = 1 << 40
 
 
-@output.verb("bones.vm.up", interrupted="what was begun goes on: `bones vm ls`")
+@output.verb("bones.vm.up", interrupted="`bones vm ls` shows what exists and what goes on")
 def up(
     names: Sequence[str] = (),
     *,

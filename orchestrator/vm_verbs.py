@@ -73,7 +73,8 @@ def _table(rows: list[dict[str, Any]]) -> Iterable[str]:
             f"{row['cpus']} CPU  {row['memory_mb']} MB"
         )
         egress = "" if row["egress"] else "  no egress"
-        yield printable(f"{line}{egress}  {row['error']}".rstrip())
+        why, _newline, more = row["error"].partition("\n")
+        yield printable(f"{line}{egress}  {why}{' …' if more else ''}".rstrip())
 
 
 @output.verb("bones.vm.cp")
@@ -128,6 +129,9 @@ def logs(name: str, *, follow: bool = False, root: str | None = None, as_json: b
             for line in _lines(said):
                 envelope = output.envelope("bones.vm.logs", {"name": name, "line": _text(line)})
                 pass_on(1, envelope.encode())
+        elif os.isatty(1):  # a guest's escapes could steer the terminal
+            for line in _lines(said):
+                pass_on(1, f"{printable(_text(line).expandtabs())}\n".encode())
         else:
             for chunk in said:
                 pass_on(1, chunk)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+import orchestrator
 from foundation.errors import Refused
 from orchestrator import control
 from orchestrator.cluster import VM, Cluster
@@ -68,6 +69,31 @@ def test_names_of_several_clusters_are_no_cluster(tmp_path: Path) -> None:
     with pytest.raises(Refused, match="no member"):
         Cluster(["web-1"], store=tmp_path / "vms").vm("web-2")
     assert not (tmp_path / "vms").exists()
+
+
+def test_the_library_is_loaded_when_it_is_asked_for(tmp_path: Path) -> None:
+    program = (
+        "import orchestrator, sys; assert 'orchestrator.cluster' not in sys.modules; "
+        "from orchestrator import Cluster, VM; assert VM is orchestrator.cluster.VM; "
+        "assert {'Cluster', 'VM'} <= set(dir(orchestrator)); print(Cluster.__module__)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(CODE)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout == "orchestrator.cluster\n", done.stderr
+    with pytest.raises(AttributeError, match="nothing"):
+        orchestrator.nothing  # noqa: B018
+
+
+def test_a_command_is_words_not_a_text(tmp_path: Path) -> None:
+    with pytest.raises(TypeError, match="uname -a"):
+        VM(Store(tmp_path / "vms"), "web").execute("uname -a")
+    assert VM.exec is VM.execute
 
 
 def test_a_vm_that_is_not_running_is_named_with_the_way_out(tmp_path: Path) -> None:

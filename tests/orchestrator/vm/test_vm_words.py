@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import signal
 import subprocess
 import sys
+import termios
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foundation.errors import HubError
 from foundation.workspace import Workspace
 from orchestrator import cli, control, entry, protocol, vm_up, vm_verbs
 from orchestrator.store import Options, Store
@@ -353,6 +356,40 @@ def test_a_console_is_followed_a_line_an_object(vms: Store, repo: Path) -> None:
     process.stdout.close()
 
 
+def test_a_guest_s_console_does_not_steer_our_terminal(vms: Store, repo: Path) -> None:
+    created(vms, "web")
+    Path(vms.place("web").console).write_bytes(b"a\tb\r\n\x1b]0;title\x07end\n")
+    ours, theirs = pty.openpty()
+    try:
+        attributes = termios.tcgetattr(theirs)
+        attributes[1] &= ~termios.OPOST
+        termios.tcsetattr(theirs, termios.TCSANOW, attributes)
+        subprocess.run(
+            [sys.executable, "-I", "-c", PROGRAM, str(CODE), "vm", "logs", "web"],
+            cwd=repo,
+            stdout=theirs,
+            check=True,
+        )
+        assert os.read(ours, 1000) == b"a       b\n\\x1b]0;title\\x07end\n"
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert b"\x1b" in bones(repo, "vm", "logs", "web").stdout, "a program gets what there is"
+
+
+def test_an_error_of_many_lines_is_one_in_the_list(
+    vms: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    created(vms, "web")
+    lock = vms.take("web")
+    assert lock is not None
+    vms.note_end("web", HubError("it panicked\nCall trace:", reason="vm-died"))
+    private.close(lock)
+    assert Said(capfd, "ls").out.endswith("  it panicked …\n")
+    found = {one["name"]: one for one in Said(capfd, "doctor", "--json").data["findings"]}
+    assert found["members"]["fix"] == "bones vm up web"
+
+
 # --- rm ------------------------------------------------------------------------------------
 
 
@@ -463,6 +500,20 @@ def test_what_runs_behind_a_socket_that_was_removed_is_never_said_not_to_run(
     told = Said(capfd, "down", "--force", "--json", "web-1").data
     assert told == {"stopped": {"web-1": "forced", "web-2": "forced"}, "failed": {}}
     assert is_gone(pid)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give state to another user")
+def test_another_user_s_vms_are_refused_not_said_to_be_stopped(
+    vms: Store, repo: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    created(vms, "web")
+    os.chown(repo / ".orchestrator", 65534, 65534)
+    for words in (("ls",), ("down", "--all"), ("rm", "-f", "web"), ("up", "web"), ("prune",)):
+        done = Said(capfd, *words)
+        assert done.code == 1, words
+        assert ".orchestrator" in done.err
+        assert "another user" in done.err
+    assert vms.exists("web")
 
 
 @pytest.mark.faults

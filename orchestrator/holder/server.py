@@ -230,7 +230,8 @@ class Server:
         writer = asyncio.StreamWriter(transport, streams, reader, loop)
         client = Client(member, reader, writer, self._request_within_s)
         if client.uid != os.geteuid():
-            transport.abort()
+            client.send({"error": to_wire(_foreign(member))})
+            await client.close()
             return
         if len(self._serving) > CONNECTIONS:
             client.send({"error": to_wire(_busy(member))})
@@ -314,6 +315,12 @@ async def _first(line: Awaitable[Result], reading: asyncio.Task[None]) -> Result
         return getting.result() if getting.done() else None
     finally:
         getting.cancel()
+
+
+def _foreign(member: str) -> Refused:
+    return Refused(
+        f"VM {member} is user {os.geteuid()}'s, and answers nobody else", reason="foreign"
+    )
 
 
 def _busy(member: str) -> Unavailable:

@@ -1,8 +1,9 @@
 """The way out of a cluster's network: slirp, in a QEMU that has no machine.
 
 It turns what guests send into connections of this very process, and connections to loopback ports
-into the guests' own: no root, no interface. It runs under QEMU's own seccomp filter, which lets it
-start nothing. What it may be sent is the switch's business (:mod:`orchestrator.net.policy`).
+into the guests' own: no root, no interface. It runs under QEMU's own seccomp filter, if it has
+one, which lets it start nothing. What it may be sent is the switch's business
+(:mod:`orchestrator.net.policy`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ LOOPBACK = "127.0.0.1"
 
 _MONITOR, _PORT = 3, 4
 """The numbers that its two sockets have in it."""
+ANSWER_WITHIN_S = 10.0
+"""What is asked of it takes it no time at all, if it runs."""
 _SAID_BYTES = 4096
 _FAILS_WITHIN_S = 1.0
 """One whose monitor has closed is about to exit, and has said why."""
@@ -46,12 +49,15 @@ class Gateway:
         asyncio.get_running_loop().add_reader(self._pidfd, self._reap)
 
     @classmethod
-    async def start(cls, qemu: str, port: socket.socket, *, env: Mapping[str, str]) -> Self:
+    async def start(
+        cls, qemu: str, port: socket.socket, *, env: Mapping[str, str], confined: bool = True
+    ) -> Self:
         """Start a gateway whose frames go through *port*, and return it when it serves.
 
-        *qemu* is the path of ``qemu-system-x86_64``, *env* its environment. *port*, an AF_UNIX
-        datagram socket, is closed here, whatever happens. For the main thread: the kernel ends
-        the gateway with the thread that spawned it.
+        *qemu* is the path of ``qemu-system-x86_64``, *env* its environment; *confined*: under its
+        seccomp filter, which a build may lack. *port*, an AF_UNIX datagram socket, is closed here,
+        whatever happens. For the main thread: the kernel ends the gateway with the thread that
+        spawned it.
 
         Raises:
             HubError: it cannot be started (``gateway``).
@@ -59,7 +65,8 @@ class Gateway:
         ours, theirs = socket.socketpair()
         try:
             with port, theirs:
-                child, said = _spawn(qemu, {_MONITOR: theirs.fileno(), _PORT: port.fileno()}, env)
+                sockets = {_MONITOR: theirs.fileno(), _PORT: port.fileno()}
+                child, said = _spawn([qemu, *_words(confined=confined)], sockets, env)
         except OSError as error:
             ours.close()
             raise HubError(f"no gateway for the network: {error}", reason="gateway") from None
@@ -79,19 +86,22 @@ class Gateway:
 
         Raises:
             Refused: the host's port is taken (``port-taken``).
-            Unavailable: it has ended, or does not answer.
+            Unavailable: it has ended (``gateway``), or does not answer (``gateway-silent``): it
+                may do it later, but for an :meth:`unforward`.
         """
         said = await self._monitor(f"hostfwd_add slirp tcp:{LOOPBACK}:{host_port}-{ip}:{port}")
         if said:
             raise Refused(
-                f"port {host_port} cannot be forwarded to {ip}:{port}: {said}", reason="port-taken"
+                f"port {host_port} of {LOOPBACK} is in use, or not for everybody to have ({said})",
+                reason="port-taken",
             )
 
     async def unforward(self, host_port: int) -> None:
         """Forward *host_port* no longer; connections that exist go on. Again is no error.
 
         Raises:
-            Unavailable: it has ended, or does not answer.
+            Unavailable: it has ended (``gateway``), or does not answer (``gateway-silent``): it
+                does this before anything that it is asked later.
         """
         await self._monitor(f"hostfwd_remove slirp tcp:{LOOPBACK}:{host_port}")
 
@@ -133,7 +143,17 @@ class Gateway:
     async def _monitor(self, line: str) -> str:
         if self._qmp is None or self._ended.done():
             raise Unavailable("the network's gateway has ended", reason="gateway")
-        return await self._qmp.monitor(line)
+        try:
+            return await self._qmp.monitor(line, timeout_s=ANSWER_WITHIN_S)
+        except Unavailable as error:
+            if error.reason == "qmp-gone":
+                raise Unavailable(
+                    f"the network's gateway has ended: {error}", reason="gateway"
+                ) from None
+            raise Unavailable(
+                f"the network's gateway did not answer within {ANSWER_WITHIN_S:g} s",
+                reason="gateway-silent",
+            ) from None
 
     def _reap(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -142,23 +162,25 @@ class Gateway:
         self._ended.set_result(os.waitstatus_to_exitcode(status))
 
 
-def _spawn(qemu: str, sockets: dict[int, int], env: Mapping[str, str]) -> tuple[SpawnedChild, int]:
+def _spawn(
+    argv: list[str], sockets: dict[int, int], env: Mapping[str, str]
+) -> tuple[SpawnedChild, int]:
     """Return the child and a descriptor of what it writes; *sockets* by their numbers in it."""
     said = os.memfd_create("said")
     try:
         with open(os.devnull, "rb") as null:
             files = {0: null.fileno(), 1: said, 2: said, **sockets}
-            return spawn_child([qemu, *_words()], env=env, cwd="/", files=files), said
+            return spawn_child(argv, env=env, cwd="/", files=files), said
     except BaseException:
         os.close(said)
         raise
 
 
-def _words() -> list[str]:
+def _words(*, confined: bool) -> list[str]:
     user = f"user,id=slirp,net={NETWORK},host={GATEWAY},dns={NAME_SERVER},ipv6=off"
     return [
         *("-M", "none", "-nodefaults", "-no-user-config", "-display", "none"),
-        *("-sandbox", _SANDBOX),
+        *(("-sandbox", _SANDBOX) if confined else ()),
         *("-chardev", f"socket,id=qmp,fd={_MONITOR}", "-mon", "qmp,mode=control"),
         *("-netdev", f"dgram,id=port,local.type=fd,local.str={_PORT}", "-netdev", user),
         *("-netdev", "hubport,id=inside,hubid=0,netdev=port"),

@@ -8,11 +8,14 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from functools import partial
 from typing import TYPE_CHECKING
 
-from foundation.errors import HubError
+from foundation.errors import HubError, Unavailable
 from hub.ports import HIGHEST
 from orchestrator.net.addresses import GATEWAY, NAME_SERVER, Addresses
+from orchestrator.net.forwards import Forward
+from orchestrator.net.gateway import Gateway
 from orchestrator.net.host import drain, own_addresses, watch_addresses
 from orchestrator.net.policy import Rules, guest_source
 from orchestrator.net.switch import Switch
@@ -22,7 +25,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from orchestrator.net.switch import Counts, Port
-    from orchestrator.net.uplink import Forward, Told
+    from orchestrator.net.uplink import Told
 
 _EVERYTHING = ((0, 0),)
 
@@ -40,23 +43,23 @@ class Network:
         qemu: str,
         egress: bool = True,
         env: Mapping[str, str] | None = None,
+        confined: bool = True,
         told: Told = lambda _event, _details: None,
     ) -> None:
         """Start nothing yet.
 
         *qemu* is the path of ``qemu-system-x86_64``, *env* the gateway's environment (ours if
-        None). *egress*: whether guests reach the internet, and resolve names. *told* is called
-        on the loop; it must not fail.
+        None); *confined*: whether that QEMU can be. *egress*: whether guests reach the internet,
+        and resolve names. *told* is called on the loop; it must not fail.
         """
         self._addresses = Addresses(cluster)
-        self._qemu = qemu
-        self._env = dict(os.environ if env is None else env)
+        environment = dict(os.environ if env is None else env)
+        self._gateway = partial(Gateway.start, qemu, env=environment, confined=confined)
         self._told = told
         self._rules = Rules(egress=egress)
         self._members: dict[str, Port] = {}
         self._opened: tuple[Switch, Uplink] | None = None
         self._watching: socket.socket | None = None
-        self._ending: set[asyncio.Task[None]] = set()
 
     async def open(self) -> None:
         """Start the switch and the gateway.
@@ -68,8 +71,7 @@ class Network:
         switch = Switch()
         uplink = Uplink(
             switch,
-            qemu=self._qemu,
-            env=self._env,
+            gateway=self._gateway,
             outward=self._to_gateway,
             changed=self._forwards_changed,
             told=self._told,
@@ -95,7 +97,24 @@ class Network:
             switch.close()
         self._members.clear()
 
+    async def revive(self) -> None:
+        """Start the gateway anew if it had ended too often, and was left alone.
+
+        Raises:
+            HubError: it cannot be started (``gateway``).
+        """
+        await self._uplink.revive()
+
+    @property
+    def trouble(self) -> str:
+        """Why guests have no way out for now, in words; "" if they have."""
+        return self._opened[1].trouble if self._opened is not None else ""
+
     # --- members ---------------------------------------------------------------------------
+
+    def members(self) -> list[str]:
+        """Return who has a port."""
+        return list(self._members)
 
     def reserve(self, member: str) -> tuple[str, str]:
         """Return the MAC of *member* and its address, with the network's prefix length.
@@ -143,14 +162,8 @@ class Network:
         None of these is no error.
         """
         self._unplug(member)
-        if self._opened is not None:
-            uplink = self._uplink
-            mine = [f.host_port for f in uplink.forwards.values() if f.member == member]
-            if mine:
-                # Nothing is answered from here on; that nobody listens any more may take a moment.
-                ending = asyncio.create_task(uplink.unforward(uplink.forget(mine)))
-                self._ending.add(ending)
-                ending.add_done_callback(self._ending.discard)
+        if self._opened is not None and (mine := list(self.forwards(member))):
+            self._uplink.forget(mine)
         self._addresses.release(member)
 
     def counts(self, member: str = "") -> Counts:
@@ -177,25 +190,43 @@ class Network:
     async def forward(self, member: str, port: int, host_port: int = 0) -> int:
         """Forward a port of this host's loopback to TCP *port* of *member*; return which.
 
-        *host_port* 0: any that is free. It is kept when the gateway has to be started again.
+        *host_port* 0: any that is free, or the one that leads there already; asking again is no
+        error. It is kept when the gateway has to be started again.
 
         Raises:
             Refused: the host's port is taken (``port-taken``).
-            Unavailable: there is no gateway just now (``gateway``).
+            Unavailable: *member* has no port, or lost it meanwhile (``not-running``); there is no
+                gateway just now (``gateway``), or it does not answer (``gateway-silent``).
+            HubError: the gateway had been left alone, and cannot be started (``gateway``).
         """
         _check(port)
         if host_port:
             _check(host_port)
+        asked_for = self._members.get(member)
+        if asked_for is None:
+            raise Unavailable(f"VM {member} is not on the network", reason="not-running")
         ip = self._addresses.reserve(member).ip
-        return await self._uplink.forward(member, ip, port, host_port)
+        return await self._uplink.forward(
+            Forward(host_port=host_port, member=member, ip=ip, port=port),
+            lambda: self._members.get(member) is asked_for,
+        )
 
-    async def unforward(self, host_port: int) -> None:
-        """Forward *host_port* no longer, and cut what is connected by it; again is no error."""
-        await self._uplink.unforward(self._uplink.forget([host_port]))
+    async def unforward(self, member: str, host_port: int) -> bool:
+        """Forward *host_port* to *member* no longer, and cut what is connected by it.
 
-    def forwards(self) -> list[Forward]:
-        """Return what is forwarded."""
-        return list(self._uplink.forwards.values())
+        Returns False if it did not lead there.
+
+        Raises:
+            Unavailable: the gateway does not answer (``gateway-silent``): it is cut all the same.
+        """
+        if host_port not in self.forwards(member):
+            return False
+        await self._uplink.unforward(host_port)
+        return True
+
+    def forwards(self, member: str) -> dict[int, int]:
+        """Return which ports of this host lead to *member*, and to which of its ports each."""
+        return {one.host_port: one.port for one in self._uplink.forwards if one.member == member}
 
     # ---------------------------------------------------------------------------------------
 
@@ -224,7 +255,8 @@ class Network:
 
     def _forwards_changed(self) -> None:
         forwarded = frozenset(
-            (bytes(map(int, forward.ip.split("."))), forward.port) for forward in self.forwards()
+            (bytes(map(int, forward.ip.split("."))), forward.port)
+            for forward in self._uplink.forwards
         )
         self._rules = self._rules.replace(forwarded=forwarded)
 

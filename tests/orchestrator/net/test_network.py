@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,7 @@ from tests.orchestrator.net.guest import Guest, listening
 from tests.support import CODE, accepts, eventually, free_port, is_gone, kill
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator, Callable
+    from collections.abc import AsyncGenerator, Callable, Iterator
 
 pytestmark = pytest.mark.vm
 
@@ -35,6 +36,16 @@ def qemu() -> str:
     """Return the path of QEMU, without which there is nothing to test."""
     assert FOUND is not None, "qemu-system-x86_64 is not installed"
     return FOUND
+
+
+@contextmanager
+def frozen(pid: int) -> Iterator[None]:
+    """Have process *pid* stand still."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -126,8 +137,8 @@ async def test_the_host_is_not_reached_under_any_of_its_other_names() -> None:
 async def test_a_forward_leads_from_the_host_to_the_guest_and_only_there() -> None:
     with listening() as private:
         async with opened() as network:
-            host_port = await network.forward("me", 22)
             with plugged(network) as guest, socket.socket() as caller:
+                host_port = await network.forward("me", 22)
                 caller.setblocking(False)
                 caller.connect_ex(("127.0.0.1", host_port))
                 connection = guest.accepts(22)
@@ -154,51 +165,128 @@ async def test_a_forward_leads_from_the_host_to_the_guest_and_only_there() -> No
 
 async def test_a_forward_ends_when_it_is_told_to_and_with_its_member() -> None:
     async with opened() as network:
-        first, second = [await network.forward("me", port) for port in (22, 80)]
-        assert {f.host_port: (f.member, f.port) for f in network.forwards()} == {
-            first: ("me", 22),
-            second: ("me", 80),
-        }
-        assert accepts(first)
-        await network.unforward(first)
-        await network.unforward(first)
-        assert not accepts(first)
-        assert accepts(second)
-        network.release("me")
-        network.release("me")
-        assert not network.forwards()
-        await soon(lambda: not accepts(second))
+        with plugged(network), plugged(network, "other"):
+            first, second = [await network.forward("me", port) for port in (22, 80)]
+            assert network.forwards("me") == {first: 22, second: 80}
+            assert network.forwards("other") == {}
+            assert accepts(first)
+            assert not await network.unforward("other", first)
+            assert accepts(first)
+            assert await network.unforward("me", first)
+            assert not await network.unforward("me", first)
+            assert not accepts(first)
+            assert accepts(second)
+            network.release("me")
+            network.release("me")
+            assert not network.forwards("me")
+            await soon(lambda: not accepts(second))
 
 
-async def test_a_forward_that_nobody_waits_for_any_more_ends_with_its_member() -> None:
+async def test_the_same_forward_is_no_other_one_and_no_error() -> None:
     async with opened() as network:
-        asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
-        await asyncio.sleep(0)
-        asking.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await asking
-        network.release("me")
-        await soon(lambda: not accepts(port))
+        with plugged(network), plugged(network, "other"):
+            host_port = await network.forward("me", 22)
+            assert await network.forward("me", 22) == host_port
+            assert await network.forward("me", 22, host_port) == host_port
+            another = await network.forward("me", 22, free_port())
+            assert network.forwards("me") == {host_port: 22, another: 22}
+            assert await network.forward("other", 22) not in (host_port, another)
+            for member, port in (("me", 23), ("other", 22)):
+                with pytest.raises(Refused, match=f"{host_port} leads to port 22 of me already"):
+                    await network.forward(member, port, host_port)
+
+
+async def test_a_forward_that_nobody_waits_for_any_more_is_taken_back() -> None:
+    async with opened() as network:
+        with plugged(network):
+            asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
+            await soon(lambda: bool(network.forwards("me")))
+            asking.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await asking
+            assert network.forwards("me") == {}
+            await network.forward("me", 23)
+            assert not accepts(port)
 
 
 async def test_a_port_of_the_host_that_is_taken_is_not_forwarded() -> None:
     with listening() as other:
         async with opened() as network:
-            with pytest.raises(Refused) as taken:
-                await network.forward("me", 22, other.getsockname()[1])
-            assert taken.value.reason == "port-taken"
-            assert not network.forwards()
-            port = free_port()
-            assert await network.forward("me", 22, port) == port
-            with pytest.raises(Refused) as taken:
-                await network.forward("me", 80, port)
-            assert taken.value.reason == "port-taken"
-            assert [forward.port for forward in network.forwards()] == [22]
-            for wrong in (0, 65536, -1):
-                with pytest.raises(ValueError, match=str(wrong)):
-                    await network.forward("me", wrong)
-                with pytest.raises(ValueError, match=str(wrong)):
-                    network.allow(wrong)
+            with plugged(network):
+                with pytest.raises(Refused, match=r"of 127\.0\.0\.1 is in use") as taken:
+                    await network.forward("me", 22, other.getsockname()[1])
+                assert taken.value.reason == "port-taken"
+                assert not network.forwards("me")
+                port = free_port()
+                assert await network.forward("me", 22, port) == port
+                with pytest.raises(Refused) as taken:
+                    await network.forward("me", 80, port)
+                assert taken.value.reason == "port-taken"
+                assert network.forwards("me") == {port: 22}
+                for wrong in (0, 65536, -1):
+                    with pytest.raises(ValueError, match=str(wrong)):
+                        await network.forward("me", wrong)
+                    with pytest.raises(ValueError, match=str(wrong)):
+                        network.allow(wrong)
+
+
+async def test_nobody_who_has_no_port_gets_a_forward() -> None:
+    async with opened() as network:
+        network.reserve("me")
+        with pytest.raises(Unavailable) as absent:
+            await network.forward("me", 22)
+        assert absent.value.reason == "not-running"
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("comes_back", [False, True])
+async def test_a_forward_that_waits_for_the_gateway_does_not_outlive_its_member(
+    comes_back: bool,
+) -> None:
+    async with opened() as network:
+        with plugged(network):
+            async with network._uplink._changing:  # as while a new gateway is started
+                asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
+                await asyncio.sleep(0)
+                network.release("me")
+                if comes_back:
+                    network.port("me").close()
+            with pytest.raises(Unavailable) as ended:
+                await asking
+            assert ended.value.reason == "not-running"
+            assert network.forwards("me") == {}
+            assert not accepts(port)
+
+
+@pytest.mark.faults
+async def test_a_member_that_ends_while_its_forward_is_made_leaves_none() -> None:
+    async with opened() as network:
+        with plugged(network), plugged(network, "other"):
+            with frozen(gateway_pid(network)):
+                asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
+                await soon(lambda: bool(network.forwards("me")))
+                network.release("me")
+            with pytest.raises(Unavailable) as ended:
+                await asking
+            assert ended.value.reason == "not-running"
+            await network.forward("other", 22)
+            assert not accepts(port)
+
+
+@pytest.mark.faults
+async def test_a_forward_that_was_refused_for_time_does_not_open_later(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as network:
+        with plugged(network):
+            with monkeypatch.context() as impatient, frozen(gateway_pid(network)):
+                impatient.setattr("orchestrator.net.gateway.ANSWER_WITHIN_S", 0.1)
+                with pytest.raises(Unavailable, match="did not answer") as late:
+                    await network.forward("me", 22, port := free_port())
+                assert late.value.reason == "gateway-silent"
+            assert network.forwards("me") == {}
+            assert accepts(await network.forward("me", 23))  # it goes on
+            assert not accepts(port)
 
 
 async def test_a_guest_that_sends_as_another_is_not_heard() -> None:
@@ -296,8 +384,8 @@ async def test_a_killed_gateway_is_back_with_its_forwards() -> None:
         port = hub.getsockname()[1]
         async with opened(told=lambda *event: told.append(event)) as network:
             network.allow(port)
-            host_port = await network.forward("me", 22)
             with plugged(network) as guest:
+                host_port = await network.forward("me", 22)
                 guest.connects(GATEWAY, port)
                 for _ in range(2):
                     before = gateway_pid(network)
@@ -306,7 +394,7 @@ async def test_a_killed_gateway_is_back_with_its_forwards() -> None:
                     await soon(lambda: bool(told))
                     assert told[-1] == (
                         "gateway-restarted",
-                        {"status": -9, "said": told[-1][1]["said"]},
+                        {"status": -9, "error": told[-1][1]["error"]},
                     )
                     assert gateway_pid(network) != before
                     guest.connects(GATEWAY, port)
@@ -321,47 +409,111 @@ async def test_a_killed_gateway_is_back_with_its_forwards() -> None:
 async def test_a_forward_whose_port_was_taken_meanwhile_is_told_as_lost() -> None:
     told: list[tuple[str, dict[str, Any]]] = []
     async with opened(told=lambda *event: told.append(event)) as network:
-        host_port = await network.forward("me", 22)
-        kept = await network.forward("me", 80)
-        kill(gateway_pid(network))
-        eventually(lambda: not accepts(host_port))  # the loop has no turn before the port is ours
-        with socket.create_server(("127.0.0.1", host_port)):
-            await soon(lambda: len(told) == 2)
-        assert [name for name, _details in told] == ["forward-lost", "gateway-restarted"]
-        assert told[0][1]["host_port"] == host_port
-        assert [forward.host_port for forward in network.forwards()] == [kept]
-        assert accepts(kept)
+        with plugged(network):
+            host_port = await network.forward("me", 22)
+            kept = await network.forward("me", 80)
+            kill(gateway_pid(network))
+            eventually(lambda: not accepts(host_port))  # the loop has no turn before it is ours
+            with socket.create_server(("127.0.0.1", host_port)):
+                await soon(lambda: len(told) == 2)
+            assert [name for name, _details in told] == ["forward-lost", "gateway-restarted"]
+            assert told[0][1]["host_port"] == host_port
+            assert network.forwards("me") == {kept: 80}
+            assert accepts(kept)
 
 
-@pytest.mark.faults
-async def test_a_gateway_that_cannot_come_back_is_given_up_and_said_so(tmp_path: Path) -> None:
-    program = tmp_path / "qemu"
+def breakable(tmp_path: Path) -> tuple[Path, Path]:
+    """Return a QEMU, and a file in whose presence it does not start."""
+    program, broken = tmp_path / "qemu", tmp_path / "qemu.broken"
     program.write_text(
         f'#!/bin/sh\n[ -e "$0.broken" ] && echo no luck && exit 7\nexec {qemu()} "$@"\n'
     )
     program.chmod(0o755)
+    return program, broken
+
+
+@pytest.mark.faults
+async def test_a_gateway_that_cannot_come_back_is_given_up_until_it_is_needed(
+    tmp_path: Path,
+) -> None:
+    program, broken = breakable(tmp_path)
     told: list[tuple[str, dict[str, Any]]] = []
     async with opened(qemu=str(program), told=lambda *event: told.append(event)) as network:
-        (tmp_path / "qemu.broken").touch()
+        with plugged(network) as guest:
+            host_port = await network.forward("me", 22)
+            assert network.trouble == ""
+            broken.touch()
+            kill(gateway_pid(network))
+            await soon(lambda: bool(network.trouble))
+            with pytest.raises(Unavailable, match="is being started again") as away:
+                await network.forward("me", 23)
+            assert away.value.reason == "gateway"
+            await soon(lambda: bool(told))
+            assert [name for name, _details in told] == ["gateway-failed"]
+            assert "no luck" in told[0][1]["error"]
+            for attempt in (lambda: network.forward("me", 23), network.revive):
+                with pytest.raises(
+                    HubError, match=r"could not be started anew: .*no luck"
+                ) as failed:
+                    await attempt()
+                assert failed.value.reason == "gateway"
+                assert "failed for good" in network.trouble
+                assert "no luck" in network.trouble
+            with pytest.raises(Unavailable, match="failed for good"):
+                network.counts()
+            with plugged(network, "other") as other:
+                guest.knocks(other.address, 1, mac=other.mac)  # members still talk
+                eventually(lambda: network.counts("other").frames_out == 1)
+            broken.unlink()
+            await asyncio.gather(network.revive(), network.revive())
+            assert network.trouble == ""
+            assert [name for name, _details in told] == ["gateway-failed", "gateway-restarted"]
+            guest.pings(GATEWAY)
+            assert accepts(host_port)
+            # It is kept again, and as patiently as the first time.
+            kill(gateway_pid(network))
+            await soon(lambda: len(told) == 3)
+            assert told[-1][0] == "gateway-restarted"
+
+
+@pytest.mark.faults
+async def test_a_gateway_that_had_failed_is_there_again_for_who_asks_for_a_forward(
+    tmp_path: Path,
+) -> None:
+    program, broken = breakable(tmp_path)
+    told: list[tuple[str, dict[str, Any]]] = []
+    async with opened(qemu=str(program), told=lambda *event: told.append(event)) as network:
+        with plugged(network):
+            broken.touch()
+            kill(gateway_pid(network))
+            await soon(lambda: bool(told))
+            broken.unlink()
+            assert accepts(await network.forward("me", 22))
+            assert network.trouble == ""
+
+
+@pytest.mark.faults
+async def test_a_bug_beside_the_gateway_is_told_and_does_not_end_it_in_silence() -> None:
+    told: list[tuple[str, dict[str, Any]]] = []
+    async with opened(told=lambda *event: told.append(event)) as network:
+        network._switch.close()
         kill(gateway_pid(network))
         await soon(lambda: bool(told))
         assert told[0][0] == "gateway-failed"
-        assert "no luck" in told[0][1]["said"]
-        for ask in (lambda: network.forward("me", 22), _async(network.counts)):
-            with pytest.raises(Unavailable) as away:
-                await ask()
-            assert away.value.reason == "gateway"
-        with plugged(network, "a") as a, plugged(network, "b") as b:
-            b.socket.setblocking(False)
-            a.knocks(b.address, 1, mac=b.mac)  # members still talk
-            eventually(lambda: network.counts("b").frames_out == 1)
+        assert "the switch is closed" in told[0][1]["error"]
+        assert "the switch is closed" in network.trouble
 
 
-def _async(call: Any) -> Any:
-    async def called() -> Any:
-        return call()
-
-    return called
+async def test_a_qemu_that_cannot_be_confined_is_a_gateway_all_the_same(tmp_path: Path) -> None:
+    program = tmp_path / "qemu"
+    program.write_text(
+        '#!/bin/sh\ncase "$*" in *-sandbox*) echo no option group >&2; exit 1;; esac\n'
+        f'exec {qemu()} "$@"\n'
+    )
+    program.chmod(0o755)
+    async with opened(qemu=str(program), confined=False) as network:
+        with plugged(network) as guest:
+            guest.pings(GATEWAY)
 
 
 @pytest.mark.parametrize(
@@ -396,8 +548,8 @@ async def test_a_closed_network_leaves_nothing() -> None:
     descriptors = len(os.listdir("/proc/self/fd"))
     async with opened() as network:
         pid = gateway_pid(network)
-        host_port = await network.forward("me", 22)
         with plugged(network) as guest:
+            host_port = await network.forward("me", 22)
             guest.pings(GATEWAY)
     assert is_gone(pid)
     assert not accepts(host_port)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import HubError, Unavailable
@@ -13,6 +14,7 @@ from orchestrator.holder.life import step
 from orchestrator.protocol import OVER, Status
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import AsyncIterator, Callable
 
     from orchestrator.backends.base import Machine, Neighbours
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
     from orchestrator.store import Options
 
 _BEGUN_WITHIN_S = 5.0
-"""A start that is given up may go on for this long: what it makes is to be ended, not lost."""
+"""A start that is given up may go on for this long, if nobody is in a hurry."""
 _REAPED_WITHIN_S = 5.0
 
 
@@ -67,6 +69,7 @@ class Member:
         self._ip = ""
         self._note = ""
         self._killed = False
+        self._start_patience_s = _BEGUN_WITHIN_S
         self._changed = asyncio.Event()
         self._life: asyncio.Task[None] | None = None
         """Never cancelled: it leaves nothing behind."""
@@ -145,7 +148,7 @@ class Member:
             ended = await machine.wait()
             self._fail(HubError(f"it ended by itself: {ended.reason}", reason="vm-died"))
         except asyncio.CancelledError:
-            pass  # stopped while it booted
+            self._fail(HubError("its boot was given up", reason="killed"))
         except HubError as error:
             self._fail(error)
         except OSError as error:
@@ -235,10 +238,12 @@ class Member:
         """Start the VM. Given up meanwhile, it is not lost: :meth:`_end` ends what comes of it."""
         port = self._parts.network.port(self.name)
         self._starting = asyncio.ensure_future(self._parts.backend.start(spec, port))
-        self._starting.add_done_callback(self._started)
+        self._starting.add_done_callback(partial(self._started, port))
         return await asyncio.shield(self._starting)
 
-    def _started(self, starting: asyncio.Future[Machine]) -> None:
+    def _started(self, port: socket.socket | None, starting: asyncio.Future[Machine]) -> None:
+        if starting.cancelled() and port is not None:
+            port.close()  # it may not have begun, and then it is not the backend's
         if starting.cancelled() or starting.exception() is not None:
             return
         self.machine = starting.result()
@@ -257,6 +262,7 @@ class Member:
                     await machine.wait()
             except TimeoutError as error:
                 self._complain(f"the VM of {self.name} (pid {machine.pid}) does not end", error)
+                await machine.wait()  # its disk is nobody else's before
         if self._stopping is not None:  # it knows how the VM went
             await asyncio.wait({self._stopping}, timeout=_REAPED_WITHIN_S)
         self.machine = None
@@ -272,11 +278,11 @@ class Member:
         starting = self._starting
         if starting is None:
             return
-        # Of one that is done, too: its callback, which takes the VM, comes before this returns.
-        await asyncio.wait({starting}, timeout=_BEGUN_WITHIN_S)
+        await asyncio.wait({starting}, timeout=self._start_patience_s)
         if not starting.done():
             starting.cancel()
             await asyncio.wait({starting}, timeout=_REAPED_WITHIN_S)
+        await asyncio.sleep(0)  # its callback, which takes the VM, may come a turn later
 
     async def stop(self, gentle_s: float) -> Stopped:
         """Stop it, gently for up to *gentle_s*; return how it went, once it is over."""
@@ -293,6 +299,7 @@ class Member:
                 stopping = self._stop(self.machine, gentle_s)
                 self._stopping = asyncio.get_running_loop().create_task(stopping)
             else:
+                self._start_patience_s = min(gentle_s, self._start_patience_s)
                 self._booting.cancel()
         await asyncio.wait({self._life})
         return self.how
@@ -317,6 +324,9 @@ class Member:
 
     def kill(self) -> None:
         """End it at once; nothing is waited for."""
+        self._start_patience_s = 0.0
+        if self._starting is not None:
+            self._starting.cancel()
         if self.machine is not None:
             self._killed = True
             self.machine.kill()

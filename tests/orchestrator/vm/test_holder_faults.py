@@ -134,6 +134,46 @@ def test_a_moved_holder_takes_nobody_in_and_touches_nothing_of_who_is_there_now(
     assert control.get_status(store, "web-1") == other
 
 
+# --- a start that hangs --------------------------------------------------------------------
+
+
+_CLIENT = """
+import sys
+from orchestrator import control
+from orchestrator.store import Store
+from tests.orchestrator.vm.holders import config
+session = control.spawn(Store(sys.argv[1]), config("web-1", bound=True))
+print(session.pid, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_start_that_hangs_keeps_no_holder_whose_client_was_killed(
+    store: Store, tmp_path: Path
+) -> None:
+    gate = str(tmp_path / "never")
+    go_wrong(store, "web-1", start_gate=gate)
+    with holders.client(_CLIENT, store.directory) as client:
+        holder = int(holders.line_of(client))
+        eventually(lambda: control.get_status(store, "web-1").state == protocol.STARTING)
+        began_s = time.monotonic()
+        client.kill()
+        holders.gone(holder)
+        assert time.monotonic() - began_s < 2.0
+
+
+def test_who_has_little_time_waits_no_longer_for_a_start_that_hangs(
+    store: Store, tmp_path: Path
+) -> None:
+    up(store, "web-1")
+    go_wrong(store, "web-2", start_gate=str(tmp_path / "never"))
+    control.request_member(store, "web-1", "web-2", options=holders.SMALL)
+    eventually(lambda: control.get_status(store, "web-2").state == protocol.STARTING)
+    began_s = time.monotonic()
+    assert control.stop(store, "web-2", timeout_s=1) == "not-booted"
+    assert time.monotonic() - began_s < 2.0
+
+
 # --- too many at once ----------------------------------------------------------------------
 
 

@@ -9,7 +9,7 @@ import pytest
 from foundation.errors import HubError
 from orchestrator.image import images, initrd, kernel
 from orchestrator.image.cpio import Archive
-from orchestrator.image.modules import NEEDED, Modules, needs
+from orchestrator.image.modules import NEEDED, Modules, needs, unsigned
 from tests.orchestrator.vm import qemus
 
 
@@ -61,6 +61,15 @@ async def test_a_module_comes_after_what_it_needs() -> None:
     assert len(set(names)) == len(names)
     for place, (_name, content) in enumerate(modules):
         assert set(needs(content)) <= set(names[:place])
+
+
+async def test_modules_are_without_their_signatures_which_guests_would_verify() -> None:
+    for _name, content in Modules((await qemus.guest()).modules).in_order(NEEDED):
+        assert b"Module signature" not in content
+    magic = b"~Module signature appended~\n"
+    signed = b"ELF" + b"s" * 40 + bytes(8) + (40).to_bytes(4, "big") + magic
+    assert unsigned(signed) == b"ELF"
+    assert unsigned(b"ELF") == b"ELF"
 
 
 def test_a_module_that_is_missing_is_named(tmp_path: Path) -> None:

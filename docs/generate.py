@@ -61,11 +61,11 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones swarm close | `{slot, result, checkin, commits, changes, outcome, rescue, history, reason, before}`; `history`: nothing was left but git history, gone or rescued; `changes` counts what was left uncommitted, `outcome`: `removed`, `rescued`, `kept`, `failed`, `gone`; `before`: it was closed already |
 | bones swarm run | `{slot, status, checkin, refused, result, outcome, rescue, reason}`, the last four as close, "" with `--keep`; `refused`: why a success was closed as failed; the agent's output goes to stderr |
 | bones vm up | `{store, vms: [VM]}` |
-| bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, egress, created_at}]}` |
-| bones vm down, rm | `{stopped: {name: how}, failed: {name: reason}}`, of rm `removed`; `how`: `agent`, `quit`, `killed`, `not-booted` |
+| bones vm ls | `{store, vms: [VM and {cpus, memory_mb, disk_mb, egress, created_at}]}`; `state` `unknown`: its holder does not answer |
+| bones vm down, rm | `{stopped: {name: how}, failed: {name: reason}}`, of rm `removed`; `how`: `agent`, `quit`, `killed`, `not-booted`, `forced` (its holder was ended); rm with `--dry-run` `{dry_run, plan: [{name, directory, disk_bytes, used_bytes, running}], failed}` |
 | bones vm exec | `{name, status, stdout, stderr}` |
 | bones vm cp | `{name, remote, local, to_guest, left_out: [path]}`; `left_out`: sockets, pipes and devices |
-| bones vm logs | `{name, lines}` |
+| bones vm logs | `{name, lines}`; with `-f` an object `{name, line}` a line |
 | bones vm forward | `{name, host_port, guest_port}` |
 | bones vm prune | `{cleared: [name], removed: [name]}`: after killed holders, after killed removals |
 | bones vm doctor | as doctor |
@@ -91,20 +91,27 @@ whole worktree is rescued, and what equals the base counts as added. `state` of 
 | BONES_QEMU | the qemu-system-x86_64 binary: a path, or a name on PATH |
 | BONES_VM_KERNEL, with BONES_VM_MODULES | the kernel of guests, and the directory of its modules |
 | BONES_VM_BUSYBOX | a static busybox for guests |
+| BONES_VM_ACCEL | `kvm` or `tcg` (emulated), without a trial of KVM |
+| XDG_CACHE_HOME | what VMs need of this machine is in `bones/vm` below it |
 | NO_COLOR | honoured; nothing here is coloured anyway |
 
 | exit code | means |
 |---|---|
 | 0 | ok; `status`: healthy |
 | 1 | failed; `commit`, `update`, `revert`: others have changed the same; `doctor`: there is a problem; `gc`, `swarm reap`: a slot could not be cleaned up; `reap`, `down`: something survives |
-| 2 | the command line is wrong; `reap`, `swarm reap`, `down`, `purge`: without `--yes`, and nobody here to ask |
-| 3 | no hub runs here, no leaf serves the slot, or this machine is not set up |
+| 2 | the command line is wrong; `reap`, `swarm reap`, `down`, `purge`, `vm rm`: without `--yes`, and nobody here to ask |
+| 3 | no hub runs here, no leaf serves the slot, the VM is not up, or this machine is not set up |
 | 4 | `status`: something holds the hub's socket and does not answer |
 | 5 | `status`: starting, stopping, degraded or failed; `status --all`: one is not healthy |
-| 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version; `vm exec --timeout`: the command was killed |
+| 75 | try again: it does not answer yet, the hub was away too long, or it speaks another protocol version; `vm exec --timeout`: the command was killed; of a VM: its holder does not answer |
 | 100 | `run`: a hub runs here already; of a slot: another has it; `swarm run`: it is joined already |
 | 130 | interrupted |
+| 141 | nobody reads our output any more |
 | any | `swarm run`: that of the agent, `vm exec`: that of the command; 128 and the number of the signal that ended it |
+
+A VM's NAME may be its cluster's in `up`, `down` and `rm`: those of its members (`web` means web-1, web-2; a VM that is called web itself
+comes first, and none is made beside web-1). `start`, `stop`, `halt`, `list`, `shell`, `remove`, `destroy`, `delete` are verbs too, by their
+usual meaning. What a guest is, and where it finds the hub: [from Python](library.md#what-a-guest-is).
 
 `bones.toml`, at the top of your work tree, is what a project asks of its trunk. The file there counts, tracked or
 not, from the next commit on; one that a slot commits does nothing until it is there. One that makes no sense stops every
@@ -132,7 +139,19 @@ _BONES = (
     *("swarm run", "swarm reap", "swarm rescue ls", "swarm rescue restore"),
     *(
         f"vm {verb}"
-        for verb in ("up", "down", "ls", "exec", "cp", "logs", "forward", "rm", "prune", "doctor")
+        for verb in (
+            "up",
+            "down",
+            "ls",
+            "exec",
+            "ssh",
+            "cp",
+            "logs",
+            "forward",
+            "rm",
+            "prune",
+            "doctor",
+        )
     ),
 )
 

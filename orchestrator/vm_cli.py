@@ -225,7 +225,8 @@ def forward(
 ) -> NoReturn:
     """Have a port of 127.0.0.1 lead into a VM; print it.
 
-    It does until the VM ends. Without HOST_PORT any that is free is taken.
+    It does until the VM ends. Without HOST_PORT any that is free is taken;
+    the same again gives the same port.
 
     Example:  bones vm forward web-1 8080:80
     """

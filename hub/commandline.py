@@ -39,8 +39,8 @@ def run_app(app: typer.Typer, arguments: list[str], *, program: str) -> NoReturn
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except _MISTAKE as mistake:
-        words = [word for word in arguments[:1] if not word.startswith("-")]
-        verb = ".".join([program.rpartition(" ")[2], *words])  # `bones hub start` is hub.start
+        words = str(mistake.ctx.command_path if mistake.ctx else program).split()
+        verb = ".".join(words[words[:2] == ["bones", "hub"] :])  # `bones hub start` is hub.start
         error = Usage(mistake.format_message(), reason="usage")
         sys.exit(output.print_error(verb, error, as_json=True))
     sys.exit(0)

@@ -202,6 +202,27 @@ def test_who_has_seen_enough_is_told_nothing(
     process.stderr.close()
 
 
+@pytest.mark.parametrize(
+    ("words", "verb"),
+    [
+        (("vm", "up", "web", "-n", "x"), "bones.vm.up"),
+        (("vm", "exec", "--nothing"), "bones.vm.exec"),
+        (("vm", "nothing"), "bones.vm"),
+        (("hub", "logs", "-n", "x"), "hub.logs"),
+        (("swarm", "join", "--nothing"), "bones.swarm.join"),
+        (("log", "-n", "x"), "bones.log"),
+    ],
+)
+def test_a_mistake_in_the_words_is_told_as_json_of_its_verb(
+    capfd: pytest.CaptureFixture[str], words: tuple[str, ...], verb: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main([*words, "--json"])
+    told = json.loads(capfd.readouterr().out)
+    assert (ended.value.code, told["schema"]["verb"]) == (2, verb)
+    assert told["error"]["reason"] == "usage"
+
+
 # --- which VM ------------------------------------------------------------------------------
 
 ONE_VM: list[tuple[str, ...]] = [

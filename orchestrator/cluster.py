@@ -135,8 +135,19 @@ class VM:
             return copying.unpack(archive, os.fspath(local))
 
     def forward(self, guest_port: int, host_port: int = 0) -> int:
-        """Have a port of 127.0.0.1 lead to *guest_port*; return it."""
+        """Have a port of 127.0.0.1 lead to *guest_port*; return it: again, the same.
+
+        See :func:`orchestrator.requests.forward`.
+        """
         return requests.forward(self.store, self.name, guest_port, host_port)
+
+    def forwards(self) -> dict[int, int]:
+        """Return which ports of 127.0.0.1 lead to it, and to which of its ports each."""
+        return requests.forwards(self.store, self.name)
+
+    def unforward(self, host_port: int) -> bool:
+        """Have *host_port* lead to it no longer; return False if it did not."""
+        return requests.unforward(self.store, self.name, host_port)
 
     def logs(self, *, follow: bool = False) -> Iterator[bytes]:
         """Yield what its console says; see :func:`orchestrator.requests.logs`."""

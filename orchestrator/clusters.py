@@ -52,6 +52,8 @@ class MemberView(Record):
             return f"{said}; `bones vm up {self.name}` boots it again, `bones vm prune` clears up"
         if self.state == SILENT:
             return f"{said}; `bones vm doctor` says more"
+        if self.state == protocol.RUNNING:
+            return said
         return f"{said}; `bones vm logs {self.name}` has more, `bones vm up {self.name}` boots it"
 
 

@@ -12,7 +12,7 @@ from foundation.errors import HubError, OwnedByAnother, Refused, Unavailable
 from foundation.process import open_pidfd, terminate, wait_exit
 from orchestrator import holding, protocol
 from orchestrator.protocol import Status, status_from_json
-from orchestrator.requests import connect, execute, forward, get, logs, put
+from orchestrator.requests import connect, execute, forward, forwards, get, logs, put, unforward
 from orchestrator.session import Session
 from orchestrator.spawning import SpawnConfig, check_room, spawn, take_back
 from orchestrator.store import Options, Store, cluster_of, in_order, no_such
@@ -36,6 +36,7 @@ __all__ = [
     "end_holder",
     "execute",
     "forward",
+    "forwards",
     "get",
     "get_status",
     "is_running",
@@ -45,6 +46,7 @@ __all__ = [
     "spawn",
     "stop",
     "stop_all",
+    "unforward",
     "wait_members",
 ]
 

@@ -35,7 +35,13 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
 ``logs {"follow": BOOL}``
     → ``{}``; progress ``{"bytes": BASE64}``, of the console. *follow*: until the member ends.
 ``forward {"guest_port", "host_port"}``
-    → ``{"host_port"}``: a port of 127.0.0.1 that leads to the guest's; 0 asks for any.
+    → ``{"host_port"}``: a port of 127.0.0.1 that leads to the guest's, until the member ends; 0
+    asks for any. The same again, or any where one leads there already, is answered with that.
+``forwards {}``
+    → ``{"forwards": [{"host_port", "guest_port"}, …]}``, of the member.
+``unforward {"host_port"}``
+    → ``{"ended": BOOL}``: it leads there no longer, and what was connected is cut; false: it did
+    not lead to the member.
 ``bind {}``
     → ``{"version"}``. Answered whatever version the request is of.
 ``ack {}``
@@ -83,6 +89,8 @@ PUT = "put"
 GET = "get"
 LOGS = "logs"
 FORWARD = "forward"
+FORWARDS = "forwards"
+UNFORWARD = "unforward"
 BIND = "bind"
 BIND_ACK = "ack"
 
@@ -132,7 +140,7 @@ class Status(Record):
     """Without a prefix length; "" until it is known."""
     state: State
     error: str = ""
-    """Why it is not up, in words; "" if nothing is wrong."""
+    """Why it is not up, or has no way out (``gateway``), in words; "" if nothing is wrong."""
     reason: str = ""
     """The same as a slug."""
 

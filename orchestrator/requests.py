@@ -151,10 +151,13 @@ def get(store: Store, name: str, path: str, take: Callable[[bytes], object]) -> 
 def forward(store: Store, name: str, guest_port: int, host_port: int = 0) -> int:
     """Have a port of this host's loopback lead to TCP *guest_port* of the guest; return which.
 
-    It does so until the member ends. *host_port* 0: any that is free.
+    It does so until the member ends, or :func:`unforward`. *host_port* 0: any that is free, or the
+    one that leads there already.
 
     Raises:
-        HubError: *host_port* is taken; the VM is not up.
+        Refused: *host_port* is taken (``port-taken``).
+        HubError: the VM is not up (``not-running``); its network has no gateway, or a silent one
+            (``gateway``, ``gateway-silent``).
     """
     with reach(store, name) as wire:
         answer = wire.ask(
@@ -165,6 +168,29 @@ def forward(store: Store, name: str, guest_port: int, host_port: int = 0) -> int
         )
     port: int = answer["host_port"]
     return port
+
+
+def forwards(store: Store, name: str) -> dict[int, int]:
+    """Return which ports of 127.0.0.1 lead to the guest, and to which of its ports each.
+
+    Raises:
+        HubError: the VM is not running (``not-running``).
+    """
+    with reach(store, name) as wire:
+        answer = wire.ask(protocol.FORWARDS, within_s=protocol.ANSWER_WITHIN_S)
+    return {one["host_port"]: one["guest_port"] for one in answer["forwards"]}
+
+
+def unforward(store: Store, name: str, host_port: int) -> bool:
+    """Have *host_port* lead to the guest no longer, cut what is connected; False: it did not.
+
+    Raises:
+        HubError: the VM is not running (``not-running``); the network's gateway is silent, and may
+            go on to listen there for a while (``gateway-silent``).
+    """
+    with reach(store, name) as wire:
+        answer = wire.ask(protocol.UNFORWARD, within_s=protocol.STOP_WITHIN_S, host_port=host_port)
+    return answer["ended"] is True
 
 
 def logs(store: Store, name: str, *, follow: bool = False) -> Iterator[bytes]:

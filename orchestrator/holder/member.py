@@ -81,14 +81,19 @@ class Member:
 
     def status(self) -> Status:
         """Return its state."""
+        why, reason = "", ""
+        if self.error is not None:
+            why, reason = str(self.error), self.error.reason
+        elif self.state == protocol.RUNNING and (trouble := self._parts.network.trouble):
+            why, reason = trouble, "gateway"
         return Status(
             name=self.name,
             pid=self.machine.pid if self.machine is not None else 0,
             running=self.state not in OVER,
             ip=self._ip.partition("/")[0],
             state=self.state,
-            error=str(self.error) if self.error is not None else "",
-            reason=self.error.reason if self.error is not None else "",
+            error=why,
+            reason=reason,
         )
 
     async def changes(self) -> AsyncIterator[tuple[Status, str]]:

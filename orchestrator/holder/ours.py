@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from orchestrator.backends.base import Progress
     from orchestrator.holder.launch import Launch
+    from orchestrator.holder.parts import Announce
 
 
 async def assemble(launch: Launch) -> Parts:
@@ -34,9 +35,11 @@ async def assemble(launch: Launch) -> Parts:
     network = LateNetwork(
         cluster_of(launch.names[0]), _ports(launch.settings), egress=egress_of(launch)
     )
-    return join_bus(
+    parts = join_bus(
         launch, Parts(backend=QemuBackend(note=_noted), network=network, announce=announce)
     )
+    network.announce = parts.announce
+    return parts
 
 
 def join_bus(launch: Launch, parts: Parts) -> Parts:
@@ -71,23 +74,33 @@ class LateNetwork:
         self._cluster = cluster
         self._allowed = allowed
         self._egress = egress
+        self.announce: Announce = announce
+        """Told what befalls the network of members."""
         self._opening = asyncio.Lock()
         self._network: Network | None = None
 
+    @property
+    def trouble(self) -> str:
+        """As the interface has it."""
+        return self._network.trouble if self._network is not None else ""
+
     async def open(self, progress: Progress) -> None:
-        """Have a QEMU, and start the gateway; see :class:`orchestrator.holder.parts.Network`."""
+        """Have a QEMU and a gateway; see :class:`orchestrator.holder.parts.Network`."""
         if self._opening.locked():
             progress("waiting for the network, which another VM has started")
         async with self._opening:
-            if self._network is None:
+            if self._network is not None:
+                await self._network.revive()
+            else:
                 qemu = await Packages(cache.directory()).qemu(progress)
-                await ability.ask(qemu)  # one that is too old would fail in words of its own
+                able = await ability.ask(qemu)  # one that is too old would fail in its own words
                 network = Network(
                     self._cluster,
                     qemu=qemu.program,
                     egress=self._egress,
                     env=qemu.environment(),
-                    told=_told,
+                    confined=able.confined,
+                    told=self._told,
                 )
                 network.allow(*self._allowed)
                 await network.open()
@@ -114,6 +127,14 @@ class LateNetwork:
         """As the interface has it."""
         return await self._open().forward(member, port, host_port)
 
+    def forwards(self, member: str) -> dict[int, int]:
+        """As the interface has it."""
+        return self._network.forwards(member) if self._network is not None else {}
+
+    async def unforward(self, member: str, host_port: int) -> bool:
+        """As the interface has it."""
+        return self._network is not None and await self._network.unforward(member, host_port)
+
     def allow(self, *tcp_ports: int) -> None:
         """As the interface has it."""
         self._open().allow(*tcp_ports)
@@ -126,6 +147,12 @@ class LateNetwork:
         """As the interface has it."""
         if self._network is not None:
             self._network.close()
+
+    def _told(self, event: str, details: dict[str, Any]) -> None:
+        note(event, **details)
+        members = self._network.members() if self._network is not None else []
+        for member in [details["member"]] if "member" in details else members:
+            self.announce(member, event, details)
 
     def _open(self) -> Network:
         if self._network is None:
@@ -144,10 +171,6 @@ def _ports(settings: dict[str, Any]) -> list[int]:
 
 def _noted(words: str) -> None:
     note("backend", words=words)
-
-
-def _told(event: str, details: dict[str, Any]) -> None:
-    note(event, **details)
 
 
 def announce(member: str, kind: str, data: dict[str, Any]) -> None:

@@ -21,8 +21,12 @@ class Network(Protocol):
     name_server: str
     """The address of the name server, "" if there is none."""
 
+    @property
+    def trouble(self) -> str:
+        """Why guests that run have no way out for now, in words; "" if they have."""
+
     async def open(self, progress: Progress) -> None:
-        """Have what it needs, and start it; again is no error. First of all.
+        """Have what it needs, and start it, or again what of it has failed. First of all.
 
         Raises:
             HubError: it cannot be had, or not be started.
@@ -42,13 +46,28 @@ class Network(Protocol):
         """Open the port of *member*, whose guest is by now who its address says."""
 
     def release(self, member: str) -> None:
-        """Take the port of *member* away, and its forwards and address; none is no error."""
+        """Take the port of *member* away, and its forwards; none is no error.
+
+        Its address is nobody else's as long as there are others.
+        """
 
     async def forward(self, member: str, port: int, host_port: int = 0) -> int:
         """Have a port of this host's loopback lead to TCP *port* of *member*; return which.
 
+        The same again is no error, and no other.
+
         Raises:
             HubError: *host_port* is taken, or nothing can be forwarded now.
+        """
+
+    def forwards(self, member: str) -> dict[int, int]:
+        """Return which ports of this host lead to *member*, and to which of its ports each."""
+
+    async def unforward(self, member: str, host_port: int) -> bool:
+        """Have *host_port* lead to *member* no longer; return False if it did not.
+
+        Raises:
+            HubError: it may be listened on for a while, though nobody answers.
         """
 
     def allow(self, *tcp_ports: int) -> None:
@@ -67,7 +86,9 @@ class Announce(Protocol):
     def __call__(self, member: str, kind: str, data: dict[str, Any]) -> None:
         """Take note: *kind* is the state that *member* is in now, *data* what there is to say.
 
-        ``{"pid", "ip"}`` and, of an error, ``{"error", "reason", "was"}``: the state before.
+        ``{"pid", "ip"}`` and, of an error, ``{"error", "reason", "was"}``: the state before. Or it
+        is news of its network: ``gateway-failed`` and ``gateway-restarted``, ``{"status",
+        "error"}``; ``forward-lost``, ``{"host_port", "member", "ip", "port", "error"}``.
         """
 
 

@@ -48,6 +48,8 @@ class Verbs:
             protocol.GET: self._get,
             protocol.LOGS: self._logs,
             protocol.FORWARD: self._forward,
+            protocol.FORWARDS: self._forwards,
+            protocol.UNFORWARD: self._unforward,
             protocol.BIND: self._bind,
             protocol.BIND_ACK: self._ack,
         }
@@ -179,6 +181,16 @@ class Verbs:
         host_port = _port(request.get("host_port", 0), least=0)
         network = self._holder.parts.network
         return {"host_port": await network.forward(client.member, guest_port, host_port)}
+
+    async def _forwards(self, _request: dict[str, Any], client: Client) -> dict[str, Any]:
+        self._member(client)
+        found = self._holder.parts.network.forwards(client.member)
+        return {"forwards": [{"host_port": one, "guest_port": found[one]} for one in sorted(found)]}
+
+    async def _unforward(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
+        self._member(client)
+        host_port = _port(request["host_port"], least=1)
+        return {"ended": await self._holder.parts.network.unforward(client.member, host_port)}
 
     # --- binding ---------------------------------------------------------------------------
 

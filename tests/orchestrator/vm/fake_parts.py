@@ -20,11 +20,13 @@ class FakeNetwork:
 
     gateway = "10.77.0.1"
     name_server = "10.77.0.3"
+    trouble = ""
 
     def __init__(self) -> None:
         """Nobody has an address yet."""
         self._addresses: dict[str, int] = {}
         self.ports: dict[str, socket.socket] = {}
+        self._forwards: dict[str, dict[int, int]] = {}
 
     async def open(self, progress: Progress) -> None:
         """Nothing is needed."""
@@ -46,6 +48,7 @@ class FakeNetwork:
 
     def release(self, member: str) -> None:
         """Take it away."""
+        self._forwards.pop(member, None)
         port = self.ports.pop(member, None)
         if port is not None:
             port.close()
@@ -53,7 +56,17 @@ class FakeNetwork:
     async def forward(self, member: str, port: int, host_port: int = 0) -> int:
         """Say so."""
         assert member in self.ports
-        return host_port or 20000 + port
+        host_port = host_port or 20000 + port
+        self._forwards.setdefault(member, {})[host_port] = port
+        return host_port
+
+    def forwards(self, member: str) -> dict[int, int]:
+        """Return what was said."""
+        return self._forwards.get(member, {})
+
+    async def unforward(self, member: str, host_port: int) -> bool:
+        """Take it back."""
+        return self._forwards.get(member, {}).pop(host_port, None) is not None
 
     def allow(self, *tcp_ports: int) -> None:
         """Write it to the log."""

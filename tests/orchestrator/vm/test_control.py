@@ -548,8 +548,31 @@ def test_files_go_in_and_out_as_archives(store: Store) -> None:
     with pytest.raises(Refused) as caught:
         control.get(store, "web", "srv/c", pieces.append)
     assert caught.value.reason == "no-such-path"
-    assert control.forward(store, "web", 80) == 20080
-    assert control.forward(store, "web", 80, 1234) == 1234
+
+
+def test_forwards_are_made_listed_and_ended_and_go_with_their_member(store: Store) -> None:
+    up(store, "web-1", "web-2")
+    one, two = VM(store, "web-1"), VM(store, "web-2")
+    assert one.forwards() == {}
+    assert one.forward(80) == 20080
+    assert one.forward(22, 1234) == 1234
+    assert two.forward(443) == 20443
+    assert one.forwards() == {20080: 80, 1234: 22}
+    assert not two.unforward(1234)
+    assert one.unforward(1234)
+    assert not one.unforward(1234)
+    assert one.forwards() == {20080: 80}
+    for ask in (one.forward, one.unforward):
+        with pytest.raises(Refused, match="70000"):
+            ask(70000)
+    one.stop()
+    for late in (one.forwards, lambda: one.unforward(20080)):
+        with pytest.raises(Unavailable) as stopped:
+            late()
+        assert stopped.value.reason == "not-running"
+    control.bring_up(store, config("web-1"), timeout_s=30)
+    assert one.forwards() == {}
+    assert two.forwards() == {20443: 443}
 
 
 def test_a_console_can_be_read_and_followed(store: Store) -> None:

@@ -177,7 +177,8 @@ ANYTHING = st.recursive(
 )
 ARGUMENTS = ("name", "options", "argv", "env", "cwd", "stdin", "directory", "path", "follow",
              "guest_port", "host_port", "bytes", "end", "timeout_s")  # fmt: skip
-VERBS = ("status", "wait", "list", "add", "exec", "put", "get", "forward", "bind", "ack")
+VERBS = ("status", "wait", "list", "add", "exec", "put", "get", "forward", "forwards", "unforward",
+         "bind", "ack")  # fmt: skip
 
 
 def test_wrong_arguments_of_every_verb_are_refused_in_words(store: Store) -> None:

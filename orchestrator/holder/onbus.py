@@ -70,6 +70,7 @@ class OnBus:
         """
 
         async def tell() -> None:
+            await self._ports.first()  # or it would be told of what it cannot reach
             access = await self._buses.guest_access(member)
             files = access.files(self._network.gateway, member)
             await machine.put(_archive(files), PLACE)

@@ -8,7 +8,7 @@ import pytest
 
 from orchestrator.session import reap
 from orchestrator.store import Store
-from tests.orchestrator.vm.holders import end_holders
+from tests.orchestrator.vm.holders import bugs, end_holders
 from tests.orchestrator.vm.qemus import CACHE
 
 if TYPE_CHECKING:
@@ -18,11 +18,12 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
-    """Return an empty store; whatever holds something of it is ended."""
+    """Return an empty store; whatever holds something of it is ended, and had no bug."""
     made = Store(tmp_path / "vms")
     yield made
     end_holders(made)
     reap()
+    assert bugs(made) == []
 
 
 @pytest.fixture(autouse=True)

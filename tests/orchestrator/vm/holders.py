@@ -27,6 +27,7 @@ os._exit(run(assemble))
 """
 PROGRAM = (sys.executable, "-c", HOLDER, str(CODE))
 SMALL = Options(disk_mb=1)
+_BUGS = ("AssertionError", "AttributeError", "NameError", "Task exception was never retrieved")
 
 
 def config(*names: str, bound: bool = False, **more: Any) -> SpawnConfig:
@@ -70,6 +71,13 @@ def end_holders(store: Store) -> None:
     """End every holder, stopped ones too, and see that each is gone."""
     for name in store.members():
         control.end_holder(store, name, grace_s=10)
+
+
+def bugs(store: Store) -> list[str]:
+    """Return the lines of holders' logs that are no condition: their exit status nobody sees."""
+    logs = Path(store.directory).glob("*/*/holder.log")
+    lines = [line for log in logs for line in log.read_text(errors="replace").splitlines()]
+    return [line for line in lines if '"a bug in ' in line or line.startswith(_BUGS)]
 
 
 def begin_client(program: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:

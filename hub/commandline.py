@@ -39,11 +39,24 @@ def run_app(app: typer.Typer, arguments: list[str], *, program: str) -> NoReturn
     except BrokenPipeError:  # the reader of our output has seen enough
         sys.stderr.close()
     except _MISTAKE as mistake:
-        words = str(mistake.ctx.command_path if mistake.ctx else program).split()
-        verb = ".".join(words[words[:2] == ["bones", "hub"] :])  # `bones hub start` is hub.start
         error = Usage(mistake.format_message(), reason="usage")
-        sys.exit(output.print_error(verb, error, as_json=True))
+        sys.exit(output.print_error(_verb(mistake, arguments, program), error, as_json=True))
     sys.exit(0)
+
+
+def _verb(mistake: Any, arguments: list[str], program: str) -> str:
+    """Return the verb in which there is a *mistake*: `bones hub start` is hub.start."""
+    of_its_own = ["bones", "hub"], ["bones", "swarm"]
+    words = program.split()
+    if mistake.ctx is not None:
+        known = mistake.ctx.command_path.split()
+        meant = arguments[len(known) - len(words) :][:1] if _has_verbs(mistake.ctx) else []
+        words = [*known, *(word for word in meant if not word.startswith("-"))]
+    return ".".join(words[words[:2] in of_its_own :])
+
+
+def _has_verbs(context: Any) -> bool:
+    return hasattr(context.command, "commands")
 
 
 def seconds(text: str) -> float:

@@ -134,6 +134,8 @@ def vm_form(arguments: list[str]) -> tuple[str, dict[str, Any]] | None:
 
 
 def _run_vm(verb: str, options: dict[str, Any]) -> int:
+    if options.get("force"):  # what is killed has left logins on the bus
+        _activate_site()
     from orchestrator import vm_verbs  # noqa: PLC0415
 
     return int(getattr(vm_verbs, verb)(**options))

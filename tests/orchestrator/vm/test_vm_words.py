@@ -207,9 +207,9 @@ def test_who_has_seen_enough_is_told_nothing(
     [
         (("vm", "up", "web", "-n", "x"), "bones.vm.up"),
         (("vm", "exec", "--nothing"), "bones.vm.exec"),
-        (("vm", "nothing"), "bones.vm"),
+        (("vm", "nothing"), "bones.vm.nothing"),
         (("hub", "logs", "-n", "x"), "hub.logs"),
-        (("swarm", "join", "--nothing"), "bones.swarm.join"),
+        (("swarm", "join", "--nothing"), "swarm.join"),
         (("log", "-n", "x"), "bones.log"),
     ],
 )
@@ -518,9 +518,15 @@ def test_what_runs_behind_a_socket_that_was_removed_is_never_said_not_to_run(
     assert "nothing was running" not in done.err
     assert f"process {pid} has VM web-1" in done.err
     assert "`bones vm down --force web-1`" in done.err
-    told = Said(capfd, "down", "--force", "--json", "web-1").data
+    ended = subprocess.run(
+        [CODE / "bin/bones", "vm", "down", "--force", "--json", "web-1"],
+        stdout=subprocess.PIPE,
+        check=True,
+    )
+    told = json.loads(ended.stdout)["data"]
     assert told == {"stopped": {"web-1": "forced", "web-2": "forced"}, "failed": {}}
     assert is_gone(pid)
+    assert not os.path.exists(vms.place("web-2").pidfile), "what it has left is cleared up"
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can give state to another user")

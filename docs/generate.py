@@ -66,7 +66,7 @@ a dead slot holds and trunk does not; a *rescue* is such a slot, moved to `.bone
 | bones vm exec | `{name, status, stdout, stderr}` |
 | bones vm cp | `{name, remote, local, to_guest, left_out: [path]}`; `left_out`: sockets, pipes and devices |
 | bones vm logs | `{name, lines}`; with `-f` an object `{name, line}` a line |
-| bones vm forward | `{name, host_port, guest_port}` |
+| bones vm forward | `{name, host_port, guest_port}`; without a port `{name, forwards: [{host_port, guest_port}]}`, with `--end` `{name, host_port, ended}` |
 | bones vm prune | `{cleared: [name], removed: [name]}`: after killed holders, after killed removals |
 | bones vm doctor | as doctor |
 | bones swarm reap | `{dry_run, root, removed, rescued, kept, failed, histories}`; with `--dry-run` `{dry_run, root, plan}`, as gc |

@@ -52,7 +52,12 @@ VM_PLAIN: dict[str, Form] = {
         "-f": ("follow", FLAG),
         "--follow": ("follow", FLAG),
     },
-    "forward": {**_ROOT, NAMES: ("name", "port"), NEEDED: ("name", "port")},
+    "forward": {
+        **_ROOT,
+        NAMES: ("name", "port"),
+        NEEDED: ("name",),
+        "--end": ("end", COUNT),
+    },
 }
 _VM_EXEC: dict[str, Form] = {
     "exec": {

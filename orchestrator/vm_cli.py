@@ -218,19 +218,20 @@ def logs(
 @app.command()
 def forward(
     name: One,
-    port: Annotated[str, typer.Argument(metavar="[HOST_PORT:]GUEST_PORT", show_default=False)],
+    port: Annotated[str, typer.Argument(metavar="[HOST_PORT:]GUEST_PORT", show_default=False)] = "",
     *,
+    end: Annotated[int | None, typer.Option("--end", metavar="HOST_PORT", help="End one.")] = None,
     root: Root = None,
     as_json: Json = False,
 ) -> NoReturn:
-    """Have a port of 127.0.0.1 lead into a VM; print it.
+    """Have a port of 127.0.0.1 lead into a VM, and print it; without one, list them.
 
     It does until the VM ends. Without HOST_PORT any that is free is taken;
     the same again gives the same port.
 
     Example:  bones vm forward web-1 8080:80
     """
-    sys.exit(vm_verbs.forward(name, port, root=root, as_json=as_json))
+    sys.exit(vm_verbs.forward(name, port, end=end, root=root, as_json=as_json))
 
 
 @app.command()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from foundation.errors import HubError, Refused
+from foundation.errors import HubError, Refused, Usage
 from hub import output
 from hub.render import printable
 from orchestrator import requests, targets
@@ -156,16 +156,44 @@ def _text(line: bytes) -> str:
 
 
 @output.verb("bones.vm.forward")
-def forward(name: str, port: str, *, root: str | None = None, as_json: bool = False) -> int:
-    """Have a port of 127.0.0.1 lead into a VM; print it."""
-    host_port, guest_port = targets.ports(port)
+def forward(
+    name: str,
+    port: str = "",
+    *,
+    end: int | None = None,
+    root: str | None = None,
+    as_json: bool = False,
+) -> int:
+    """Have a port of 127.0.0.1 lead into a VM, list those that do, or *end* one."""
+    if port and end is not None:
+        raise Usage(f"{port} and --end {end}: one or the other", reason="usage")
+    asked = targets.ports(port) if port else (0, 0)
+    end_port = None if end is None else targets.ports(str(end))[1]
     store = store_of(root)
-    host_port = requests.forward(store, running(store, name), guest_port, host_port)
+    running(store, name)
+    if end_port is not None:
+        ended = requests.unforward(store, name, end_port)
+        if not ended:
+            raise Refused(
+                f"127.0.0.1:{end_port} does not lead to {name}: `bones vm forward {name}` lists "
+                "what does",
+                reason="no-forward",
+            )
+        told: dict[str, Any] = {"name": name, "host_port": end_port, "ended": True}
+        words = f"127.0.0.1:{end_port} leads to {name} no longer"
+    elif port:
+        host_port = requests.forward(store, name, asked[1], asked[0])
+        told = {"name": name, "host_port": host_port, "guest_port": asked[1]}
+        words = f"127.0.0.1:{host_port}"
+    else:
+        found = requests.forwards(store, name)
+        listed = [{"host_port": one, "guest_port": to} for one, to in sorted(found.items())]
+        told = {"name": name, "forwards": listed}
+        words = "\n".join(f"127.0.0.1:{one} leads to {to}" for one, to in sorted(found.items()))
     if as_json:
-        told = {"name": name, "host_port": host_port, "guest_port": guest_port}
         output.print_data("bones.vm.forward", told)
     else:
-        output.line(f"127.0.0.1:{host_port}")
+        output.lines(filter(None, [words]), f"nothing leads to {name}", program=PROGRAM)
     return 0
 
 

@@ -411,6 +411,32 @@ def test_an_error_of_many_lines_is_one_in_the_list(
     assert found["members"]["fix"] == "bones vm up web"
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_forwards_are_made_listed_and_ended(
+    vms: Store, capfd: pytest.CaptureFixture[str], plain: bool
+) -> None:
+    up(vms, "web")
+
+    def forward(*words: str) -> Said:
+        return Said(capfd, "forward", "web", *words, plain=plain)
+
+    none = forward()
+    assert (none.code, none.out, none.err) == (0, "", "bones: nothing leads to web\n")
+    assert forward("18080:80").out == forward("18080:80").out == "127.0.0.1:18080\n"
+    told = forward("22", "--json").data
+    assert told == {"name": "web", "host_port": told["host_port"], "guest_port": 22}
+    assert "127.0.0.1:18080 leads to 80\n" in forward().out
+    listed = forward("--json").data["forwards"]
+    assert {"host_port": 18080, "guest_port": 80} in listed
+    assert len(listed) == 2
+    assert forward("--end", "18080").out == "127.0.0.1:18080 leads to web no longer\n"
+    assert len(forward("--json").data["forwards"]) == 1
+    again = forward("--end", "18080")
+    assert (again.code, "`bones vm forward web` lists" in again.err) == (1, True)
+    for wrong in (("80", "--end", "18080"), ("--end", "70000"), ("70000",)):
+        assert forward(*wrong).code == 2
+
+
 # --- rm ------------------------------------------------------------------------------------
 
 

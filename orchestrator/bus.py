@@ -19,6 +19,7 @@ from hub import contact, logins, ports, slotname
 from hub.outgoing import Outgoing
 from orchestrator.asked import Asked
 from orchestrator.guest_access import GuestAccess
+from orchestrator.watch import NAMED, Watch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine, Mapping
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
 SUBJECT = "clusters.request"
 CLOSED_WITHIN_S = 1.0
 _LOOK_EVERY_S, _LOOK_AT_MOST_S = 1.0, 8.0
+_UNWATCHED_EVERY_S = 60.0
+"""Where its directory cannot be watched, a hub is found this late at most."""
 _REGISTERED_WITHIN_S = 10.0
 _FOSSIL_AGAIN_S = 2.0
 _STATUS_WITHIN_S = 1.0
@@ -164,8 +167,7 @@ class Bus:
         """Wait for a hub, register with it, and be connected from then on."""
         if self._workspace is None:
             return
-        while not await self._hub_listens():  # noqa: ASYNC110 - nobody tells us
-            await asyncio.sleep(_LOOK_EVERY_S)
+        await self._until_hub_listens(self._workspace)
         try:
             link = await self._made_link(self._workspace)
             wait_s = _LOOK_EVERY_S
@@ -186,6 +188,14 @@ class Bus:
                     answer = await self._registered(link)
         except LeaseLost as error:
             self._was_superseded(error)
+
+    async def _until_hub_listens(self, workspace: Workspace) -> None:
+        """Return when the hub is there: what it begins with makes files in its directory."""
+        with Watch(workspace.state, NAMED) as watch:
+            wait_s = _LOOK_EVERY_S
+            while not await self._hub_listens():
+                has_changed = await watch.change(wait_s)
+                wait_s = _LOOK_EVERY_S if has_changed else min(2 * wait_s, _UNWATCHED_EVERY_S)
 
     async def _made_link(self, workspace: Workspace) -> Link:
         link, registrant = await asyncio.to_thread(_loaded)

@@ -12,6 +12,7 @@ from orchestrator import protocol
 from orchestrator.backends.base import Window
 from orchestrator.protocol import OVER
 from orchestrator.store import Options, check_name
+from orchestrator.watch import WRITTEN, Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
@@ -28,6 +29,8 @@ _PORTS = 65536
 _BLOCK = 1 << 16
 _LARGEST = 10_000
 _LOG_EVERY_S = 0.05
+_UNWATCHED_EVERY_S = 1.0
+"""A console that was replaced, or cannot be watched, is looked at this often."""
 
 
 class Verbs:
@@ -166,14 +169,19 @@ class Verbs:
     async def _logs(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         member = self._member(client)
         console = _Console(self._holder.store.place(client.member).console)
-        while True:
-            over = member.status().state in OVER  # before the last look, or its last words are lost
-            while chunk := console.read():
-                client.output(chunk)
-                await client.drain()
-            if over or not request.get("follow"):
-                return {}
-            await asyncio.sleep(_LOG_EVERY_S)
+        over = asyncio.ensure_future(_over(member))
+        try:
+            while True:
+                last = over.done()  # before the last look, or its last words are lost
+                while chunk := console.read():
+                    client.output(chunk)
+                    await client.drain()
+                if last or not request.get("follow"):
+                    return {}
+                await console.grown(over)
+        finally:
+            over.cancel()
+            console.close()
 
     async def _forward(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         self._member(client).running()
@@ -216,6 +224,8 @@ class _Console:
         self._path = path
         self._at = 0
         self._inode = 0
+        self._watched = -1
+        self._watch: Watch | None = None
 
     def read(self) -> bytes:
         """Return some of what is new; nothing while there is none, or no such file."""
@@ -230,6 +240,29 @@ class _Console:
             return b""
         self._at += len(chunk)
         return chunk
+
+    async def grown(self, over: asyncio.Future[None]) -> None:
+        """Return when there may be more of it, or *over* is done."""
+        if self._watch is None or self._watched != self._inode:
+            self.close()
+            self._watch, self._watched = Watch(self._path, WRITTEN), self._inode
+            return  # what was written before it was watched is no change
+        changing = asyncio.ensure_future(self._watch.change(_UNWATCHED_EVERY_S))
+        both: set[asyncio.Future[Any]] = {changing, over}
+        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
+        changing.cancel()
+        if not over.done():
+            await asyncio.sleep(_LOG_EVERY_S)  # a console grows a letter at a time
+
+    def close(self) -> None:
+        """Watch it no more; again is no error."""
+        if self._watch is not None:
+            self._watch.close()
+
+
+async def _over(member: Member) -> None:
+    async for _status in member.changes():
+        pass
 
 
 async def _typed(client: Client) -> AsyncIterator[bytes | Window]:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
+import time
 
 from foundation.errors import HubError, NotRunning, Unavailable, Usage
 from foundation.workspace import Workspace
 from hub import output
 from hub.render import printable
 from hub.verbs import root_or_default
-from orchestrator import control, holding, targets
-from orchestrator.protocol import OVER
+from orchestrator import control, holding, protocol, targets
 from orchestrator.store import Store
 
 TYPE_CHECKING = False
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from typing import TypeVar
 
     from orchestrator.protocol import Status
+    from orchestrator.wire import Wire
 
     Outcome = TypeVar("Outcome")
 
@@ -79,6 +80,46 @@ def status_of(store: Store, name: str) -> Status:
         raise holding.silent(name, holder) from None
 
 
+def statuses_of(store: Store, names: Sequence[str]) -> dict[str, Status | HubError]:
+    """Return the states of *names*, or why one's is not known, as :func:`status_of` would.
+
+    All are asked before any is waited for, so that holders which hang take their time together.
+    """
+    asked: dict[str, Wire] = {}
+    found: dict[str, Status | HubError] = {}
+    try:
+        for name in names:
+            wire = control.connect(store, name)
+            if wire is not None:
+                asked[name] = wire
+                wire.send(protocol.STATUS)
+        deadline_s = time.monotonic() + protocol.ANSWER_WITHIN_S
+        for name in names:
+            try:
+                found[name] = _answered(store, name, asked.get(name), deadline_s)
+            except HubError as error:
+                found[name] = error
+    finally:
+        for wire in asked.values():
+            wire.close()
+    return found
+
+
+def _answered(store: Store, name: str, wire: Wire | None, deadline_s: float) -> Status:
+    left_s = max(0.0, deadline_s - time.monotonic())
+    try:
+        if wire is not None:
+            return protocol.status_from_json(wire.answer(within_s=left_s))
+    except Unavailable as error:
+        if error.reason not in ("gone", "no-answer"):
+            raise
+        if error.reason == "no-answer":
+            left_s = 0.0
+    if not left_s and (holder := holding.holder(store, name)) is not None:
+        raise holding.silent(name, holder)
+    return status_of(store, name)
+
+
 def one(store: Store, name: str) -> str:
     """Return *name* if that is a VM whose holder, if it has one, answers.
 
@@ -98,7 +139,7 @@ def running(store: Store, name: str) -> str:
         NotRunning: it is stopped, or did not come up (``not-running``).
     """
     status = status_of(store, targets.one(name, store.members()))
-    if status.state in OVER:
+    if status.state in protocol.OVER:
         why = f" ({status.error.splitlines()[0]})" if status.error else ""
         raise NotRunning(
             f"VM {name} is not running{why}: `bones vm up {name}`", reason="not-running"

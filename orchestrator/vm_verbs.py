@@ -18,8 +18,7 @@ from orchestrator.vm_shared import (
     one,
     running,
     say,
-    side_by_side,
-    status_of,
+    statuses_of,
     store_of,
 )
 from orchestrator.vm_up import up
@@ -29,6 +28,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
     from typing import Any
+
+    from orchestrator.protocol import Status
 
 __all__ = ["cp", "doctor", "down", "execute", "forward", "logs", "ls", "prune", "rm", "ssh", "up"]
 
@@ -44,7 +45,7 @@ def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -
         for name in names:
             output.line(name)
         return 0
-    rows = list(side_by_side(names, lambda name: _row(store, name)))
+    rows = [_row(store, name, status) for name, status in statuses_of(store, names).items()]
     if as_json:
         output.print_data("bones.vm.ls", {"store": store.directory, "vms": rows})
         return 0
@@ -52,12 +53,11 @@ def ls(*, quiet: bool = False, root: str | None = None, as_json: bool = False) -
     return 0
 
 
-def _row(store: Store, name: str) -> dict[str, Any]:
-    row = {**_UNKNOWN, "name": name}
-    try:
-        row = status_of(store, name).as_dict()
-    except HubError as failed:
-        row.update(error=str(failed), reason=failed.reason)
+def _row(store: Store, name: str, status: Status | HubError) -> dict[str, Any]:
+    if isinstance(status, HubError):
+        row = {**_UNKNOWN, "name": name, "error": str(status), "reason": status.reason}
+    else:
+        row = status.as_dict()
     try:
         config = store.config(name)
     except HubError as failed:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import termios
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -529,6 +530,27 @@ def test_a_holder_that_is_frozen_is_ended_by_force_with_all_its_vms_and_no_other
     assert {row["error"] for row in Said(capfd, "ls", "--json").data["vms"]} == {""}
     again = Said(capfd, "down", "--force", "--all")
     assert (again.code, again.out, "nothing was running" in again.err) == (0, "", True)
+
+
+@pytest.mark.faults
+def test_holders_that_hang_take_their_time_together(
+    vms: Store, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "ANSWER_WITHIN_S", 1.0)
+    names = [f"web-{number}" for number in range(1, 5)]
+    up(vms, *names)
+    pid = holder_pid(vms, "web-1")
+    kill(pid, signal.SIGSTOP)
+    for name in names[2:]:
+        os.unlink(vms.place(name).socket)
+    try:
+        began_s = time.monotonic()
+        rows = Said(capfd, "ls", "--json").data["vms"]
+        took_s = time.monotonic() - began_s
+    finally:
+        kill(pid, signal.SIGCONT)
+    assert [row["reason"] for row in rows] == ["no-answer"] * 4
+    assert took_s < 3.0
 
 
 @pytest.mark.faults

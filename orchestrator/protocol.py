@@ -73,7 +73,7 @@ if TYPE_CHECKING:
 RUNNER_FLAG = "--bones-vm-runner"
 """Marks a process as a holder; the names of its members follow, with commas between them."""
 OPTIONS_VARIABLE = "BONES_VM_OPTIONS"
-"""In a holder's environment: what it was launched with, as JSON (:mod:`orchestrator.launch`)."""
+"""In a holder's environment: its launch, as JSON (:mod:`orchestrator.holder.launch`)."""
 PARENT_VARIABLE = "BONES_VM_PARENT_PID"
 """In a bound holder's environment alone: the client whose end is its own."""
 PROTOCOL_VERSION = 1

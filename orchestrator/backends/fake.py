@@ -34,6 +34,7 @@ from orchestrator.backends.base import Execution, Exit
 if TYPE_CHECKING:
     import socket
     from collections.abc import Callable, Mapping
+    from io import FileIO
 
     from foundation.spawn import SpawnedChild
     from orchestrator.backends.base import Neighbours, Progress, Spec
@@ -173,10 +174,10 @@ class FakeMachine:
             for fd in (source, *(write for _read, write in pipes.values())):
                 os.close(fd)
         exited = _exit_of(child)
+        feeding = asyncio.get_running_loop().run_in_executor(None, _feed, feed, stdin)
+        files_of = {w: os.fdopen(read, "rb", buffering=0) for w, (read, _write) in pipes.items()}
         try:
-            loop = asyncio.get_running_loop()
-            feeding = loop.run_in_executor(None, _feed, feed, stdin)
-            await asyncio.gather(*(_pump(read, which, take) for which, (read, _w) in pipes.items()))
+            await asyncio.gather(*(_pump(file, which, take) for which, file in files_of.items()))
             await feeding
             status = await asyncio.shield(exited)
         except asyncio.CancelledError:
@@ -184,6 +185,9 @@ class FakeMachine:
                 send_signal(child.pidfd, 9)
             await asyncio.wait({exited})
             raise
+        finally:
+            for file in files_of.values():  # a pump that had not begun has not
+                file.close()
         return Execution(
             status=status if status >= 0 else 128 - status,
             stdout=collected[1],
@@ -279,12 +283,12 @@ def _feed(fd: int, content: bytes) -> None:
             pass
 
 
-async def _pump(fd: int, which: int, take: Callable[[int, bytes], None]) -> None:
-    """Hand on what comes through *fd*, to its end."""
+async def _pump(file: FileIO, which: int, take: Callable[[int, bytes], None]) -> None:
+    """Hand on what comes through *file*, to its end."""
     loop = asyncio.get_running_loop()
     reader = asyncio.StreamReader()
     transport, _protocol = await loop.connect_read_pipe(
-        lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(fd, "rb", buffering=0)
+        lambda: asyncio.StreamReaderProtocol(reader), file
     )
     try:
         while chunk := await reader.read(_BLOCK):

@@ -7,6 +7,7 @@ through the hub's two ports, for as long as they are the hub's.
 
 from __future__ import annotations
 
+import asyncio
 import io
 import tarfile
 from typing import TYPE_CHECKING, Any
@@ -43,6 +44,7 @@ class OnBus:
         self._tellings: dict[str, Telling] = {}
         """By member, its guest."""
         self._ports = Telling("guests cannot reach the hub", self._let_through, complain)
+        self._making: asyncio.Task[object] | None = None
         epoch = next_epoch(launch.store)
         self._buses = Buses(
             root,
@@ -62,6 +64,9 @@ class OnBus:
     def serve(self, holder: Holder) -> None:
         """Answer for *holder* what is asked over the bus."""
         self._buses.serve(Requests(holder).answer)
+        # What a guest is told takes a thread a while to make: it can while the first one boots.
+        making = self._buses.guest_access(next(iter(holder.launch.names)))
+        self._making = asyncio.get_running_loop().create_task(making)
 
     async def welcome(self, member: str, machine: Machine) -> None:
         """Tell a guest that is ready where the hub is, and again whenever that changes.
@@ -85,6 +90,9 @@ class OnBus:
         """Publish what waits, for a moment; the guests' keys are revoked."""
         for telling in (self._ports, *self._tellings.values()):
             telling.close()
+        if self._making is not None:
+            self._making.cancel()
+            await asyncio.gather(self._making, return_exceptions=True)
         await self._buses.close()
 
     def _hub_changed(self) -> None:

@@ -124,8 +124,6 @@ class Forwards:
         """
         self._unwanted.clear()
         for port, forward in list(self.wanted.items()):
-            if self.wanted.get(port) is not forward:
-                continue  # its member has ended meanwhile
             try:
                 await gateway.forward(port, forward.ip, forward.port)
             except Refused as error:

@@ -73,6 +73,14 @@ def gateway_pid(network: Network) -> int:
     return gateway.pid
 
 
+async def heard(network: Network) -> None:
+    """Return when the gateway has done all that it was asked up to now."""
+    await asyncio.sleep(0)
+    gateway = network._uplink._gateway
+    assert gateway is not None
+    await gateway._monitor("info version")
+
+
 async def soon(holds: Callable[[], bool]) -> None:
     """Wait until *holds* returns true, while the loop runs."""
     async with asyncio.timeout(20):
@@ -199,13 +207,14 @@ async def test_the_same_forward_is_no_other_one_and_no_error() -> None:
 async def test_a_forward_that_nobody_waits_for_any_more_is_taken_back() -> None:
     async with opened() as network:
         with plugged(network):
-            asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
-            await soon(lambda: bool(network.forwards("me")))
-            asking.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await asking
+            with frozen(gateway_pid(network)):
+                asking = asyncio.create_task(network.forward("me", 22, port := free_port()))
+                await soon(lambda: bool(network.forwards("me")))
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
             assert network.forwards("me") == {}
-            await network.forward("me", 23)
+            await heard(network)
             assert not accepts(port)
 
 
@@ -285,8 +294,29 @@ async def test_a_forward_that_was_refused_for_time_does_not_open_later(
                     await network.forward("me", 22, port := free_port())
                 assert late.value.reason == "gateway-silent"
             assert network.forwards("me") == {}
-            assert accepts(await network.forward("me", 23))  # it goes on
+            await heard(network)
             assert not accepts(port)
+            assert accepts(await network.forward("me", 23))  # it goes on
+
+
+async def test_a_port_that_was_taken_at_first_is_kept_once_it_is_had(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with opened() as network:
+        with plugged(network), listening() as other:
+            port, tries = other.getsockname()[1], []
+
+            def chosen() -> int:
+                if tries:
+                    other.close()
+                tries.append(port)
+                return int(port)
+
+            monkeypatch.setattr("hub.ports.any_free", chosen)
+            assert await network.forward("me", 22) == port
+            assert len(tries) == 2
+            await network.forward("me", 23, free_port())
+            assert accepts(port)
 
 
 async def test_a_guest_that_sends_as_another_is_not_heard() -> None:

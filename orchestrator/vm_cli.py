@@ -71,7 +71,11 @@ def up(
     root: Root = None,
     as_json: Json = False,
     timeout: Annotated[
-        float | None, seconds_option("Give up a boot after this long. [default: 120]")
+        float | None,
+        seconds_option(
+            "Give up a boot after this long; what this machine needs once does not count. "
+            "[default: 120]"
+        ),
     ] = None,
 ) -> NoReturn:
     """Have VMs run, and print their addresses.

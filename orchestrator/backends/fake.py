@@ -14,6 +14,8 @@ one is said by ``faults.json`` in its member's directory, read at each boot:
     it cannot be told who the others are until there is such a file.
 ``{"stays": true}``
     it goes by SIGKILL alone.
+``{"trouble": TEXT}``
+    it is up, and does not run on for that reason.
 """
 
 from __future__ import annotations
@@ -53,6 +55,7 @@ class Faults(Record):
     fail: str = ""
     unsociable: str = ""
     stays: bool = False
+    trouble: str = ""
 
 
 def faults_of(directory: str) -> Faults:
@@ -111,13 +114,12 @@ class FakeBackend:
 class FakeMachine:
     """A process that sleeps."""
 
-    trouble = ""
-
     def __init__(self, spec: Spec, faults: Faults) -> None:
         """Start it."""
         self._guest = f"{spec.directory}/guest"
         os.makedirs(self._guest, exist_ok=True)
         self._faults = faults
+        self.trouble = faults.trouble
         self._note(spec.neighbours)
         sleep = "trap '' TERM; exec sleep 10000" if faults.stays else "exec sleep 10000"
         self._child = _spawn(["/bin/sh", "-c", sleep], self._guest, {}, {})

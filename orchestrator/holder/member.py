@@ -84,6 +84,8 @@ class Member:
         why, reason = "", ""
         if self.error is not None:
             why, reason = str(self.error), self.error.reason
+        elif self.machine is not None and self.machine.trouble:
+            why, reason = self.machine.trouble, "paused"
         elif self.state == protocol.RUNNING and (trouble := self._parts.network.trouble):
             why, reason = trouble, "gateway"
         return Status(

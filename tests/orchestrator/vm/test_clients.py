@@ -122,7 +122,7 @@ def test_who_fails_to_join_and_was_not_there_before_is_not_there_afterwards(stor
     up(store, "web-1", "web-2")
     control.stop(store, "web-2")
     for name in ("web-2", "web-3"):
-        go_wrong(store, name, fails="ready")
+        go_wrong(store, name, fail="ready")
         with pytest.raises(HubError, match=name):
             control.add_member(store, "web-1", name, options=holders.SMALL)
     assert store.members() == ["web-1", "web-2"]
@@ -140,7 +140,7 @@ def test_a_cluster_whose_first_member_has_stopped_takes_members_in(store: Store)
         cluster.vm("web-1").stop()
         assert cluster.add("web-3").state == "running"
         assert cluster.add("web-1").state == "running"
-        go_wrong(store, "web-2", fails="ready")
+        go_wrong(store, "web-2", fail="ready")
         cluster.vm("web-2").stop()
         with pytest.raises(HubError, match="web-2"):
             cluster.add("web-2")
@@ -184,3 +184,13 @@ def test_what_a_command_writes_is_kept_up_to_a_bound(
         control.execute(store, "web", ["yes"])
     assert said.value.reason == "too-much-output"
     assert control.execute(store, "web", ["echo", "fine"]).stdout == b"fine\n"
+
+
+def test_a_vm_that_does_not_run_on_is_told_with_the_reason(store: Store) -> None:
+    go_wrong(store, "web", trouble="no room for its disk")
+    status = up(store, "web")["web"]
+    assert (status.state, status.error, status.reason) == (
+        "running",
+        "no room for its disk",
+        "paused",
+    )

@@ -75,7 +75,8 @@ class Forwards:
         if port in self.wanted:
             other = self.wanted[port]
             raise Refused(
-                f"port {port} leads to port {other.port} of {other.member} already: end that first",
+                f"port {port} leads to port {other.port} of {other.member} already: "
+                f"`bones vm forward {other.member} --end {port}` ends that",
                 reason="port-taken",
             )
         # Before it is asked for: then it ends with its member, whenever that is.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import os
+import resource
 import select
 import shutil
 import sys
@@ -86,6 +88,39 @@ def test_a_join_that_fails_half_way_leaves_no_member(store: Store) -> None:
     in_the_way.rmdir()
     assert store.exists("web-2"), "it did"
     assert Path(store.place("web-2").disk).exists()
+
+
+def test_an_error_of_before_is_forgotten_by_who_boots_again(store: Store) -> None:
+    up(store, "web-1")
+    go_wrong(store, "web-2", fail="start")
+    control.request_member(store, "web-1", "web-2", options=holders.SMALL)
+    eventually(lambda: control.get_status(store, "web-2").state == protocol.ERROR)
+    go_wrong(store, "web-2")
+    control.add_member(store, "web-1", "web-2")
+    control.stop(store, "web-2")
+    status = control.get_status(store, "web-2")
+    assert (status.state, status.error) == ("stopped", "")
+
+
+def test_a_setting_that_is_none_is_named(store: Store) -> None:
+    with pytest.raises(HubError, match="boot_within_s=0: a number above 0") as caught:
+        control.spawn(store, config("web-1", settings={"boot_within_s": 0}))
+    assert caught.value.reason == "holder-died"
+
+
+def test_a_holder_that_is_out_of_descriptors_serves_again_when_it_has_some(store: Store) -> None:
+    up(store, "web-1")
+    holder = holders.holder_pid(store, "web-1")
+    before = resource.prlimit(holder, resource.RLIMIT_NOFILE)
+    used = {int(name) for name in os.listdir(f"/proc/{holder}/fd")}
+    free = next(number for number in itertools.count() if number not in used)
+    resource.prlimit(holder, resource.RLIMIT_NOFILE, (free + 3, before[1]))
+    waiting = [wire for wire in (control.connect(store, "web-1") for _ in range(10)) if wire]
+    eventually(lambda: "Too many open files" in holders.log_of(store, "web-1"))
+    resource.prlimit(holder, resource.RLIMIT_NOFILE, before)
+    for wire in waiting:
+        with wire:
+            assert wire.ask(protocol.STATUS, within_s=20)["state"] == "running"
 
 
 # --- a directory that has gone -------------------------------------------------------------

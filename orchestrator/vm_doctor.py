@@ -12,7 +12,7 @@ from hub import output
 from hub.doctor import count, lines, summary
 from hub.doctor.finding import Finding, Verdict, ok, problem, warning
 from hub.wording import several, size
-from orchestrator import cache, control, packages, protocol
+from orchestrator import cache, control, packages
 from orchestrator.backends.qemu import ability, kvm
 from orchestrator.packages import Packages
 from orchestrator.vm_shared import status_of
@@ -114,9 +114,12 @@ def _members(store: Store) -> Verdict:
         except HubError as error:
             hangs = error.reason == "no-answer"
             return problem(f"{name}: {error}", f"bones vm {_FORCED if hangs else 'down'} {name}")
-        if status.state == protocol.ERROR:
+        if status.error and status.reason != "holder-killed":
             why = status.error.partition("\n")[0]
-            return warning(f"{name}: {why}", f"bones vm up {name}")
+            is_paused = status.reason == "paused"  # it goes on when the disk has room
+            return warning(
+                f"{name}: {why}", f"df {store.directory}" if is_paused else f"bones vm up {name}"
+            )
     killed = [
         name for name in names if store.holder_of(name) and not control.is_running(store, name)
     ]

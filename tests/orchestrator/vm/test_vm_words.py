@@ -496,6 +496,17 @@ def test_an_interrupted_question_removes_nothing_and_says_so(
     assert not vms.exists("web")
 
 
+def test_doctor_sees_a_vm_that_waits_for_room_on_the_disk(
+    vms: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go_wrong(vms, "web", trouble="no room for its disk")
+    up(vms, "web")
+    found = {one["name"]: one for one in Said(capfd, "doctor", "--json").data["findings"]}
+    assert found["members"]["level"] == "warning"
+    assert "no room for its disk" in found["members"]["evidence"]
+    assert found["members"]["fix"] == f"df {vms.directory}"
+
+
 def test_doctor_sees_what_is_half_removed(vms: Store, capfd: pytest.CaptureFixture[str]) -> None:
     os.makedirs(f"{vms.directory}/db/.gone-db-1.1.1")
     found = {one["name"]: one for one in Said(capfd, "doctor", "--json").data["findings"]}

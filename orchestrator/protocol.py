@@ -17,7 +17,8 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
     → ``{"members": [STATUS, …]}``, of the whole holder.
 ``add {"name", "options": {"cpus", "memory_mb", "disk_mb", "egress"}}``
     → STATUS of *name*, and ``"created"``, whether it did not exist; it boots on the same network,
-    and the answer does not wait for that. One that is a member already is not touched.
+    and the answer does not wait for that. One that is a member already is not touched, but a
+    network's gateway that has failed is started anew.
 ``stop {"timeout_s"}``
     → ``{"how", "last", "pid"}`` after the fact: ``how`` as :class:`Stopped` has it, ``last`` if
     the holder, process ``pid``, ends now.

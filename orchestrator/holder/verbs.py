@@ -92,6 +92,9 @@ class Verbs:
         options = Options.from_json(request.get("options", {}))
         created = not self._holder.store.exists(name)
         member = await self._holder.add(name, options)
+        network = self._holder.parts.network
+        if member.state == protocol.RUNNING and network.trouble:
+            await network.open(lambda _words: None)  # else its boot does that
         return {**member.status().as_dict(), "created": created}
 
     async def _stop(self, request: dict[str, Any], client: Client) -> dict[str, Any]:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 _RESTARTING = "the network's gateway has ended, and is being started again: try again in a moment"
 _FAILED = (
     "the network's gateway has failed for good, so there is neither internet nor hub, and no "
-    "forward, until the next VM joins or a port is forwarded, which starts it anew: {}"
+    "forward, until `bones vm up` or `bones vm forward` starts it anew: {}"
 )
 
 

@@ -7,16 +7,24 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from foundation import procfs
 from foundation.errors import HubError
+from orchestrator import control
+from orchestrator.cluster import VM
+from orchestrator.control import SpawnConfig
 from orchestrator.holder.ours import LateNetwork
 from orchestrator.packages import QEMU
+from orchestrator.store import Options
 from tests.orchestrator.net.test_network import breakable, gateway_pid, qemu, soon
 from tests.orchestrator.vm.fake_parts import FakeNetwork
+from tests.orchestrator.vm.holders import events, holder_pid
 from tests.orchestrator.vm.test_member import made
-from tests.support import accepts, kill
+from tests.support import accepts, eventually, kill
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from orchestrator.store import Store
 
 
 def quiet(_words: str) -> None:
@@ -96,3 +104,42 @@ async def test_a_member_that_runs_says_what_is_wrong_with_its_network() -> None:
     assert (member.status().error, member.status().reason) == ("no way out", "gateway")
     member.error = HubError("worse", reason="vm-died")
     assert (member.status().error, member.status().reason) == ("worse", "vm-died")
+
+
+def gateway_of(holder: int) -> int:
+    """Return the pid of the gateway of a *holder*, 0 if it has none just now."""
+    for pid in procfs.pids():
+        words = procfs.command_line(pid) or [] if procfs.parent_of(pid) == holder else []
+        if b"-netdev" in words and b"-kernel" not in words:
+            return pid
+    return 0
+
+
+@pytest.mark.vm
+@pytest.mark.real
+@pytest.mark.faults
+@pytest.mark.timeout(120)
+def test_a_real_vm_says_that_its_gateway_has_failed_and_up_starts_it_anew(store: Store) -> None:
+    config = SpawnConfig(names=("web-3",), bound=False, options=Options(disk_mb=0))
+    control.spawn(store, config).close()
+    assert control.wait_members(store, ["web-3"], 60)["web-3"].ip == "10.77.0.13"
+    holder, vm = holder_pid(store, "web-3"), VM(store, "web-3")
+    host_port = vm.forward(80)
+
+    def has_failed() -> bool:
+        gateway = gateway_of(holder)
+        if gateway:
+            kill(gateway)
+        return "failed for good" in vm.status().error
+
+    eventually(has_failed, 20)
+    assert vm.status().reason == "gateway"
+    assert vm.state == "running"
+    assert ("web-3", "gateway-failed") in events(store, "web-3")
+    assert not accepts(host_port)
+    control.bring_up(store, config, timeout_s=30)
+    assert vm.status().error == ""
+    assert ("web-3", "gateway-restarted") in events(store, "web-3")
+    assert vm.forwards() == {host_port: 80}
+    assert accepts(host_port)
+    assert vm.execute(["ping", "-c", "1", "-W", "5", "10.77.0.1"]).status == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
+from contextlib import suppress
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -293,8 +294,20 @@ class Holder:
                 self.end()
                 return
 
+    def _show(self, name: str) -> None:
+        """Have what *name* is found by, if somebody has removed it."""
+        place = self.store.place(name)
+        if not os.path.lexists(place.socket):
+            self._server.listen(name, _listener(control.listen(place.socket).detach()))
+        if not os.path.lexists(place.pidfile):
+            write_pidfile(self.store, name)
+
     def _look_again(self) -> None:
         self._look()
+        if self._ending is None:
+            for name in self._members:
+                with suppress(OSError):  # a full or read-only disk: at the next look
+                    self._show(name)
         self._looking = asyncio.get_running_loop().call_later(self._look_every_s, self._look_again)
 
     def _unbound(self) -> None:

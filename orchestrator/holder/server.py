@@ -22,7 +22,7 @@ Result = TypeVar("Result")
 REQUEST_WITHIN_S = 10.0
 """A whole line, from the one before it; a client that wants nothing closes."""
 CONNECTIONS = 512
-_WAITING = 64
+_WAITING = 8
 """Lines of a client that may wait to be looked at; then it is read no further."""
 _BEHIND_BYTES = 64 << 20
 """Output that a client has not taken; then what it asked for is given up."""
@@ -178,7 +178,8 @@ class Server:
         self._answering: set[asyncio.Future[dict[str, Any]]] = set()
 
     def listen(self, member: str, listener: socket.socket) -> None:
-        """Serve *listener*, the socket of *member*, which is ours from now on."""
+        """Serve *listener*, the socket of *member*, which is ours from now on; no former one."""
+        self.retire(member)
         listener.setblocking(False)
         self._listening[member] = listener
         asyncio.get_running_loop().add_reader(listener, self._accept, member, listener)

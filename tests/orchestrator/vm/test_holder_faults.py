@@ -169,6 +169,26 @@ def test_a_moved_holder_takes_nobody_in_and_touches_nothing_of_who_is_there_now(
     assert control.get_status(store, "web-1") == other
 
 
+def test_a_socket_and_a_pidfile_that_somebody_removed_are_there_again(store: Store) -> None:
+    found = up(store, "web-1", settings={"look_every_s": 0.1})
+    holder = holders.holder_pid(store, "web-1")
+    following = control.logs(store, "web-1", follow=True)
+    assert next(following) == b"web-1 boots\n"
+    place = store.place("web-1")
+    os.unlink(place.socket)
+    os.unlink(place.pidfile)
+    eventually(lambda: os.path.exists(place.socket) and os.path.exists(place.pidfile))
+    assert control.get_status(store, "web-1") == found["web-1"]
+    assert holders.holder_pid(store, "web-1") == holder
+    with Path(place.console).open("ab") as file:
+        file.write(b"more\n")
+    assert next(following) == b"more\n", "who was connected is served on"
+    assert control.stop(store, "web-1") == "agent"
+    assert list(following) == []
+    assert not os.path.exists(place.socket)
+    holders.gone(holder)
+
+
 # --- a start that hangs --------------------------------------------------------------------
 
 

@@ -3,34 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import os
 from typing import TYPE_CHECKING, Any
 
 from foundation import codec
 from foundation.errors import Refused, Unavailable
 from orchestrator import protocol
 from orchestrator.backends.base import Window
+from orchestrator.holder.console import Console
 from orchestrator.protocol import OVER
 from orchestrator.store import Options, check_name
-from orchestrator.watch import WRITTEN, Watch
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable
 
+    from orchestrator.holder.connection import Client
     from orchestrator.holder.holder import Holder
     from orchestrator.holder.member import Member
-    from orchestrator.holder.server import Client
 
     Verb = Callable[[dict[str, Any], Client], Awaitable[dict[str, Any]]]
 
 OUTLIVE = frozenset({protocol.STOP, protocol.ADD_MEMBER})
 """What is begun is finished, whether its client waits or not."""
 _PORTS = 65536
-_BLOCK = 1 << 16
 _LARGEST = 10_000
-_LOG_EVERY_S = 0.05
-_UNWATCHED_EVERY_S = 1.0
-"""A console that was replaced, or cannot be watched, is looked at this often."""
 
 
 class Verbs:
@@ -171,7 +166,7 @@ class Verbs:
 
     async def _logs(self, request: dict[str, Any], client: Client) -> dict[str, Any]:
         member = self._member(client)
-        console = _Console(self._holder.store.place(client.member).console)
+        console = Console(self._holder.store.place(client.member).console)
         over = asyncio.ensure_future(_over(member))
         try:
             while True:
@@ -218,49 +213,6 @@ class Verbs:
         client.bound = True
         self._holder.boot()
         return {}
-
-
-class _Console:
-    """A console's file, read as it grows; one that was cut or replaced is read from its start."""
-
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._at = 0
-        self._inode = 0
-        self._watched = -1
-        self._watch: Watch | None = None
-
-    def read(self) -> bytes:
-        """Return some of what is new; nothing while there is none, or no such file."""
-        try:
-            with open(self._path, "rb") as file:
-                status = os.fstat(file.fileno())
-                if status.st_ino != self._inode or status.st_size < self._at:
-                    self._inode, self._at = status.st_ino, 0
-                file.seek(self._at)
-                chunk = file.read(_BLOCK)
-        except FileNotFoundError:
-            return b""
-        self._at += len(chunk)
-        return chunk
-
-    async def grown(self, over: asyncio.Future[None]) -> None:
-        """Return when there may be more of it, or *over* is done."""
-        if self._watch is None or self._watched != self._inode:
-            self.close()
-            self._watch, self._watched = Watch(self._path, WRITTEN), self._inode
-            return  # what was written before it was watched is no change
-        changing = asyncio.ensure_future(self._watch.change(_UNWATCHED_EVERY_S))
-        both: set[asyncio.Future[Any]] = {changing, over}
-        await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-        changing.cancel()
-        if not over.done():
-            await asyncio.sleep(_LOG_EVERY_S)  # a console grows a letter at a time
-
-    def close(self) -> None:
-        """Watch it no more; again is no error."""
-        if self._watch is not None:
-            self._watch.close()
 
 
 async def _over(member: Member) -> None:

@@ -20,6 +20,10 @@ from __future__ import annotations
 
 import struct
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    Argument = int | bytes | tuple[bytes, ...]
+
 NAME = "caller"
 ADDRESS = 0x500000
 LONGEST = 65_536
@@ -29,6 +33,9 @@ RESULT = struct.Struct("<q")
 
 _BASE = 0x400000
 _HEADERS = 64 + 2 * 56  # ELF's and two program headers
+_PAGE = 0x1000
+# Where a message that is in memory already is carried out: ebp = ADDRESS, on to its calls.
+_AT_ONCE = bytes.fromhex("bd00005000eb24")
 _CODE = bytes.fromhex(
     "bd00005000"  # ebp = ADDRESS
     # next:
@@ -88,40 +95,63 @@ _CODE = bytes.fromhex(
 )
 
 
-def program() -> bytes:
-    """Return it: an ELF executable for x86-64 Linux that needs nothing."""
-    size = _HEADERS + len(_CODE)
+def program(message: bytes = b"") -> bytes:
+    """Return it: an ELF executable for x86-64 Linux that needs nothing.
+
+    With a *message* of any length it begins by carrying that out.
+    """
+    code = (_AT_ONCE if message else b"") + _CODE
+    size = _HEADERS + len(code)
     ident = b"\x7fELF" + bytes([2, 1, 1]) + bytes(9)
     header = struct.pack(
         *("<16sHHIQQQIHHHHHH", ident, 2, 62, 1, _BASE + _HEADERS, 64, 0, 0, 64, 56, 2, 0, 0, 0)
     )
-    code = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, 0x1000)
-    room = struct.pack("<IIQQQQQQ", 1, 6, 0, ADDRESS, ADDRESS, 0, LONGEST, 0x1000)
-    return header + code + room + _CODE
+    rest = bytes(-size % _PAGE) + message if message else b""
+    begin, room = size + len(rest) - len(message), max(LONGEST, len(message))
+    segments = struct.pack("<IIQQQQQQ", 1, 5, 0, _BASE, _BASE, size, size, _PAGE) + struct.pack(
+        *("<IIQQQQQQ", 1, 6, begin if message else 0, ADDRESS, ADDRESS, len(message), room, _PAGE)
+    )
+    return header + segments + code + rest
 
 
-def request(token: bytes, calls: list[tuple[int, tuple[int | bytes, ...]]]) -> bytes:
-    """Return the message that asks for *calls*: numbers, and arguments of which bytes are placed.
+def request(token: bytes, calls: list[tuple[int, tuple[Argument, ...]]]) -> bytes:
+    """Return the message that asks for *calls*, each a number and arguments.
+
+    Bytes are placed in the message and pointed to; so are tuples of them, with a null behind.
 
     Raises:
         ValueError: it is too long, or *token* is not 16 bytes.
     """
+    message = unbounded(token, calls)
+    if len(message) > LONGEST:
+        raise ValueError(f"{len(message)} bytes, {LONGEST} at most")
+    return message
+
+
+def unbounded(token: bytes, calls: list[tuple[int, tuple[Argument, ...]]]) -> bytes:
+    """Return :func:`request`'s message, of any length, for :func:`program`."""
     if len(token) != HEADER.size - 8:
         raise ValueError(f"{token!r} is not 16 bytes")
     begin = HEADER.size + CALL.size * len(calls)
-    made, placed = b"", b""
+    made, placed = bytearray(), bytearray()
+
+    def place(content: bytes) -> int:
+        at = ADDRESS + begin + len(placed)
+        placed.extend(content + bytes(-len(content) % 8))
+        return at
+
     for number, arguments in calls:
         values = []
         for argument in arguments:
             if isinstance(argument, bytes):
-                values.append(ADDRESS + begin + len(placed))
-                placed += argument + bytes(-len(argument) % 8)
+                values.append(place(argument))
+            elif isinstance(argument, tuple):
+                pointers = [*map(place, argument), 0]
+                values.append(place(struct.pack(f"<{len(pointers)}Q", *pointers)))
             else:
                 values.append(argument & 0xFFFF_FFFF_FFFF_FFFF)
         made += CALL.pack(number, *values, *[0] * (6 - len(values)))
-    if begin + len(placed) > LONGEST:
-        raise ValueError(f"{begin + len(placed)} bytes, {LONGEST} at most")
-    return HEADER.pack(token, begin + len(placed), len(calls)) + made + placed
+    return HEADER.pack(token, begin + len(placed), len(calls)) + bytes(made + placed)
 
 
 def results(answer: bytes) -> list[int]:

@@ -1,16 +1,15 @@
-"""The guest's initramfs, which is its root: busybox, modules, our start-up and the agents."""
+"""The guest's initramfs, which is its root: what it boots by, busybox, the caller, the agents."""
 
 from __future__ import annotations
 
 import os
 
-from orchestrator.image import caller
+from orchestrator.image import boot, caller
 from orchestrator.image.cpio import Archive
-from orchestrator.image.modules import NEEDED, Modules
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from orchestrator.image.modules import Modules
 
 CHANNELS = 9
 """Agents, each with a channel of its own; the first is for copies alone."""
@@ -19,7 +18,7 @@ TERMINALS = 2
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
 _DIRECTORIES = (
-    *("bin", "data", "dev", "etc", "lib", "lib/modules", "mnt", "proc"),
+    *("bin", "data", "dev", "etc", "mnt", "proc"),
     *("root", "run", "sbin", "sys", "tmp", "usr", "usr/bin", "var", "var/log"),
 )
 _ETC = {
@@ -33,9 +32,10 @@ _ETC = {
 def sources() -> list[str]:
     """Return the files of ours that an image is made of, this one among them."""
     names = (
-        "rc",
         "call",
         "agent",
+        "boot.py",
+        "calls.py",
         "initrd.py",
         "modules.py",
         "cpio.py",
@@ -61,25 +61,17 @@ def build(busybox: bytes, applets: list[str], modules: Modules) -> bytes:
         if applet != "busybox":
             archive.symlink(f"bin/{applet}", "busybox")
     archive.file(f"bin/{caller.NAME}", caller.program(), 0o755)
-    archive.symlink("init", "bin/init")
-    for name in ("rc", "call", "agent"):
+    archive.file(boot.NAME, boot.program(modules), 0o755)
+    for name in ("call", "agent"):
         archive.file(f"etc/{name}", _own(name), 0o755)
     for name, text in (_ETC | {"inittab": _inittab()}).items():
         archive.file(f"etc/{name}", text.encode())
-    found = modules.in_order(NEEDED)
-    for name, content in found:
-        archive.file(f"lib/modules/{name}.ko", content)
-    archive.file("lib/modules/order", _lines(name for name, _content in found))
     return archive.to_bytes()
 
 
 def _inittab() -> str:
     agents = "".join(f"::respawn:/etc/agent {channel}\n" for channel in range(CHANNELS))
-    return f"::sysinit:/etc/rc\n::respawn:/etc/call\n{agents}"
-
-
-def _lines(names: Iterable[str]) -> bytes:
-    return "".join(f"{name}\n" for name in names).encode()
+    return f"::respawn:/etc/call\n{agents}"
 
 
 def _own(name: str) -> bytes:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 from foundation.errors import HubError
 from orchestrator.backends.base import Execution
-from orchestrator.backends.qemu import calls, shell
+from orchestrator.backends.qemu import shell
 from orchestrator.backends.qemu.channel import Channel, Pair, new_token
+from orchestrator.image import calls
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -7,13 +7,12 @@ import os
 from typing import TYPE_CHECKING
 
 from foundation.errors import HubError
-from orchestrator.backends.qemu import calls
-from orchestrator.image import caller
+from orchestrator.image import caller, calls
 
 if TYPE_CHECKING:
     import socket
 
-    from orchestrator.backends.qemu.calls import Call
+    from orchestrator.image.calls import Call
 
 _TOKEN_BYTES = 16
 _CHUNK = 65_536

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from orchestrator.backends.qemu import calls
+from orchestrator.image import calls
 
 if TYPE_CHECKING:
     from orchestrator.backends.base import Neighbours, Spec
-    from orchestrator.backends.qemu.calls import Call
+    from orchestrator.image.calls import Call
 
 CARD = "eth0"
 DISK = "/dev/vda"
@@ -22,14 +22,14 @@ HOSTS = "/etc/hosts"
 
 def become(spec: Spec, now_s: float, seed: bytes) -> list[Call]:
     """Return the calls; *now_s*: the time in seconds since the epoch, *seed*: 32 random bytes."""
-    made = calls.host_name(spec.name) + calls.clock(now_s) + calls.reseed(seed)
+    made = calls.host_name(spec.name) + calls.clock(now_s) + calls.reseed(seed) + calls.loopback()
     if spec.ip:
         made += calls.network(CARD, spec.mac, spec.ip, spec.gateway)
         if spec.gateway:
             server = f"nameserver {spec.name_server or spec.gateway}\n"
             made += calls.file("/etc/resolv.conf", server.encode())
     made += calls.file(HOSTS, hosts(spec, spec.neighbours))
-    return made + (calls.mount(DISK, DISK_PLACE) if spec.disk_mb else [])
+    return made + (calls.mount_disk(DISK, DISK_PLACE) if spec.disk_mb else [])
 
 
 def hosts(spec: Spec, neighbours: Neighbours) -> bytes:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from foundation.errors import HubError, Unavailable
 from orchestrator.backends.base import Execution, Exit
-from orchestrator.backends.qemu import calls, identity, terminal, transfer
+from orchestrator.backends.qemu import identity, terminal, transfer
+from orchestrator.image import calls
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from foundation.errors import Refused
 from orchestrator.backends.base import Window
-from orchestrator.backends.qemu import calls
+from orchestrator.image import calls
 
 if TYPE_CHECKING:
     import socket

@@ -16,9 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from foundation.errors import HubError
-from orchestrator.backends.qemu import calls
 from orchestrator.backends.qemu.caller import Caller
-from orchestrator.image import caller
+from orchestrator.image import caller, calls
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -157,3 +156,28 @@ def test_a_message_that_is_too_long_is_refused() -> None:
         caller.request(b"t" * 16, [(1, (bytes(longest + 1),))])
     with pytest.raises(ValueError, match="not 16 bytes"):
         caller.request(b"t", [])
+
+
+def test_a_message_that_it_begins_with_is_carried_out_whatever_its_length(tmp_path: Path) -> None:
+    content = os.urandom(300_000)
+    wanted = [
+        *calls.directory(str(tmp_path / "made")),
+        *calls.link(str(tmp_path / "link"), "made"),
+        *calls.file(str(tmp_path / "made/file"), content),
+        *calls.become("/bin/sh", "sh", "-c", "echo I am $0 $1; exit 7", "other", "one"),
+    ]
+    made = [(one.number, one.arguments) for one in wanted]
+    path = tmp_path / "boot"
+    path.write_bytes(caller.program(caller.unbounded(bytes(16), made)))
+    path.chmod(0o755)
+    done = subprocess.run([path], capture_output=True, check=False)
+    assert (done.returncode, done.stdout) == (7, b"I am other one\n")
+    assert (tmp_path / "link/file").read_bytes() == content
+
+
+def test_who_cannot_become_another_ends(tmp_path: Path) -> None:
+    made = [(one.number, one.arguments) for one in calls.become("/nope", "nope")]
+    path = tmp_path / "boot"
+    path.write_bytes(caller.program(caller.unbounded(bytes(16), made)))
+    path.chmod(0o755)
+    assert subprocess.run([path], check=False).returncode == 1

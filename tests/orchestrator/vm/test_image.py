@@ -1,13 +1,14 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from foundation.errors import HubError
-from orchestrator.image import images, initrd, kernel
+from orchestrator.image import boot, caller, images, initrd, kernel
 from orchestrator.image.cpio import Archive
 from orchestrator.image.modules import NEEDED, Modules, needs, unsigned
 from tests.orchestrator.vm import qemus
@@ -97,7 +98,19 @@ async def test_an_image_is_made_once_and_anew_when_something_changes(tmp_path: P
 async def test_an_initramfs_starts_the_caller_and_an_agent_for_every_channel() -> None:
     guest = await qemus.guest()
     root = initrd.build(b"", ["sh", "init"], Modules(guest.modules))
-    assert [line for line in root.splitlines() if line.startswith(b"::respawn:")] == [
+    assert re.findall(rb"::respawn:[^\n]*", root) == [
         b"::respawn:/etc/call",
         *(b"::respawn:/etc/agent %d" % channel for channel in range(initrd.CHANNELS)),
     ]
+
+
+async def test_what_a_guest_does_first_is_a_list_of_system_calls() -> None:
+    guest = await qemus.guest()
+    modules = Modules(guest.modules).in_order(NEEDED)
+    program = boot.program(Modules(guest.modules))
+    begin = program.index(bytes(16) + len(program[0x1000:]).to_bytes(4, "little"))
+    assert begin == 0x1000, "a page of its own"
+    made = caller.results(program[begin:])  # where results will be the numbers are now
+    assert made.count(175) == len(modules), "init_module"
+    assert made[-2:] == [59, 60], "execve, and exit if that fails"
+    assert all(content in program for _name, content in modules)

@@ -14,12 +14,16 @@ import struct
 from foundation.errors import HubError
 from foundation.record import Record
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from orchestrator.image.caller import Argument
+
 FIRST_FD = 3
 """What the first open file of the caller is; each of the lists below closes what it has opened."""
 
 _READ, _WRITE, _OPEN, _CLOSE, _IOCTL = 0, 1, 2, 3, 16
-_SOCKET, _KILL, _SYNC, _MOUNT, _UMOUNT = 41, 62, 162, 165, 166
-_RENAME, _SETHOSTNAME, _CLOCK_SETTIME = 82, 170, 227
+_SOCKET, _EXECVE, _EXIT, _KILL, _RENAME, _MKDIR, _SYMLINK = 41, 59, 60, 62, 82, 83, 88
+_SYNC, _MOUNT, _UMOUNT, _SETHOSTNAME, _INIT_MODULE, _CLOCK_SETTIME = 162, 165, 166, 170, 175, 227
 _RNDADDENTROPY, _RNDRESEEDCRNG = 0x40085203, 0x5207
 _SIOCADDRT, _SIOCSIFFLAGS, _SIOCSIFADDR = 0x890B, 0x8914, 0x8916
 _SIOCSIFNETMASK, _SIOCSIFHWADDR = 0x891C, 0x8924
@@ -34,7 +38,7 @@ class Call(Record):
     """One call."""
 
     number: int
-    arguments: tuple[int | bytes, ...]
+    arguments: tuple[Argument, ...]
     words: str = ""
     """What it does, if it must not fail: "set the clock"."""
 
@@ -119,8 +123,7 @@ def network(card: str, mac: str, address: str, gateway: str) -> list[Call]:
     words = f"have {address}, {mac}, on {card}"
     made = [Call(number=_SOCKET, arguments=(socket.AF_INET, socket.SOCK_DGRAM, 0), words=words)]
     for command, value in wanted:
-        ask = struct.pack("<16s24s", card.encode(), value)
-        made.append(Call(number=_IOCTL, arguments=(FIRST_FD, command, ask), words=words))
+        made.append(_configure(command, card, value, words))
     if gateway:
         route = struct.pack(
             *("<Q16s16s16sH62x", 0, _inet(_ANY), _inet(gateway), _inet(_ANY)),
@@ -129,6 +132,21 @@ def network(card: str, mac: str, address: str, gateway: str) -> list[Call]:
         words = f"have {gateway} as its gateway"
         made.append(Call(number=_IOCTL, arguments=(FIRST_FD, _SIOCADDRT, route), words=words))
     return [*made, _close()]
+
+
+def loopback() -> list[Call]:
+    """Bring the loopback up."""
+    words = "have a loopback"
+    return [
+        Call(number=_SOCKET, arguments=(socket.AF_INET, socket.SOCK_DGRAM, 0), words=words),
+        _configure(_SIOCSIFFLAGS, "lo", struct.pack("<H", _IFF_UP), words),
+        _close(),
+    ]
+
+
+def _configure(command: int, card: str, value: bytes, words: str) -> Call:
+    ask = struct.pack("<16s24s", card.encode(), value)
+    return Call(number=_IOCTL, arguments=(FIRST_FD, command, ask), words=words)
 
 
 def window(terminal: str, rows: int, columns: int) -> list[Call]:
@@ -141,10 +159,39 @@ def window(terminal: str, rows: int, columns: int) -> list[Call]:
     ]
 
 
-def mount(device: str, place: str) -> list[Call]:
+def mount_disk(device: str, place: str) -> list[Call]:
     """Mount an ext4."""
     arguments = (_path(device), _path(place), b"ext4\0", _MS_NOATIME, 0)
     return [Call(number=_MOUNT, arguments=arguments, words=f"mount {device}, its disk")]
+
+
+def mount(kind: str, place: str, options: str = "") -> list[Call]:
+    """Mount a file system of *kind*, which needs no device."""
+    arguments = (_path(kind), _path(place), _path(kind), 0, _path(options) if options else 0)
+    return [Call(number=_MOUNT, arguments=arguments)]
+
+
+def directory(path: str) -> list[Call]:
+    """Make a directory."""
+    return [Call(number=_MKDIR, arguments=(_path(path), 0o755))]
+
+
+def link(path: str, to: str) -> list[Call]:
+    """Make a symbolic link."""
+    return [Call(number=_SYMLINK, arguments=(_path(to), _path(path)))]
+
+
+def module(content: bytes) -> list[Call]:
+    """Load a kernel module. Source: init_module(2)."""
+    return [Call(number=_INIT_MODULE, arguments=(content, len(content), b"\0"))]
+
+
+def become(path: str, *argv: str) -> list[Call]:
+    """Become another program, or end."""
+    return [
+        Call(number=_EXECVE, arguments=(_path(path), tuple(_path(word) for word in argv), 0)),
+        Call(number=_EXIT, arguments=(1,)),
+    ]
 
 
 def terminate(signal_number: int, pid: int = _EVERYBODY) -> list[Call]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import TYPE_CHECKING, Any
 
 from foundation.errors import Refused, Unavailable
@@ -17,6 +16,7 @@ from orchestrator.net.addresses import GATEWAY, NAME_SERVER
 from orchestrator.net.network import Network
 from orchestrator.packages import Packages
 from orchestrator.store import cluster_of
+from orchestrator.turns import Turns
 
 if TYPE_CHECKING:
     import socket
@@ -76,7 +76,7 @@ class LateNetwork:
         self._egress = egress
         self.announce: Announce = announce
         """Told what befalls the network of members."""
-        self._opening = asyncio.Lock()
+        self._opening = Turns()
         self._network: Network | None = None
 
     @property
@@ -86,13 +86,11 @@ class LateNetwork:
 
     async def open(self, progress: Progress) -> None:
         """Have a QEMU and a gateway; see :class:`orchestrator.holder.parts.Network`."""
-        if self._opening.locked():
-            progress("waiting for the network, which another VM has started")
-        async with self._opening:
+        async with self._opening.taken(progress) as tell:
             if self._network is not None:
                 await self._network.revive()
             else:
-                qemu = await Packages(cache.directory()).qemu(progress)
+                qemu = await Packages(cache.directory()).qemu(tell)
                 able = await ability.ask(qemu)  # one that is too old would fail in its own words
                 network = Network(
                     self._cluster,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 from typing import TYPE_CHECKING
 
@@ -16,6 +15,7 @@ from orchestrator.backends.qemu.running import Running
 from orchestrator.backends.qemu.templates import SLOW, Templates
 from orchestrator.image import images
 from orchestrator.packages import Packages
+from orchestrator.turns import Turns
 
 if TYPE_CHECKING:
     import socket
@@ -61,7 +61,7 @@ class QemuBackend:
         self._note = note or _silent
         self._directory = os.path.abspath(directory or cache.directory())
         self._templates = templates
-        self._preparing = asyncio.Lock()
+        self._preparing = Turns()
         self._had: _Had | None = None
         self._failed: set[Shape] = set()
         self._slow: set[Shape] = set()
@@ -76,19 +76,17 @@ class QemuBackend:
                 f"{spec.name} is to have {spec.memory_mb} MB of memory; this machine has {most}",
                 reason="too-large",
             )
-        if self._preparing.locked():
-            progress("waiting for what another VM of this holder is having made")
-        async with self._preparing:
-            had = await self._have(progress)
+        async with self._preparing.taken(progress) as tell:
+            had = await self._have(tell)
             shape = had.shape(spec)
             if not self._templates or shape in self._failed:
                 return
             try:
-                await had.templates.make(shape, progress)
+                await had.templates.make(shape, tell)
             except (HubError, OSError, TimeoutError) as error:
                 self._failed.add(shape)
                 words = f"no template: {error}; VMs are booted instead"
-                progress(words)
+                tell(words)
                 self._note(words)
 
     async def _have(self, progress: Progress) -> _Had:
@@ -112,8 +110,8 @@ class QemuBackend:
         try:
             had = self._had
             if had is None:
-                async with self._preparing:
-                    had = await self._have(_silent)
+                async with self._preparing.taken(_silent) as tell:
+                    had = await self._have(tell)
             path = await disk.have(spec)
             shape = had.shape(spec)
             parts = Parts(

@@ -181,7 +181,7 @@ async def test_a_tree_goes_in_and_comes_out_as_it_was(tmp_path: Path) -> None:
             with pytest.raises(Refused) as refused:
                 await machine.get(path)
             assert refused.value.reason == reason
-        with pytest.raises(HubError, match="could not unpack /proc/x/y: .*'/proc'"):
+        with pytest.raises(HubError, match=r"could not unpack /proc/x/y: .*'/proc'"):
             await machine.put(raw.getvalue(), "/proc/x/y")
         with pytest.raises(HubError, match="could not unpack") as broken:
             await machine.put(b"no archive at all" * 100, "/tmp")

@@ -74,6 +74,9 @@ _OF_VMS = {
     "stopping": "is being stopped",
     "stopped": "stopped",
     "error": "failed ({reason}, was {was}): {error}",
+    "gateway-failed": "has no way out of its network: {error}",
+    "gateway-restarted": "has its way out again",
+    "forward-lost": "port {host_port} no longer leads to it: {error}",
 }
 
 _BY_WHOM = {

@@ -81,7 +81,11 @@ def print_error(verb: str, error: HubError, *, as_json: bool) -> int:
     if as_json:
         _write(sys.stdout, error_envelope(verb, error))
     else:
-        say(str(error), program=_program(verb))
+        from hub.render import printable  # noqa: PLC0415 - of a failure alone
+
+        # Some words come from others: a guest, a file's name, a program that failed.
+        said = "\n".join(map(printable, str(error).split("\n")))
+        say(said, program=_program(verb))
     return error.exit_code
 
 

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from foundation import control
-from hub import fast
+from foundation.errors import HubError
+from hub import fast, output
 from tests.support import CODE, HUB, data_of, is_gone, run_python
 
 if TYPE_CHECKING:
@@ -305,3 +306,11 @@ def test_a_library_call_beside_other_threads_starts_a_hub_of_its_own_process(hub
 
 def test_the_fastest_door_speaks_the_protocol_of_the_rest() -> None:
     assert fast.VERSION == control.VERSION
+
+
+def test_words_of_others_in_an_error_cannot_steer_the_terminal(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    error = HubError("a guest said \x1b]0;mine\x07\nand more\x00", reason="guest")
+    assert output.print_error("bones.vm.cp", error, as_json=False) == error.exit_code
+    assert capsys.readouterr().err == "bones: a guest said \\x1b]0;mine\\x07\nand more\\x00\n"

@@ -500,6 +500,13 @@ def test_what_a_slot_announces_is_said_in_words(
             "failed (vm-died, was running): it ended",
         ),
         ("stopped", {"pid": 0, "ip": ""}, "stopped"),
+        ("gateway-failed", {"error": "it died"}, "has no way out of its network: it died"),
+        ("gateway-restarted", {"error": "it died"}, "has its way out again"),
+        (
+            "forward-lost",
+            {"host_port": 8080, "error": "taken"},
+            "port 8080 no longer leads to it: taken",
+        ),
         ("of-another", {"x": 1}, "x=1"),
     ],
 )

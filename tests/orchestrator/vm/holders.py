@@ -27,6 +27,8 @@ os._exit(run(assemble))
 """
 PROGRAM = (sys.executable, "-c", HOLDER, str(CODE))
 SMALL = Options(disk_mb=1)
+BLIND = {"look_every_s": 3600}
+"""Settings of a holder that does not notice what becomes of its files."""
 _BUGS = ("AssertionError", "AttributeError", "NameError", "Task exception was never retrieved")
 
 

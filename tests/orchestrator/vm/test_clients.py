@@ -26,7 +26,7 @@ pytestmark = pytest.mark.faults
 
 
 def test_a_holder_whose_socket_was_deleted_is_not_told_as_ended(store: Store) -> None:
-    vm = up(store, "web-1", "web-2")["web-1"].pid
+    vm = up(store, "web-1", "web-2", settings=holders.BLIND)["web-1"].pid
     holder = holders.holder_pid(store, "web-1")
     os.unlink(store.place("web-1").socket)
     assert control.is_running(store, "web-1")

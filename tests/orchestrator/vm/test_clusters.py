@@ -17,7 +17,7 @@ from orchestrator import clusters, control, verbs
 from orchestrator.clusters import ClusterView, MemberView
 from orchestrator.store import Store
 from owner import private
-from tests.orchestrator.vm.holders import SMALL, end_holders, go_wrong, holder_pid, up
+from tests.orchestrator.vm.holders import BLIND, SMALL, end_holders, go_wrong, holder_pid, up
 from tests.support import eventually, kill
 
 if TYPE_CHECKING:
@@ -131,7 +131,7 @@ def test_a_holder_that_hangs_is_waited_for_a_moment_only(vms: Store, repo: Path)
 
 @pytest.mark.faults
 def test_a_holder_whose_socket_is_gone_is_not_told_as_ended(vms: Store, repo: Path) -> None:
-    up(vms, "web")
+    up(vms, "web", settings=BLIND)
     Path(vms.place("web").socket).unlink()
     assert seen(vms, repo)["web"].reason == "no-answer"
 

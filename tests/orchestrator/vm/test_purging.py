@@ -14,7 +14,7 @@ from orchestrator import control
 from orchestrator.purge import without_vms
 from orchestrator.store import Store
 from owner import private
-from tests.orchestrator.vm.holders import SMALL, config, end_holders, up
+from tests.orchestrator.vm.holders import BLIND, SMALL, config, end_holders, up
 from tests.orchestrator.vm.test_vm_cli import bones
 
 if TYPE_CHECKING:
@@ -39,7 +39,7 @@ def purge(root: Path, *words: str) -> tuple[int, str]:
 
 
 def test_a_vm_that_runs_keeps_a_workspace_from_being_purged(repo: Path, vms: Store) -> None:
-    up(vms, "web-1", "web-2")
+    up(vms, "web-1", "web-2", settings=BLIND)
     for words in (("--yes",), ("--dry-run",)):
         code, said = purge(repo, *words)
         assert code == 1

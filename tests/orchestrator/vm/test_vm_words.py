@@ -21,7 +21,7 @@ from orchestrator import cli, control, entry, protocol, vm_up, vm_verbs
 from orchestrator.store import Options, Store
 from orchestrator.vm_exec import Complaints
 from owner import private
-from tests.orchestrator.vm.holders import end_holders, go_wrong, holder_pid, up
+from tests.orchestrator.vm.holders import BLIND, end_holders, go_wrong, holder_pid, up
 from tests.orchestrator.vm.test_vm_cli import PROGRAM, bones
 from tests.support import CODE, is_gone, kill
 
@@ -569,7 +569,7 @@ def test_what_runs_behind_a_socket_that_was_removed_is_never_said_not_to_run(
     vms: Store, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(protocol, "ANSWER_WITHIN_S", 0.5)
-    up(vms, "web-1", "web-2")
+    up(vms, "web-1", "web-2", settings=BLIND)
     pid = holder_pid(vms, "web-1")
     os.unlink(vms.place("web-1").socket)
     done = Said(capfd, "down", "web-1")

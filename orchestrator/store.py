@@ -386,16 +386,24 @@ def _names_in(path: str, *, hidden: bool = False) -> list[str]:
 def _remove_if_empty(path: str) -> None:
     """Remove a cluster's directory if nothing is in it and nobody holds it.
 
-    Under its lock: whoever has that may just be about to put its first member there.
+    Under its lock: whoever has that may just be about to put its first member there, or is another
+    who removes the last of it but one.
     """
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    except OSError:
-        return
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.rmdir(path)
-    except OSError:
-        pass  # held, not empty, or gone
-    finally:
-        os.close(fd)
+    deadline_s = time.monotonic() + MOMENTARY_S
+    while not _names_in(path, hidden=True):
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+        except OSError:
+            return
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.rmdir(path)
+            return
+        except BlockingIOError:
+            if time.monotonic() >= deadline_s:
+                return
+        except OSError:
+            return  # not empty any more, or gone
+        finally:
+            os.close(fd)
+        time.sleep(RETRY_S)

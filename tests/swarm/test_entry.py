@@ -295,9 +295,12 @@ def test_a_plain_verb_loads_nothing_slow() -> None:
 @pytest.mark.parametrize(
     ("words", "options"),
     [
-        (["a", "--", "ls", "-l"], {"name": "a", "argv": ["ls", "-l"]}),
+        (["a", "--", "ls", "-l"], {"name": "a", "words": ["--", "ls", "-l"]}),
         (["-i", "--cwd=/x", "a", "--", "cat"], {"name": "a", "stdin": True, "cwd": "/x"}),
-        (["--json", "a", "--", "--", "x"], {"name": "a", "as_json": True, "argv": ["--", "x"]}),
+        (
+            ["--json", "a", "--", "--", "x"],
+            {"name": "a", "as_json": True, "words": ["--", "--", "x"]},
+        ),
     ],
 )
 def test_a_command_for_a_vm_is_read_as_the_library_does(
@@ -309,8 +312,8 @@ def test_a_command_for_a_vm_is_read_as_the_library_does(
     assert plain_form[1].items() >= options.items()
     calls: list[dict[str, Any]] = []
 
-    def called(name: str, argv: list[str], **rest: Any) -> int:
-        calls.append({"name": name, "argv": argv, **rest})
+    def called(name: str, words: list[str], **rest: Any) -> int:
+        calls.append({"name": name, "words": words, **rest})
         return 0
 
     monkeypatch.setattr(vm_verbs, "execute", called)

@@ -162,7 +162,7 @@ def test_a_conflict_is_an_error_that_names_the_paths(repo: Path, name: str) -> N
 def test_a_wrong_command_line_is_an_error_like_any_other(repo: Path, words: list[str]) -> None:
     done = bones(repo, *words)
     told = json.loads(done.stdout)
-    assert told["schema"]["verb"] == "swarm.rescue"
+    assert told["schema"]["verb"] == f"swarm.rescue.{words[0]}"
     assert told["error"]["exit_code"] == done.returncode == 2
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import signal
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from foundation.errors import Corrupt, HubError, OwnedByAnother, Refused
 from orchestrator.store import Options, Store, check_name, cluster_of, in_order
 from owner import private
-from tests.support import run_python
+from tests.support import eventually, run_python
 
 OPTIONS = Options(disk_mb=1)
 
@@ -329,3 +330,18 @@ def test_a_pidfile_with_junk_names_nobody(store: Store) -> None:
     for junk in ("", "12", "[]", '{"pid": 1}', "\xff"):
         Path(store.place("web-1").pidfile).write_text(junk)
         assert store.holder_of("web-1") is None
+
+
+def test_of_two_that_remove_the_last_of_a_cluster_one_removes_its_directory(store: Store) -> None:
+    made(store, "web")
+    cluster = os.path.dirname(store.place("web").directory)
+    other = os.open(cluster, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX)  # as one that has just found something of ours in it
+    removing = threading.Thread(target=store.destroy, args=("web",))
+    removing.start()
+    try:
+        eventually(lambda: not os.listdir(cluster))
+    finally:
+        os.close(other)
+        removing.join()
+    assert not os.path.exists(cluster)

@@ -398,12 +398,11 @@ def _remove_if_empty(path: str) -> None:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.rmdir(path)
-            return
         except BlockingIOError:
             if time.monotonic() >= deadline_s:
                 return
+            time.sleep(RETRY_S)
         except OSError:
             return  # not empty any more, or gone
         finally:
             os.close(fd)
-        time.sleep(RETRY_S)

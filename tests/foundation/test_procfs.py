@@ -99,12 +99,14 @@ def test_of_nobody_there_is_nothing_to_tell() -> None:
 
 def test_a_zombie_has_neither_words_nor_files() -> None:
     child = subprocess.Popen(["sleep", "1000"])
-    kill(child.pid)
-    eventually(lambda: procfs.command_line(child.pid) == [])
-    assert procfs.open_files(child.pid) == set()
-    assert procfs.directory_of(child.pid) is None
-    assert procfs.parent_of(child.pid) == ME
-    child.wait()
+    try:
+        kill(child.pid)
+        eventually(lambda: procfs.command_line(child.pid) == [])
+        eventually(lambda: procfs.open_files(child.pid) == set())  # they go a moment later
+        assert procfs.directory_of(child.pid) is None
+        assert procfs.parent_of(child.pid) == ME
+    finally:
+        child.wait()
 
 
 def test_ancestors_are_told_from_below() -> None:

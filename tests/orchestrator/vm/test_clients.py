@@ -13,7 +13,7 @@ import pytest
 
 from foundation.errors import HubError, OwnedByAnother, Unavailable
 from foundation.workspace import Workspace
-from orchestrator import control, holding, requests
+from orchestrator import control, holding, protocol, requests
 from orchestrator import holders as of_workspace
 from orchestrator.cluster import Cluster
 from orchestrator.control import SpawnConfig
@@ -25,7 +25,11 @@ from tests.support import eventually, is_gone
 pytestmark = pytest.mark.faults
 
 
-def test_a_holder_whose_socket_was_deleted_is_not_told_as_ended(store: Store) -> None:
+def test_a_holder_whose_socket_was_deleted_is_not_told_as_ended(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "ANSWER_WITHIN_S", 0.3)
+    monkeypatch.setattr(control, "_ENDING_S", 0.3)
     vm = up(store, "web-1", "web-2", settings=holders.BLIND)["web-1"].pid
     holder = holders.holder_pid(store, "web-1")
     os.unlink(store.place("web-1").socket)
@@ -173,6 +177,7 @@ def test_an_up_while_a_holder_ends_waits_for_that(store: Store) -> None:
     assert [status.state for status in found.values()] == ["running", "running"]
     assert is_gone(ending)
     assert holding.holder(store, "web-2") is not None
+    assert control.end_holder(store, "web-2", grace_s=0)
 
 
 def test_what_a_command_writes_is_kept_up_to_a_bound(

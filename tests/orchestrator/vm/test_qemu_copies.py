@@ -57,7 +57,7 @@ async def test_a_copy_is_at_its_place_when_it_is_whole_and_otherwise_not_there(
     (tmp_path / "tall").write_bytes(b"x" * 200_000)
     with (tmp_path / "huge").open("wb") as file:
         file.truncate(50 << 20)
-    async with running(spec(tmp_path, 5, disk_mb=16)) as machine:
+    async with running(spec(tmp_path, 5, disk_mb=40)) as machine:
         # A directory is made, then gone into: on its own file system, even where that is mounted.
         for remote in ("/data/new/site", "/data/new/site", "/data", "relative/-site"):
             await put(machine, source, remote)

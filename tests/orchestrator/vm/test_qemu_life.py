@@ -236,7 +236,7 @@ async def test_more_memory_than_this_machine_has_is_refused_before_anything_is_m
 
 
 async def test_a_disk_that_has_vanished_is_not_replaced_by_an_empty_one(tmp_path: Path) -> None:
-    wanted = spec(tmp_path, disk_mb=16)
+    wanted = spec(tmp_path, disk_mb=40)
     async with running(wanted):
         pass
     os.unlink(f"{wanted.directory}/{disk.NAME}")
@@ -277,7 +277,7 @@ def _grow(place: Path) -> None:
 @pytest.mark.faults
 async def test_a_guest_waits_for_room_on_this_machines_disk_and_loses_nothing(small: Path) -> None:
     write = "dd if=/dev/urandom of=/data/all bs=1M count=30 2>/dev/null; sync; md5sum /data/all"
-    async with running(spec(small, disk_mb=64)) as machine:
+    async with running(spec(small, disk_mb=40)) as machine:
         writing = asyncio.ensure_future(shell(machine, write))
         async with asyncio.timeout(60):
             while not machine.trouble:  # noqa: ASYNC110 - QEMU's own time

@@ -26,13 +26,13 @@ pytestmark = [pytest.mark.vm, pytest.mark.real, pytest.mark.slow]
 
 @pytest.mark.timeout(180)
 def test_a_vm_boots_runs_a_command_and_stops(store: Store) -> None:
-    config = SpawnConfig(names=("web-1",), options=Options(disk_mb=16))
+    config = SpawnConfig(names=("web-1",), options=Options(disk_mb=40))
     with control.spawn(store, config) as session:
         status = control.wait_members(store, ["web-1"], 120)["web-1"]
         ran = control.execute(store, "web-1", ["sh", "-c", "hostname; cat; exit 7"], stdin=[b"in"])
         assert (ran.status, ran.stdout, ran.stderr) == (7, b"web-1\nin", b"")
         assert status.ip == "10.77.0.11"
-        assert os.path.getsize(store.place("web-1").disk) == 16 << 20
+        assert os.path.getsize(store.place("web-1").disk) == 40 << 20
         endless = ["sh", "-c", "sleep 999 & exec sleep 999"]
         for _ in range(9):  # more than a guest has channels
             with pytest.raises(Unavailable, match="was killed") as late:

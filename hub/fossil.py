@@ -99,6 +99,25 @@ def environment(home: str) -> dict[str, str]:
     }
 
 
+def settle(home: str) -> None:
+    """Have what a fossil was killed in the middle of making in *home* count as not made.
+
+    Fossil takes its configuration, ``.fossil``, for made by its size, before SQLite undoes what
+    was half written; then it finds no table in it and ends. Whoever just writes it is left alone.
+    """
+    if not os.path.lexists(f"{home}/.fossil-journal"):
+        return
+    import sqlite3  # noqa: PLC0415 - after a kill alone
+
+    connection = sqlite3.connect(f"{home}/.fossil", timeout=0)
+    try:
+        connection.execute("SELECT count(*) FROM sqlite_master").fetchone()
+    except sqlite3.Error:
+        pass  # in use, or damaged: fossil says so itself
+    finally:
+        connection.close()
+
+
 def server_argv(fossil: str, workspace: Workspace, port: int) -> list[str]:
     """Return the command line of the server.
 

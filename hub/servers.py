@@ -106,6 +106,7 @@ class Servers:
         return self._fossil(port) if name == "fossil" else self._nats(port)
 
     def _fossil(self, port: int) -> ChildSpec:
+        fossil.settle(self._workspace.state)
         return ChildSpec(
             name="fossil",
             argv=fossil.server_argv(self.fossil, self._workspace, port),

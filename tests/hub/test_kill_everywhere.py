@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from tests.support import CODE, Hub, accepts, eventually, is_gone, port_of
+from tests.support import CODE, Hub, accepts, eventually, is_gone, port_of, run_python
 
 pytestmark = [pytest.mark.real, pytest.mark.faults]
 
@@ -73,6 +73,24 @@ def test_a_start_that_is_killed_anywhere(hub: Hub, point: str, after: str) -> No
         assert not hub.pids()
         eventually(lambda: nothing_runs(hub))
     converges(hub)
+
+
+def test_a_fossil_that_was_killed_as_it_made_its_configuration_fails_nobody(fresh_hub: Hub) -> None:
+    fresh_hub.workspace.make_state()
+    program = """
+import os, sqlite3, sys
+made = sqlite3.connect(sys.argv[1], isolation_level=None)
+made.execute("PRAGMA cache_size = 1")
+made.execute("BEGIN EXCLUSIVE")
+made.execute("CREATE TABLE global_config(name TEXT PRIMARY KEY, value TEXT)")
+made.executemany("INSERT INTO global_config VALUES(?, ?)", ((n, "x" * 900) for n in range(99)))
+os.kill(os.getpid(), 9)
+"""
+    path = f"{fresh_hub.workspace.state}/.fossil"
+    run_python(program, path, check=False)
+    assert os.path.getsize(path) > 3 * 1024, "fossil takes it for made"
+    assert os.path.getsize(f"{path}-journal")
+    fresh_hub.start()
 
 
 @pytest.mark.parametrize("point", failpoints("start."))

@@ -240,9 +240,12 @@ def _refuse_unmade(state: str) -> None:
 
     Git cannot track a ``.git``, so what came with somebody's commit has none.
     """
-    if not os.path.isdir(state) or os.path.exists(f"{state}/.git/HEAD"):
+    try:
+        content = set(os.listdir(state)) - {".git"}
+    except (FileNotFoundError, NotADirectoryError):
         return
-    if set(os.listdir(state)) - {".git"}:
+    # Looked for last: whoever is making it just now writes HEAD before any content.
+    if content and not os.path.exists(f"{state}/.git/HEAD"):
         raise Refused(
             f"{state} was not made by a hub (does git track it?): move it away, or, if it is your "
             f"own and lost its .git, `git init {state}`",

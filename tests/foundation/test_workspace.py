@@ -340,3 +340,20 @@ def test_two_worktrees_of_one_repository_have_two_states(repo: Path, tmp_path: P
     for workspace in (one, two):
         workspace.make_state()
     assert (repo / ".git/info/exclude").read_bytes().count(LINES) == 1
+
+
+def test_a_state_that_another_is_just_making_is_not_taken_for_a_strangers(
+    repo: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    workspace = Workspace(str(repo))
+    os.mkdir(workspace.state)
+    listed = os.listdir
+
+    def meanwhile(path: str) -> list[str]:
+        monkeypatch.setattr(os, "listdir", listed)
+        workspace.make_state()  # the other one
+        return listed(path)
+
+    monkeypatch.setattr(os, "listdir", meanwhile)
+    workspace.make_state()
+    assert os.path.isdir(workspace.creds)

@@ -5,6 +5,7 @@ found                                     so
 ========================================  ==================================================
 the lease is held, its leaf answers       that leaf's answer is ours: the slot is joined
 the lease is held, nobody answers         wait for the one or for the other to end
+it has ended, a leaf stays in its guard   it froze as it renewed: end it
 the lease is ours, leaf.lock is free      take it: the slot is new, or its leaf is dead
 the lease is ours, a leaf has leaf.lock   it hangs: revoke its key, end it, take leaf.lock
 the lease is ours, another has leaf.lock  wait a moment for who merely looks, then refuse
@@ -32,7 +33,7 @@ from owner import joining, watching
 from owner.guard import holder_of
 from slotgc import ending
 from slotgc.hold import Claim
-from slotgc.leaf import LIVE, Leaf, is_own_directory, slot_directory
+from slotgc.leaf import LIVE, Leaf, is_own_directory, look, slot_directory
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -86,7 +87,12 @@ async def acquire(
     noting = None
     try:
         while True:
-            mine = join_lease(workspace, name, task)
+            try:
+                mine = join_lease(workspace, name, task)
+            except Unavailable as error:
+                if error.reason == "guard-busy" and await _end_in_guard(workspace, name, note):
+                    continue
+                raise
             if mine.is_owner:
                 hit("join.leased")
                 return mine
@@ -99,6 +105,19 @@ async def acquire(
     finally:
         if noting is not None:
             noting.cancel()
+
+
+async def _end_in_guard(workspace: Workspace, name: str, note: Note) -> bool:
+    """End the slot's leaf if it is who keeps us out of its lease, and tell whether it is gone.
+
+    Without an epoch of ours its key cannot be revoked first. It need not: until somebody gets into
+    the guard nobody has its slot but itself.
+    """
+    leaf = look(workspace, name)
+    if leaf.state != LIVE or holder_of(f"{lease_path(workspace, name)}.lock") != leaf.pid:
+        return False
+    note(f"the leaf of slot {name}, pid {leaf.pid}, hangs in its lease: it is ended")
+    return (await asyncio.to_thread(ending.end, leaf.pid, workspace_dir=workspace.root)).gone
 
 
 async def _answer_or_change(

@@ -32,6 +32,16 @@ sys.exit(begin(sys.argv[2], socket.socket(fileno=int(sys.argv[3]))))
 """
 """A leaf without the nursery, for one that is to be killed at a step."""
 
+FREEZING = (
+    """
+import os, signal
+at = "freeze:owner.renew.guarded"
+signal.signal(signal.SIGUSR1, lambda *_: os.environ.__setitem__("HUB_FAILPOINT", at))
+"""
+    + LEAF
+)
+"""The same; after SIGUSR1 it stops itself as it renews its lease."""
+
 LOADED = """
 import socket, sys
 sys.path.insert(0, sys.argv[1])

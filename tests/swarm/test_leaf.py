@@ -16,12 +16,13 @@ import swarm
 from foundation.errors import HubError, LeaseLost, NotRunning, Refused, Unavailable
 from foundation.workspace import Workspace
 from hub.bus import Bus
+from owner.guard import holder_of
 from slotgc.leaf import DEAD, LIVE, look
 from swarm.leaf.joining import LEASE_VARIABLE, join_lease, lease_path
 from swarm.leaf.link import SUBJECT, Link
 from swarm.slot import Slot
 from tests.support import eventually, free_port, is_gone, kill
-from tests.swarm.leaves import LOADED, events_of, join_and_die, lone_leaf, say
+from tests.swarm.leaves import FREEZING, LOADED, events_of, join_and_die, lone_leaf, say
 
 if TYPE_CHECKING:
     from nats.aio.msg import Msg
@@ -38,6 +39,24 @@ def write(slot: Slot, name: str, text: str) -> None:
 
 def state_of(slot: Slot) -> str:
     return look(Workspace(slot.root), slot.name).state
+
+
+def freeze(slot: Slot) -> None:
+    """Stop its leaf while it is not in the guard of its lease, where nobody else could join."""
+    pid = slot.info["pid"]
+    guard = f"{lease_path(Workspace(slot.root), slot.name)}.lock"
+
+    def stands_outside() -> bool:
+        kill(pid, signal.SIGSTOP)
+        tasks = Path(f"/proc/{pid}/task").glob("*/stat")
+        if any(task.read_text().rpartition(")")[2].split()[0] != "T" for task in tasks):
+            return False
+        if holder_of(guard) != pid:
+            return True
+        kill(pid, signal.SIGCONT)
+        return False
+
+    eventually(stands_outside)
 
 
 def test_a_join_makes_a_slot_with_a_living_leaf_and_a_second_one_finds_it(swarm_hub: Hub) -> None:
@@ -113,7 +132,7 @@ def test_a_frozen_leaf_is_taken_over_when_its_lease_has_ended(lone_hub: Hub) -> 
     lone_hub.start(**{LEASE_VARIABLE: "0.6"})
     slot = swarm.join(lone_hub.root, "alpha")
     write(slot, "notes", "unsaved\n")
-    kill(slot.info["pid"], signal.SIGSTOP)
+    freeze(slot)
     notes: list[object] = []
     taken = swarm.join(lone_hub.root, "alpha", progress=notes.append)
     assert taken.info["pid"] != slot.info["pid"]
@@ -125,11 +144,26 @@ def test_a_frozen_leaf_is_taken_over_when_its_lease_has_ended(lone_hub: Hub) -> 
 
 
 @pytest.mark.faults
+def test_a_leaf_that_froze_as_it_renewed_its_lease_is_taken_over(swarm_hub: Hub) -> None:
+    short = {LEASE_VARIABLE: "0.6"}
+    with lone_leaf(swarm_hub.root, "alpha", program=FREEZING, **short) as (process, _answer):
+        kill(process.pid, signal.SIGUSR1)
+        os.waitid(os.P_PID, process.pid, os.WSTOPPED)
+        notes: list[object] = []
+        taken = swarm.join(swarm_hub.root, "alpha", progress=notes.append)
+        process.wait(5)
+    assert taken.info["epoch"] == 2
+    assert any("hangs in its lease" in str(note) for note in notes)
+    write(taken, "notes", "mine\n")
+    assert taken.commit("mine").new
+
+
+@pytest.mark.faults
 def test_a_thawed_leaf_is_refused_and_says_who_has_its_slot(lone_hub: Hub) -> None:
     lone_hub.start(**{LEASE_VARIABLE: "0.6"})
     slot = swarm.join(lone_hub.root, "alpha")
     write(slot, "notes", "late\n")
-    kill(slot.info["pid"], signal.SIGSTOP)
+    freeze(slot)
     workspace = Workspace(str(lone_hub.root))
     # A successor that has the lease and is registered, and was killed before it ended the old one.
     holders = iter(owner.watch(lease_path(workspace, "alpha")))
@@ -160,7 +194,7 @@ def test_a_leaf_that_slept_through_its_lease_has_its_slot_again_if_nobody_took_i
 ) -> None:
     lone_hub.start(**{LEASE_VARIABLE: "0.6"})
     slot = swarm.join(lone_hub.root, "alpha")
-    kill(slot.info["pid"], signal.SIGSTOP)
+    freeze(slot)
     holders = iter(owner.watch(lease_path(Workspace(slot.root), "alpha")))
     while next(holders) is not None:
         pass

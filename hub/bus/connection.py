@@ -108,7 +108,7 @@ class Connection:
                 raise self._failed_login.result()
             opening.result()
             if not self.client.is_connected:
-                raise errors.kept_out(self.url, "it ended the connection")
+                raise errors.ended(self.url)
             await self.client.subscribe(inbox, cb=take)
         except BaseException as error:
             self.client.over = True
@@ -116,7 +116,7 @@ class Connection:
             await asyncio.wait({opening})
             await self.close()
             if isinstance(error, nats.errors.Error | OSError | ValueError):
-                raise errors.nobody(self.url, error) from None
+                raise errors.unheard(self.url, error) from None
             raise
         self._opened = True
         self._connected.set()

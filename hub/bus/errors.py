@@ -23,6 +23,7 @@ IMPOSSIBLE = (
     nats.errors.MaxPayloadError,
 )
 """What it raises where a message or a subject can never be sent."""
+ENDED = "bus-ended"
 _PUBLISH = "permissions violation for publish to "
 _SUBSCRIPTION = "permissions violation for subscription to "
 
@@ -85,7 +86,7 @@ def why_not(url: str, error: Exception) -> HubError:
     if isinstance(error, ForeignServerError):
         return foreign(url)
     if isinstance(error, NoServerError) or not isinstance(error, nats.errors.Error):
-        return nobody(url, error)
+        return unheard(url, error)
     return kept_out(url, words(error))
 
 
@@ -94,6 +95,13 @@ def foreign(url: str) -> Unavailable:
     return Unavailable(f"another workspace's server answers at {url}", reason="bus-foreign")
 
 
-def nobody(url: str, error: Exception) -> NotRunning:
-    """Return that there is no server at *url*."""
+def ended(url: str) -> Unavailable:
+    """Return that the server at *url* ended the connection before it had let us in."""
+    return Unavailable(f"the server at {url} ended the connection", reason=ENDED)
+
+
+def unheard(url: str, error: Exception) -> HubError:
+    """Return why nobody at *url* hears us: the server has hung up, or there is none."""
+    if isinstance(error, ConnectionError) and not isinstance(error, ConnectionRefusedError):
+        return ended(url)
     return NotRunning(f"no bus answers at {url} ({error}): `{starting()}`", reason="not-running")

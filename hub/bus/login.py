@@ -9,6 +9,7 @@ from foundation.atomic import read_bounded
 from foundation.errors import NotRunning, Refused, Unavailable
 from hub.bus.bus import Bus
 from hub.bus.connection import Login
+from hub.bus.errors import ENDED
 from hub.creds import read_seed
 from hub.nats import config_path
 from hub.wording import starting
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from foundation.workspace import Workspace
 
 CONNECT_WITHIN_S = 5.0
+_DOUBTED = ("denied", ENDED)
 _DOUBTED_S = (0.02, 0.1, 0.3)
 _URL_LIMIT = 1024
 _CONFIG_LIMIT = 65_536
@@ -61,17 +63,19 @@ async def connect(
 
 
 async def _opened(url: str, login: Login) -> Bus:
-    """Log in; believe a server that does not know us only when it says so again and again.
+    """Log in; believe a server that sends us away only when it does so again and again.
 
     Whoever has connected and not yet said who he is when the server reads its accounts is sent
-    away as a stranger (measured with nats-server 2.15.1), and every join makes it read them.
+    away as a stranger, with or without a word (measured with nats-server 2.15.1: of 1,600 that
+    logged in while it read them every 10 ms, 290 heard nothing and 100 that they are strangers),
+    and every join makes it read them.
     """
     for wait_s in (*_DOUBTED_S, None):
         bus = Bus(url, login)
         try:
             await bus.open()
-        except Refused as error:
-            if error.reason != "denied" or wait_s is None:
+        except (Refused, Unavailable) as error:
+            if error.reason not in _DOUBTED or wait_s is None:
                 raise
             await asyncio.sleep(wait_s)
         else:

@@ -152,7 +152,7 @@ def test_a_leaf_that_froze_as_it_renewed_its_lease_is_taken_over(swarm_hub: Hub)
         notes: list[object] = []
         taken = swarm.join(swarm_hub.root, "alpha", progress=notes.append)
         process.wait(5)
-    assert taken.info["epoch"] == 2
+    assert taken.info["epoch"] >= 2  # woken to obey, it may have had its lease again for a moment
     assert any("hangs in its lease" in str(note) for note in notes)
     write(taken, "notes", "mine\n")
     assert taken.commit("mine").new

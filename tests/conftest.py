@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
@@ -35,6 +36,13 @@ _DYING_FOR_S = 1.0
 """A process that was killed by the test's last line may still be on its way out."""
 _HOSTS = Path("/etc/hosts")
 """A guest's has another content: whoever writes there for a guest must not write here."""
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Keep the thousands of collected tests out of every collection of garbage from now on."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +94,8 @@ def _words(mark: str, place: Path) -> list[str]:
 
 def _isolate(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Keep the caller's git, home and hub away."""
-    (home / ".gitconfig").touch()  # not /dev/null: git writes by renaming over it
+    # Not /dev/null: git writes by renaming over it. After each commit it would look for upkeep.
+    (home / ".gitconfig").write_text("[maintenance]\n\tauto = false\n")
     for name in list(os.environ):
         if name.startswith(("GIT_", "HUB_", "BONES_", "FOSSIL")) and name != MARK:
             monkeypatch.delenv(name)

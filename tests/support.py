@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -9,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +18,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from foundation.process import has_exited, open_pidfd
 from foundation.workspace import Workspace
+from hub import render
 from hub.ports import any_free
+from hub.status import status_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator, Iterator
@@ -198,14 +202,29 @@ def git(root: Path, *arguments: str) -> str:
 def make_repository(root: Path) -> Path:
     """Make a small git repository in *root*, an absent or empty directory."""
     root.mkdir(parents=True, exist_ok=True)
-    git(root, "init", "-q", "-b", "main")
-    (root / "README").write_text("hello\n")
-    (root / "src").mkdir()
-    (root / "src/a.py").write_text("print(1)\n")
-    (root / "src/b.py").write_text("print(2)\n")
-    git(root, "add", ".")
-    git(root, "commit", "-q", "-m", "first")
+    for name, content in {**_SMALL, **_git_directory()}.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    git(root, "update-index", "-q", "--refresh")  # the files are others than those that it knows
     return root
+
+
+_SMALL = {"README": b"hello\n", "src/a.py": b"print(1)\n", "src/b.py": b"print(2)\n"}
+
+
+@functools.cache
+def _git_directory() -> dict[str, bytes]:
+    """Return what git makes of :data:`_SMALL`: hundreds of tests begin with it."""
+    with tempfile.TemporaryDirectory() as made:
+        root = Path(made)
+        (root / "src").mkdir()
+        for name, content in _SMALL.items():
+            (root / name).write_bytes(content)
+        git(root, "init", "-q", "-b", "main", "--template=")
+        git(root, "add", ".")
+        git(root, "commit", "-q", "-m", "first")
+        files = (path for path in (root / ".git").rglob("*") if path.is_file())
+        return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
 def delete(path: Path | str) -> None:
@@ -280,8 +299,8 @@ class Hub:
         return data_of(done.stdout)
 
     def status(self) -> dict[str, Any]:
-        """Return what ``hub status`` says, whatever its exit code."""
-        return data_of(self.run("status", "--json").stdout)
+        """Return what ``hub status --json`` says; asked from here, without a process for it."""
+        return data_of(render.status(status_of(self.workspace), as_json=True).stdout)
 
     def child(self, name: str) -> dict[str, Any]:
         """Return what ``hub status`` says of child *name*; an empty dict if there is none."""

@@ -153,7 +153,7 @@ def test_a_leaf_that_froze_as_it_renewed_its_lease_is_taken_over(swarm_hub: Hub)
         taken = swarm.join(swarm_hub.root, "alpha", progress=notes.append)
         process.wait(5)
     assert taken.info["epoch"] >= 2  # woken to obey, it may have had its lease again for a moment
-    assert any("hangs in its lease" in str(note) for note in notes)
+    assert any("hangs in its lease" in str(note) for note in notes), (notes, taken.info)
     write(taken, "notes", "mine\n")
     assert taken.commit("mine").new
 

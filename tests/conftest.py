@@ -19,10 +19,10 @@ from tests.support import (
     Hub,
     end,
     eventually,
-    free_port,
     listening_ports,
     make_repository,
     processes_of,
+    record_free_ports,
 )
 
 if TYPE_CHECKING:
@@ -167,9 +167,7 @@ def seeded(tmp_path: Path, _seeded_once: Path) -> Path:
 def hub(seeded: Path) -> Iterator[Hub]:
     """Return a hub that is ready to be started, and is ended at the end."""
     made = Hub(seeded)
-    # As if it had run there before: nothing here depends on who has the default ports.
-    Path(made.workspace.fossil_url).write_text(f"http://127.0.0.1:{free_port()}\n")
-    Path(made.workspace.nats_url).write_text(f"nats://127.0.0.1:{free_port()}\n")
+    record_free_ports(made.workspace)
     yield made
     if (seeded / ".git").exists():
         stop(str(seeded), force=True, timeout_s=5)

@@ -227,6 +227,15 @@ def _git_directory() -> dict[str, bytes]:
         return {str(path.relative_to(root)): path.read_bytes() for path in files}
 
 
+def record_free_ports(workspace: Workspace) -> None:
+    """Have its hub prefer ports of its own, as if it had had them: no test needs the default ones.
+
+    It takes others if these are taken by then; of ports that are demanded one in thousands is.
+    """
+    Path(workspace.fossil_url).write_text(f"http://127.0.0.1:{free_port()}\n")
+    Path(workspace.nats_url).write_text(f"nats://127.0.0.1:{free_port()}\n")
+
+
 def delete(path: Path | str) -> None:
     """Remove a directory in which a hub may run and write meanwhile."""
 

@@ -25,7 +25,7 @@ from hub.status import status
 from hub.stop import stop
 from hub.verbs import ROOT_VARIABLE
 from tests.slotgc.leaves import make_slot
-from tests.support import copy_workspace, eventually, free_port, make_repository
+from tests.support import copy_workspace, eventually, make_repository, record_free_ports
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,18 +59,30 @@ def _clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def repo(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A git repository with one file; we stand in it, and its hub ends with the test."""
-    root = tmp_path / "repo"
-    make_repository(root)
-    monkeypatch.chdir(root)
-    yield root
-    stop(str(root), force=True)
+def repo(seeded: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A git repository; we stand in it, and its hub ends with the test.
+
+    What its first start would make lies beside it.
+    """
+    os.rename(seeded / ".orchestrator", seeded.parent / "state")
+    monkeypatch.chdir(seeded)
+    yield seeded
+    stop(str(seeded), force=True)
+
+
+def give_state(root: Path) -> Workspace:
+    """Give *root* what its first start would make, if it has nothing yet."""
+    workspace = Workspace(str(root))
+    if not os.path.lexists(workspace.state):
+        os.rename(root.parent / "state", workspace.state)
+    return workspace
 
 
 def start_somewhere(root: Path) -> HubInfo:
     """Start the hub, on ports that no other hub of this machine would choose."""
-    info = start(str(root), detach=True, fossil_port=free_port(), nats_port=free_port())
+    if (root.parent / "state").exists():
+        record_free_ports(give_state(root))
+    info = start(str(root), detach=True)
     assert info is not None
     return info
 
@@ -82,13 +94,6 @@ def up(root: Path) -> HubInfo:
         lambda: any(c.name == "trunk" and c.phase == "ready" for c in status(str(root)).children)
     )
     return info
-
-
-def seeded(root: Path) -> Workspace:
-    """Return the workspace after a hub has run and was stopped."""
-    start_somewhere(root)
-    stop(str(root), force=True)
-    return Workspace(str(root))
 
 
 def found(root: Path, name: str) -> Finding:
@@ -162,7 +167,7 @@ def test_with_a_healthy_hub_nothing_is_wrong(repo: Path) -> None:
 
 
 def test_after_a_stop_nothing_is_wrong(repo: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     assert wrong(repo) == {}
 
 
@@ -176,7 +181,7 @@ def test_every_check_has_a_name_of_its_own(repo: Path) -> None:
 
 
 def test_a_stopped_workspace_is_left_as_it_was(repo: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     before = snapshot(repo)
     examine(str(repo))
     assert snapshot(repo) == before
@@ -196,7 +201,7 @@ def test_a_running_workspace_is_left_as_it_was(repo: Path) -> None:
 
 
 def test_a_write_ahead_log_that_a_kill_left_is_read_and_left(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     writer = (
         f"import os, sqlite3; d = sqlite3.connect({workspace.repository!r}); "
         "d.execute(\"UPDATE user SET cap='s' WHERE login='nobody'\"); d.commit(); "
@@ -210,7 +215,7 @@ def test_a_write_ahead_log_that_a_kill_left_is_read_and_left(repo: Path) -> None
 
 
 def test_wrecked_state_is_left_as_it_was(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     Path(workspace.repository).write_bytes(b"junk")
     Path(workspace.discovery).write_bytes(b"{")
     Path(workspace.pids, "hub.pid").write_text("12")
@@ -221,7 +226,7 @@ def test_wrecked_state_is_left_as_it_was(repo: Path) -> None:
 
 
 def test_the_lock_is_never_made(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.unlink(workspace.lock)
     examine(str(repo))
     assert not os.path.lexists(workspace.lock)
@@ -278,7 +283,7 @@ def test_a_binary_that_hangs_does_not_hang_the_doctor(
 def test_without_git_the_rest_is_still_judged(
     repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seeded(repo)
+    give_state(repo)
     monkeypatch.setenv("PATH", str(tmp_path))
     findings = wrong(repo)
     assert findings["git"].fix == "sudo apt-get install git"
@@ -400,7 +405,7 @@ def test_a_state_directory_that_is_a_file_is_a_problem(repo: Path, tmp_path: Pat
 
 
 def test_modes_that_let_others_in_are_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.chmod(workspace.state, 0o755)
     os.chmod(f"{workspace.creds}/nats-hub.nk", 0o644)
     finding = found(repo, "modes")
@@ -413,7 +418,7 @@ def test_modes_that_let_others_in_are_a_problem(repo: Path, tmp_path: Path) -> N
 
 
 def test_state_that_git_sees_is_a_problem(repo: Path, tmp_path: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     (repo / ".git/info/exclude").write_text("*.o")
     finding = found(repo, "exclude")
     assert finding.level == "problem"
@@ -423,7 +428,7 @@ def test_state_that_git_sees_is_a_problem(repo: Path, tmp_path: Path) -> None:
 
 
 def test_state_that_git_clean_would_delete_is_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     shutil.rmtree(f"{workspace.state}/.git")
     finding = found(repo, "bones")
     assert finding.level == "problem"
@@ -438,7 +443,7 @@ def test_state_that_git_clean_would_delete_is_a_problem(repo: Path, tmp_path: Pa
 def test_a_key_that_cannot_be_used_is_a_problem(
     repo: Path, tmp_path: Path, content: bytes | None
 ) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     key = Path(workspace.creds, "nats-operator.nk")
     others = Path(workspace.creds, "nats-hub.nk").read_bytes()
     if content is None:
@@ -454,7 +459,7 @@ def test_a_key_that_cannot_be_used_is_a_problem(
 
 
 def test_a_key_of_somebody_else_is_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     one, other = (Path(workspace.creds, f"nats-{role}.nk") for role in ("hub", "sys"))
     swapped = other.read_bytes(), one.read_bytes()
     one.write_bytes(swapped[0])
@@ -466,7 +471,7 @@ def test_a_key_of_somebody_else_is_a_problem(repo: Path, tmp_path: Path) -> None
 
 
 def test_a_fossil_password_that_is_missing_is_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.unlink(f"{workspace.creds}/fossil-operator")
     finding = found(repo, "credentials")
     assert finding.level == "problem"
@@ -475,7 +480,7 @@ def test_a_fossil_password_that_is_missing_is_a_problem(repo: Path, tmp_path: Pa
 
 
 def test_what_a_killed_writer_left_is_a_warning(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.mkdir(f"{workspace.state}/hub.fossil.seeding")
     Path(f"{workspace.discovery}.{GONE}.tmp").write_text("{")
     mine = Path(f"{workspace.discovery}.{os.getpid()}.tmp")
@@ -489,14 +494,14 @@ def test_what_a_killed_writer_left_is_a_warning(repo: Path, tmp_path: Path) -> N
 
 
 def test_dead_slots_are_only_counted_while_no_hub_runs(repo: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     make_slot(repo, "auth", GONE)
     assert found(repo, "slots").level == "ok"
     assert found(repo, "slots").evidence == "0 alive, 1 dead; 0 rescued"
 
 
 def test_a_slot_whose_leaf_is_in_doubt_is_named_with_the_reason(repo: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     make_slot(repo, "db", os.getpid())
     make_slot(repo, "junk", b"no pid")
     finding = found(repo, "slots")
@@ -548,7 +553,7 @@ def test_a_copied_workspace_is_told_from_the_original(repo: Path, tmp_path: Path
 
 
 def test_a_hub_json_that_is_torn_or_missing_is_told(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     Path(workspace.discovery).write_text('{"schema":1,')
     assert found(repo, "hub-json").level == "warning"
     Path(workspace.discovery).write_text('{"schema":0}')
@@ -601,7 +606,7 @@ def test_a_process_of_this_workspace_that_nobody_watches_is_a_problem(repo: Path
 
 
 def test_processes_of_a_live_slot_and_of_other_workspaces_are_nobodys_orphans(repo: Path) -> None:
-    seeded(repo)
+    give_state(repo)
     mine = {"PATH": os.defpath, MARK: str(repo)}
     others = {"PATH": os.defpath, MARK: f"{repo}-other"}
     with (
@@ -618,7 +623,7 @@ def test_processes_of_a_live_slot_and_of_other_workspaces_are_nobodys_orphans(re
 
 
 def test_a_recorded_port_that_another_program_took_is_a_warning(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     with subprocess.Popen([sys.executable, "-c", LISTENER], stdout=-1, stdin=-1) as other:
         assert other.stdout is not None
         port = int(other.stdout.readline())
@@ -632,7 +637,7 @@ def test_a_recorded_port_that_another_program_took_is_a_warning(repo: Path, tmp_
 
 
 def test_errors_in_the_log_count_until_the_next_start(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     with open(f"{workspace.logs}/hub.log", "a") as log:
         log.write('{"time":"x","level":"error","event":"failed","child":"nats"}\nnot JSON\n')
     with open(f"{workspace.logs}/nats.log", "a") as log:
@@ -649,7 +654,7 @@ def test_errors_in_the_log_count_until_the_next_start(repo: Path) -> None:
 
 
 def test_a_process_that_nobody_has_waited_for_has_ended(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     with subprocess.Popen(["true"]) as zombie:
         eventually(lambda: ") Z " in Path(f"/proc/{zombie.pid}/stat").read_text())
         Path(workspace.pids, "nats.pid").write_text(f"{zombie.pid}\n")
@@ -657,7 +662,7 @@ def test_a_process_that_nobody_has_waited_for_has_ended(repo: Path) -> None:
 
 
 def test_what_is_no_database_is_not_quoted(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     Path(workspace.repository).write_bytes(b"\x1b[2J\xff\0junk")
     evidence = found(repo, "repository").evidence
     assert "does not begin like an SQLite database" in evidence
@@ -683,7 +688,9 @@ def test_little_room_is_told_with_what_to_do(repo: Path, monkeypatch: pytest.Mon
 def test_a_trunk_that_is_no_database_is_a_problem(
     repo: Path, tmp_path: Path, content: bytes | None
 ) -> None:
-    workspace = seeded(repo)
+    start_somewhere(repo)
+    stop(str(repo), force=True)
+    workspace = Workspace(str(repo))
     os.unlink(workspace.repository)
     if content is not None:
         Path(workspace.repository).write_bytes(content)
@@ -694,14 +701,14 @@ def test_a_trunk_that_is_no_database_is_a_problem(
 
 
 def test_a_trunk_that_is_a_pipe_does_not_hang_the_doctor(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.unlink(workspace.repository)
     os.mkfifo(workspace.repository, 0o600)
     assert "not a regular file" in found(repo, "repository").evidence
 
 
 def test_a_trunk_with_damaged_pages_is_a_problem(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     with open(workspace.repository, "r+b") as file:
         size = file.seek(0, 2)
         for offset in range(16384, size, 4096):
@@ -714,7 +721,7 @@ def test_a_trunk_with_damaged_pages_is_a_problem(repo: Path) -> None:
 
 
 def test_a_trunk_not_in_wal_mode_is_a_warning(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "PRAGMA journal_mode=DELETE")
     assert found(repo, "repository-wal").level == "warning"
     follow(found(repo, "repository-wal").fix, repo, tmp_path)
@@ -722,7 +729,7 @@ def test_a_trunk_not_in_wal_mode_is_a_warning(repo: Path, tmp_path: Path) -> Non
 
 
 def test_a_transaction_cut_off_is_a_warning(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "PRAGMA journal_mode=DELETE")
     writer = (
         f"import os, sqlite3; d = sqlite3.connect({workspace.repository!r}); "
@@ -739,7 +746,7 @@ def test_a_transaction_cut_off_is_a_warning(repo: Path) -> None:
 
 
 def test_a_backoffice_that_would_run_is_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "DELETE FROM config WHERE name='backoffice-disable'")
     finding = found(repo, "repository-settings")
     assert finding.level == "problem"
@@ -749,7 +756,7 @@ def test_a_backoffice_that_would_run_is_a_problem(repo: Path, tmp_path: Path) ->
 
 
 def test_rights_of_nobody_are_a_problem(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "UPDATE user SET cap='gjorz' WHERE login IN ('nobody', 'anonymous')")
     finding = found(repo, "repository-rights")
     assert finding.level == "problem"
@@ -759,7 +766,7 @@ def test_rights_of_nobody_are_a_problem(repo: Path, tmp_path: Path) -> None:
 
 
 def test_a_forked_trunk_is_a_problem_and_the_fix_loses_nothing(repo: Path, tmp_path: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     fork_trunk(workspace, tmp_path)
     finding = found(repo, "repository-fork")
     assert finding.level == "problem"
@@ -791,7 +798,7 @@ def fork_trunk(workspace: Workspace, tmp_path: Path) -> None:
 
 
 def test_a_tip_of_the_future_is_a_warning(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "UPDATE event SET mtime=julianday('now', '+2 hours')")
     finding = found(repo, "repository-clock")
     assert finding.level == "warning"
@@ -799,7 +806,7 @@ def test_a_tip_of_the_future_is_a_warning(repo: Path) -> None:
 
 
 def test_a_trunk_without_a_checkin_is_a_problem(repo: Path) -> None:
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     execute(workspace, "DELETE FROM event")
     assert found(repo, "repository-checkins").level == "problem"
 
@@ -812,7 +819,7 @@ def test_the_text_holds_only_what_is_wrong_and_a_summary(
 ) -> None:
     assert doctor(root=str(repo)) == 0
     assert capfd.readouterr().out == f"{len(examine(str(repo)))} checks, no problems\n"
-    workspace = seeded(repo)
+    workspace = give_state(repo)
     os.mkdir(f"{workspace.state}/hub.fossil.seeding")
     assert doctor(root=str(repo)) == 0  # a warning is no failure
     assert capfd.readouterr().out.endswith("checks, no problems, 1 warning\n")

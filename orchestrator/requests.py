@@ -73,9 +73,12 @@ def execute(
     env: Mapping[str, str] | None = None,
     cwd: str = "",
     output: Output | None = None,
+    note: Callable[[str], None] | None = None,
     timeout_s: float | None = None,
 ) -> Ran:
     """Run *argv* in the guest to its end; with *output*, that gets what it writes, as it comes.
+
+    *note* is told, in words, what it waits for before it begins.
 
     Interrupted, or not over after *timeout_s*, it is killed with all that it has started.
 
@@ -92,6 +95,10 @@ def execute(
 
     def take(progress: Message) -> None:
         nonlocal room
+        if isinstance(words := progress.get("note"), str):
+            if note is not None:
+                note(words)
+            return
         which, content = progress.get("out"), protocol.unpack(progress.get("bytes"))
         if which not in (1, 2):
             raise Unavailable(f"{which!r} is no output", reason="protocol")

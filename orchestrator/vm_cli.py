@@ -156,7 +156,7 @@ def execute(
 ) -> NoReturn:
     """Run a command in a VM; output and exit code are the command's.
 
-    A VM runs 8 commands at once; one more waits. Exit code 3: the VM is not up.
+    A VM runs 8 commands at once; one more says that it waits. Exit code 3: the VM is not up.
 
     Example:  bones vm exec web-1 -- uname -a
     """

@@ -115,6 +115,7 @@ def _ran(
             stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
             cwd=cwd,
             output=None if as_json else show,
+            note=lambda words: pass_on(2, output.talk(words, program=PROGRAM).encode()),
             timeout_s=timeout_s,
         )
         pass_on(2, complaints.end(done.status))

@@ -202,9 +202,12 @@ def git(root: Path, *arguments: str) -> str:
 def make_repository(root: Path) -> Path:
     """Make a small git repository in *root*, an absent or empty directory."""
     root.mkdir(parents=True, exist_ok=True)
-    for name, content in {**_SMALL, **_git_directory()}.items():
+    for name, content in {**_git_directory(), **_SMALL}.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
+        if content is None:
+            (root / name).mkdir()
+        else:
+            (root / name).write_bytes(content)
     git(root, "update-index", "-q", "--refresh")  # the files are others than those that it knows
     return root
 
@@ -213,18 +216,25 @@ _SMALL = {"README": b"hello\n", "src/a.py": b"print(1)\n", "src/b.py": b"print(2
 
 
 @functools.cache
-def _git_directory() -> dict[str, bytes]:
-    """Return what git makes of :data:`_SMALL`: hundreds of tests begin with it."""
+def _git_directory() -> dict[str, bytes | None]:
+    """Return what git makes of :data:`_SMALL`, files and empty directories, but no sample hooks.
+
+    Hundreds of tests begin with it.
+    """
     with tempfile.TemporaryDirectory() as made:
         root = Path(made)
         (root / "src").mkdir()
         for name, content in _SMALL.items():
             (root / name).write_bytes(content)
-        git(root, "init", "-q", "-b", "main", "--template=")
+        git(root, "init", "-q", "-b", "main")
         git(root, "add", ".")
         git(root, "commit", "-q", "-m", "first")
-        files = (path for path in (root / ".git").rglob("*") if path.is_file())
-        return {str(path.relative_to(root)): path.read_bytes() for path in files}
+        return {
+            str(path.relative_to(root)): path.read_bytes() if path.is_file() else None
+            for path in (root / ".git").rglob("*")
+            if path.suffix != ".sample"
+            and (path.is_file() or path.name == "hooks" or not any(path.iterdir()))
+        }
 
 
 def record_free_ports(workspace: Workspace) -> None:

@@ -76,6 +76,10 @@ class Machine(Protocol):
     def trouble(self) -> str:
         """Why it does not run on for now, in words; "" if it does."""
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether it runs as many commands as it can: one more waits for one of them to end."""
+
     async def ready(self) -> None:
         """Return when the agent answers and the guest is who its :class:`Spec` says.
 

@@ -16,6 +16,8 @@ one is said by ``faults.json`` in its member's directory, read at each boot:
     it goes by SIGKILL alone.
 ``{"trouble": TEXT}``
     it is up, and does not run on for that reason.
+``{"busy": true}``
+    it says that it runs as many commands as it can.
 """
 
 from __future__ import annotations
@@ -56,6 +58,7 @@ class Faults(Record):
     unsociable: str = ""
     stays: bool = False
     trouble: str = ""
+    busy: bool = False
 
 
 def faults_of(directory: str) -> Faults:
@@ -120,6 +123,7 @@ class FakeMachine:
         os.makedirs(self._guest, exist_ok=True)
         self._faults = faults
         self.trouble = faults.trouble
+        self.is_busy = faults.busy
         self._note(spec.neighbours)
         sleep = "trap '' TERM; exec sleep 10000" if faults.stays else "exec sleep 10000"
         self._child = _spawn(["/bin/sh", "-c", sleep], self._guest, {}, {})

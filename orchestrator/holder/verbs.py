@@ -103,9 +103,13 @@ class Verbs:
         argv, env = _command(request), _environment(request)
         cwd = _text(request.get("cwd", ""))
         within_s = _limit(request.get("timeout_s"))
-        self._member(client).running()  # before anything is uploaded for nothing
+        machine = self._member(client).running()  # before anything is uploaded for nothing
         stdin = await client.upload() if request.get("stdin") else b""
         behind: list[BaseException] = []
+        if machine.is_busy:
+            client.progress(
+                note=f"{client.member} runs as many commands as it can: waiting for one to end"
+            )
 
         def output(which: int, content: bytes) -> None:
             try:

@@ -410,17 +410,17 @@ def test_a_reader_that_went_away_ends_a_follower_without_a_word_and_without_an_e
         assert _stderr(follower) == b""
 
 
-@pytest.mark.parametrize("options", ["", "--json", "-f", "-f --json"])
-def test_a_stdout_that_takes_nothing_ends_it_in_at_most_a_line(hub: Hub, options: str) -> None:
+def test_a_stdout_that_takes_nothing_ends_it_in_at_most_a_line(hub: Hub) -> None:
     hub.start()
     hub.wait_ready()
     asyncio.run(publish(hub.workspace, range(300)))
-    headed = _shell(hub, f'"$0" events {options} | head -c 1')
-    assert (headed.returncode, headed.stderr) == (0, "")
-    closed = _shell(hub, f'"$0" events {options} >&-')
-    assert (closed.returncode, closed.stderr) == (0, "")
-    full = _shell(hub, f'"$0" events {options} > /dev/full')
-    assert (full.returncode, full.stderr) == (1, "hub: No space left on device\n")
+    for options in ("", "--json", "-f", "-f --json"):
+        headed = _shell(hub, f'"$0" events {options} | head -c 1')
+        assert (headed.returncode, headed.stderr) == (0, ""), options
+        closed = _shell(hub, f'"$0" events {options} >&-')
+        assert (closed.returncode, closed.stderr) == (0, ""), options
+        full = _shell(hub, f'"$0" events {options} > /dev/full')
+        assert (full.returncode, full.stderr) == (1, "hub: No space left on device\n"), options
 
 
 @pytest.mark.parametrize(

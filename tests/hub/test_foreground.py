@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -102,6 +103,7 @@ def descriptors() -> set[str]:
 
 
 def test_the_library_serves_until_it_is_cancelled_and_leaves_no_trace(hub: Hub) -> None:
+    gc.collect()  # or files of former tests may be closed meanwhile
     handlers = [signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     for turn in range(3):
         read, write = os.pipe()
@@ -133,6 +135,7 @@ def test_a_start_that_fails_leaves_no_trace_either(
     sick.write_text("#!/bin/sh\nexit 3\n")
     sick.chmod(0o755)
     monkeypatch.setenv("HUB_NATS_SERVER", str(sick))
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     for detach in (False, True, False):
         with pytest.raises(HubError) as raised:
@@ -145,6 +148,7 @@ def test_a_start_that_fails_leaves_no_trace_either(
 
 def test_a_log_that_cannot_be_opened_is_a_hub_error_in_the_foreground_too(hub: Hub) -> None:
     (Path(hub.workspace.logs) / "hub.log").mkdir()
+    gc.collect()
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(HubError):
         start(str(hub.root))

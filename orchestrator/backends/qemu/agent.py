@@ -52,6 +52,11 @@ class Agent:
         for channel in self._channels:
             channel.close()
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether all channels for commands are in use."""
+        return self._free.empty()
+
     async def execute(
         self,
         argv: list[str],

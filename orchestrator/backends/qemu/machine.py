@@ -71,6 +71,11 @@ class QemuMachine:
                 f"the guest could not become {self._spec.name}: {error}", reason="guest"
             ) from error
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether one more command would wait; see the interface."""
+        return self._running.agent.is_busy
+
     async def execute(
         self,
         argv: list[str],

@@ -31,6 +31,7 @@ class Machine:
 
     pid = 1
     trouble = ""
+    is_busy = False
 
     def __init__(self, chance: random.Random, alive: set[Machine]) -> None:
         """Live."""

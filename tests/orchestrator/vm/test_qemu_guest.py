@@ -119,12 +119,14 @@ async def test_commands_run_side_by_side_and_wait_when_there_are_too_many(tmp_pa
 
 async def test_a_copy_does_not_wait_for_the_commands_that_run(tmp_path: Path) -> None:
     async with running(spec(tmp_path)) as machine:
+        assert not machine.is_busy
         busy = [
             asyncio.ensure_future(machine.execute(["sleep", "1000"])) for _ in range(2 * CHANNELS)
         ]
         async with asyncio.timeout(60):
             await asyncio.gather(*(machine.get("/etc/passwd") for _ in range(3)))
         assert not any(command.done() for command in busy)
+        assert machine.is_busy
         for command in busy:
             command.cancel()
         await asyncio.gather(*busy, return_exceptions=True)

@@ -163,6 +163,17 @@ def test_a_command_runs_the_same_by_every_way(
     assert told == {"name": "web", "status": 9, "stdout": "out\n", "stderr": "err\n"}
 
 
+def test_a_command_that_waits_for_others_to_end_says_so(
+    vms: Store, capfd: pytest.CaptureFixture[str]
+) -> None:
+    go_wrong(vms, "web", busy=True)
+    up(vms, "web")
+    done = Said(capfd, "exec", "web", "--", "echo", "out")
+    assert (done.code, done.out) == (0, "out\n")
+    assert done.err == ("bones: web runs as many commands as it can: waiting for one to end\n")
+    assert control.execute(vms, "web", ["echo", "out"]).stdout == b"out\n"
+
+
 def test_what_is_not_in_the_guest_is_said_in_our_words() -> None:
     agent, program = b"/etc/agent: cd: line 62: can't cd to /no\n", b"setsid: can't execute 'no'\n"
 

@@ -8,6 +8,8 @@ clean up, as when the power goes.
 
 from __future__ import annotations
 
+import _signal
+import _thread
 import os
 
 VARIABLE = "HUB_FAILPOINT"
@@ -22,11 +24,13 @@ def hit(name: str) -> None:
     wanted = os.environ.get(VARIABLE)
     if wanted is None:
         return
-    signum = 19 if wanted.startswith(FREEZE) else 9  # importing signal costs enums
-    wanted = wanted.removeprefix(FREEZE)
-    point, _at, turn = wanted.partition("@")
+    point, _at, turn = wanted.removeprefix(FREEZE).partition("@")
     if point != name:
         return
     _hits[name] = _hits.get(name, 0) + 1
     if _hits[name] == int(turn or 1):
-        os.kill(os.getpid(), signum)  # noqa: TID251 - nobody but ourselves
+        if wanted.startswith(FREEZE):
+            # To this thread: while another takes a signal to the process, it would run on.
+            _signal.pthread_kill(_thread.get_ident(), 19)
+        else:
+            os.kill(os.getpid(), 9)  # noqa: TID251 - nobody but ourselves

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from foundation import codec
 from foundation.errors import HubError, LeaseLost, from_wire
 from foundation.workspace import Workspace
 from hub import bus as buses
 from hub import logins
+from hub.events import address
 from hub.trunk import registry
 from orchestrator.bus import SUBJECT
 
@@ -29,7 +32,9 @@ async def forget(root: str, cluster: str) -> bool:
     if known is None or not known.public:
         return False
     body = {"v": _VERSION, "cluster": cluster, "epoch": known.epoch}
-    async with await buses.connect(workspace) as operator:
+    # By the hub's own word: what is on record outlives a stop, and anybody may listen there.
+    url = await asyncio.to_thread(address, workspace)
+    async with await buses.connect(workspace, url=url) as operator:
         answer = await operator.request(
             f"{SUBJECT}.leave.{cluster}",
             codec.dumps(body).encode(),

@@ -23,8 +23,9 @@ with ``"v": PROTOCOL_VERSION``. A request is ``{"v", "verb", …}``; its answer 
     → ``{"how", "last", "pid"}`` after the fact: ``how`` as :class:`Stopped` has it, ``last`` if
     the holder, process ``pid``, ends now.
 ``exec {"argv", "env", "cwd", "stdin": BOOL, "timeout_s": SECONDS or null}``
-    → ``{"status"}``; progress ``{"out": 1 | 2, "bytes": BASE64}``. The end of the connection ends
-    what runs, and so does the time, which counts from the end of its input: ``timed-out``.
+    → ``{"status"}``; progress ``{"out": 1 | 2, "bytes": BASE64}``, before it begins maybe with a
+    ``"note"``, what it waits for, in words. The end of the connection ends what runs, and so does
+    the time, which counts from the end of its input: ``timed-out``.
 ``terminal {"argv", "env", "rows", "columns"}``
     → ``{"status"}``; progress ``{"bytes": BASE64}``: runs it on a terminal of the guest's. Follow
     may, at any time, ``{"v", "bytes": BASE64}``, what is typed, and ``{"v", "rows", "columns"}``,

@@ -107,6 +107,12 @@ def _ran(
     def show(stream: int, chunk: bytes) -> None:
         pass_on(stream, chunk if stream == 1 else complaints.feed(chunk))
 
+    def note(words: str) -> None:
+        try:
+            pass_on(2, output.talk(words, program=PROGRAM).encode())
+        except BrokenPipeError:
+            pass  # the command is run all the same
+
     try:
         done = requests.execute(
             store,
@@ -115,7 +121,7 @@ def _ran(
             stdin=iter(lambda: os.read(0, _BLOCK), b"") if stdin else None,
             cwd=cwd,
             output=None if as_json else show,
-            note=lambda words: pass_on(2, output.talk(words, program=PROGRAM).encode()),
+            note=note,
             timeout_s=timeout_s,
         )
         pass_on(2, complaints.end(done.status))

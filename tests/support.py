@@ -208,6 +208,8 @@ def make_repository(root: Path) -> Path:
             (root / name).mkdir()
         else:
             (root / name).write_bytes(content)
+            if "/objects/" in name:
+                (root / name).chmod(0o444)
     git(root, "update-index", "-q", "--refresh")  # the files are others than those that it knows
     return root
 

@@ -85,6 +85,8 @@ class Client(NatsClient):
             if "expecting INFO" not in str(error) and "json parse error" not in str(error):
                 raise
             raise NoServerError("the responder does not speak NATS") from error
+        except RuntimeError as error:  # uvloop's word for a socket that is closed already
+            raise ConnectionResetError(str(error)) from error
         except Exception as error:
             raise NoServerError(f"the responder does not speak NATS: {error}") from error
         if self.over:

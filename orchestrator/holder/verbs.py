@@ -103,13 +103,13 @@ class Verbs:
         argv, env = _command(request), _environment(request)
         cwd = _text(request.get("cwd", ""))
         within_s = _limit(request.get("timeout_s"))
-        machine = self._member(client).running()  # before anything is uploaded for nothing
+        self._member(client).running()  # before anything is uploaded for nothing
         stdin = await client.upload() if request.get("stdin") else b""
+        machine = self._member(client).running()
         behind: list[BaseException] = []
         if machine.is_busy:
-            client.progress(
-                note=f"{client.member} runs as many commands as it can: waiting for one to end"
-            )
+            words = f"{client.member} runs as many commands as it can: waiting for one to end"
+            client.progress(note=words, out=2, bytes="")
 
         def output(which: int, content: bytes) -> None:
             try:
@@ -119,9 +119,7 @@ class Verbs:
                 running.cancel()
 
         running = asyncio.ensure_future(
-            self._member(client)
-            .running()
-            .execute(argv, stdin=stdin, env=env, cwd=cwd, output=output)
+            machine.execute(argv, stdin=stdin, env=env, cwd=cwd, output=output)
         )
         limit = asyncio.timeout(within_s)
         try:

@@ -90,9 +90,10 @@ async def acquire(
             try:
                 mine = join_lease(workspace, name, task)
             except Unavailable as error:
-                if error.reason == "guard-busy" and await _end_in_guard(workspace, name, note):
-                    continue
-                raise
+                if error.reason != "guard-busy" or loop.time() >= deadline_s:
+                    raise
+                await _end_in_guard(workspace, name, note)
+                continue
             if mine.is_owner:
                 hit("join.leased")
                 return mine
@@ -107,17 +108,19 @@ async def acquire(
             noting.cancel()
 
 
-async def _end_in_guard(workspace: Workspace, name: str, note: Note) -> bool:
-    """End the slot's leaf if it is who keeps us out of its lease, and tell whether it is gone.
+async def _end_in_guard(workspace: Workspace, name: str, note: Note) -> None:
+    """End the slot's leaf if it is who keeps us out of its lease, which has ended.
 
     Without an epoch of ours its key cannot be revoked first. It need not: until somebody gets into
     the guard nobody has its slot but itself.
     """
+    path = lease_path(workspace, name)
     leaf = look(workspace, name)
-    if leaf.state != LIVE or holder_of(f"{lease_path(workspace, name)}.lock") != leaf.pid:
-        return False
-    note(f"the leaf of slot {name}, pid {leaf.pid}, hangs in its lease: it is ended")
-    return (await asyncio.to_thread(ending.end, leaf.pid, workspace_dir=workspace.root)).gone
+    if leaf.state != LIVE or holder_of(f"{path}.lock") != leaf.pid:
+        return
+    if watching.inspect(path) is None:  # else it has come to itself meanwhile
+        note(f"the leaf of slot {name}, pid {leaf.pid}, hangs in its lease: it is ended")
+        await asyncio.to_thread(ending.end, leaf.pid, workspace_dir=workspace.root)
 
 
 async def _answer_or_change(

@@ -265,7 +265,6 @@ def test_a_key_that_the_server_does_not_know_is_refused_at_once(tmp_path: Path) 
 
 
 @pytest.mark.faults
-@pytest.mark.faults
 async def test_a_server_that_reads_its_accounts_as_we_log_in_lets_us_in(server: Server) -> None:
     """It sends away who has not yet said who he is, mostly without a word."""
     for step in range(60):
@@ -276,6 +275,7 @@ async def test_a_server_that_reads_its_accounts_as_we_log_in_lets_us_in(server: 
             assert bus.server_id
 
 
+@pytest.mark.faults
 def test_the_server_of_a_copied_workspace_is_not_ours_although_it_knows_our_keys(
     tmp_path: Path,
 ) -> None:

@@ -13,8 +13,8 @@ import _thread
 import os
 
 VARIABLE = "HUB_FAILPOINT"
-
 FREEZE = "freeze:"
+"""Before a point's name: the process is to stop there, not to die."""
 
 _hits: dict[str, int] = {}
 

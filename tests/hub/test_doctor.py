@@ -167,7 +167,8 @@ def test_with_a_healthy_hub_nothing_is_wrong(repo: Path) -> None:
 
 
 def test_after_a_stop_nothing_is_wrong(repo: Path) -> None:
-    give_state(repo)
+    start_somewhere(repo)
+    stop(str(repo), force=True)
     assert wrong(repo) == {}
 
 
